@@ -1,0 +1,449 @@
+"""Reads report text: which of CheXpert's 14 labels a sentence affirms, denies or doubts, and on which side.
+
+The knowledge is in findings.toml, in phrases that a radiologist can amend; this file only knows how to apply it. The
+method is the classical one (mention, then cues of negation and doubt within the clause: Chapman et al. 2001, Irvin et
+al. 2019); the phrases are our own.
+
+    sentences      text → spans
+    read_findings  text → every mention with its status, side and place
+    labels         text → one status per label, CheXpert's way
+    is_abnormal    text → does it state anything abnormal at all
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+from importlib import resources
+
+from emrrg_core.errors import ConfigError
+
+LABELS: tuple[str, ...] = (
+    "No Finding",
+    "Enlarged Cardiomediastinum",
+    "Cardiomegaly",
+    "Lung Opacity",
+    "Lung Lesion",
+    "Edema",
+    "Consolidation",
+    "Pneumonia",
+    "Atelectasis",
+    "Pneumothorax",
+    "Pleural Effusion",
+    "Pleural Other",
+    "Fracture",
+    "Support Devices",
+)
+NO_FINDING, SUPPORT_DEVICES = LABELS[0], LABELS[-1]
+OTHER = "Other Abnormal"  # abnormal statements outside the 14 labels; never returned by read_findings or labels
+
+
+class Status(StrEnum):
+    """What a sentence says of a finding."""
+
+    POSITIVE = "positive"
+    NEGATIVE = "negative"
+    UNCERTAIN = "uncertain"
+
+
+@dataclass(frozen=True)
+class Mention:
+    """One place where a report speaks of a finding.
+
+    side      "left", "right" (the patient's), "bilateral" or None where none is named or none makes sense
+    sentence  index into `sentences(text)`
+    start     first character of the words in the whole text;  end  one past the last
+    cue       the words that deny it or cast doubt on it, in lower case; "" where it is plainly affirmed
+    """
+
+    label: str
+    status: Status
+    side: str | None
+    sentence: int
+    start: int
+    end: int
+    cue: str = ""
+
+
+# ------------------------------------------------------------------------------------------------------- sentences
+
+_STOP = re.compile(r"[.!?]+[)\"'\]]*(?=\s|$)|(?<=[A-Za-z0-9)%])\.(?=[A-Z])|\n")
+_MARKER = re.compile(r"\s*(?:\(?(\d{1,2})[.)](?!\d)|[-*•–])\s*")
+_NEXT_MARKER = re.compile(r"(?<=\s)\(?(\d{1,2})[.)]\s+(?=[A-Z])")
+_ABBREVIATION = re.compile(
+    r"(?:\b(?:dr|mr|mrs|ms|prof|st|vs|e\.g|i\.e|cf|al|fig|approx|etc|incl|resp)|\b[A-Z]\.[A-Z])$", re.I
+)
+_UNIT = re.compile(r"\b(?:cm|mm|ml|no|a\.m|p\.m|min|hr)$", re.I)
+
+
+def sentences(text: str) -> list[tuple[int, int]]:
+    """The spans (start, end) of the sentences of `text`, in order; together they hold every character but space.
+
+    A list number belongs to the sentence it opens. Abbreviations, decimals, missing spaces after a full stop and
+    numbered items that follow without one are seen through.
+    """
+    spans: list[tuple[int, int]] = []
+    for start, end in _pieces(text):
+        while start < end and text[start].isspace():
+            start += 1
+        while end > start and text[end - 1].isspace():
+            end -= 1
+        if start == end:
+            continue
+        if (
+            not any(character.isalnum() for character in text[start:end])
+            and spans
+            and "\n" not in text[spans[-1][1] : start]
+        ):
+            spans[-1] = (spans[-1][0], end)  # a stray full stop belongs to what it follows
+        else:
+            spans.append((start, end))
+    return spans
+
+
+def _pieces(text: str) -> Iterator[tuple[int, int]]:
+    """Cuts of the text, spaces and stray punctuation still on them."""
+    start = 0
+    for stop in _STOP.finditer(text):
+        if stop.end() <= start or not _ends_sentence(text, start, stop):
+            continue
+        yield from _items(text, start, stop.end())
+        start = stop.end()
+    yield from _items(text, start, len(text))
+
+
+def _ends_sentence(text: str, start: int, stop: re.Match[str]) -> bool:
+    if stop.group() == "\n":
+        rest = text[stop.end() :].lstrip(" \t\r")
+        # a line wrapped in mid-sentence goes on in lower case
+        return not rest or rest[0] in "\n-*•–" or rest[0].isupper() or bool(_MARKER.match(rest))
+    before, after = text[start : stop.start()], text[stop.end() :].lstrip()
+    if (marker := _MARKER.match(text, start)) and marker.end() > stop.start():
+        return False  # the full stop of "1."
+    if stop.group() != ".":
+        return True
+    if _ABBREVIATION.search(before):
+        return not after
+    return not (_UNIT.search(before) and (after[:1].islower() or (before[-2:].lower() == "no" and after[:1].isdigit())))
+
+
+def _items(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Cuts "1. A 2. B" before the 2, where no full stop does."""
+    marker = _MARKER.match(text, start, end)
+    number = int(marker.group(1)) if marker and marker.group(1) else None
+    if marker and number is not None:
+        for following in _NEXT_MARKER.finditer(text, marker.end(), end):
+            if int(following.group(1)) == number + 1:
+                yield start, following.start()
+                start, number = following.start(), number + 1
+    yield start, end
+
+
+# ---------------------------------------------------------------------------------------------------------- phrases
+
+_BETWEEN = r"[\s/()\"'-]+"
+_WORD = r"[\w'.%]*\w[\w'.%]*"
+
+
+def _pattern(phrase: str) -> str:
+    """A phrase of findings.toml as a regular expression."""
+    parts: list[str] = []
+    tokens = phrase.split()
+    for place, token in enumerate(tokens):
+        if token == "...":
+            parts.append(rf"(?:{_WORD}{_BETWEEN}){{0,4}}?")
+        elif token in (",", ":"):
+            if parts and parts[-1] == _BETWEEN:
+                parts.pop()
+            parts.append(rf"\s*{token}\s*")
+        else:
+            optional = token.startswith("(") and token.endswith(")")
+            words = [
+                re.escape(word.removesuffix("*")) + (r"\w*" if word.endswith("*") else "")
+                for word in token.strip("()").replace(")/(", "/").split("/")
+            ]
+            one = words[0] if len(words) == 1 else f"(?:{'|'.join(words)})"
+            if optional and any(t not in ("...",) and not t.startswith("(") for t in tokens[place + 1 :]):
+                parts.append(f"(?:{one}{_BETWEEN})?")
+            elif optional:
+                if parts and parts[-1] == _BETWEEN:
+                    parts.pop()
+                parts.append(f"(?:{_BETWEEN}{one})?")
+            else:
+                parts.append(one)
+                if place + 1 < len(tokens):
+                    parts.append(_BETWEEN)
+    if parts and parts[-1] == _BETWEEN:
+        parts.pop()
+    return "".join(parts)
+
+
+def _compile(phrases: Iterable[str]) -> re.Pattern[str] | None:
+    patterns = [_pattern(phrase) for phrase in phrases]
+    return re.compile(rf"(?<!\w)(?:{'|'.join(patterns)})(?!\w)") if patterns else None
+
+
+Spans = list[tuple[int, int]]
+
+
+def _find(pattern: re.Pattern[str] | None, text: str) -> Spans:
+    return [match.span() for match in pattern.finditer(text)] if pattern else []
+
+
+# ------------------------------------------------------------------------------------------------------------ rules
+
+_CUES = {
+    *("negation_before", "negation_after", "not_negation", "doubt_before", "doubt_after", "doubt_between"),
+    *("ends", "not_now"),
+}
+_KINDS = ("present", "doubtful", "absent")
+
+
+@dataclass(frozen=True)
+class _Finding:
+    """One label's phrases, compiled; kinds in the order of _KINDS."""
+
+    label: str
+    sided: bool
+    kinds: tuple[re.Pattern[str] | None, ...]
+    not_this: re.Pattern[str] | None
+
+
+@dataclass(frozen=True)
+class _Rules:
+    findings: tuple[_Finding, ...]
+    cues: dict[str, re.Pattern[str] | None]
+    sides: dict[str, re.Pattern[str] | None]
+    normal: re.Pattern[str] | None
+
+
+@cache
+def _rules() -> _Rules:
+    data = tomllib.loads(resources.files("emrrg_core").joinpath("findings.toml").read_text("utf-8"))
+    named = {**data["finding"], OTHER: data["other"]}
+    if named.keys() != {*LABELS[1:], OTHER}:
+        raise ConfigError(f"findings.toml must describe each label once: {sorted(named.keys() ^ {*LABELS[1:], OTHER})}")
+    if data["cues"].keys() != _CUES:
+        raise ConfigError(f"findings.toml: [cues] must hold exactly {', '.join(sorted(_CUES))}")
+    return _Rules(
+        findings=tuple(
+            _Finding(
+                label=label,
+                sided=rule.get("sided", True),
+                kinds=tuple(_compile(rule[kind]) for kind in _KINDS),
+                not_this=_compile(rule["not_this"]),
+            )
+            for label, rule in named.items()
+        ),
+        cues={name: _compile(phrases) for name, phrases in data["cues"].items()},
+        sides={name: _compile(phrases) for name, phrases in data["sides"].items()},
+        normal=_compile(data["normal"]["phrases"]),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- reading
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    finding: _Finding
+    kind: str
+    start: int
+    end: int
+
+
+def _candidates(text: str, rules: _Rules) -> list[_Candidate]:
+    found = []
+    for finding in rules.findings:
+        own = [
+            _Candidate(finding, kind, *span)
+            for kind, pattern in zip(_KINDS, finding.kinds, strict=True)
+            for span in _find(pattern, text)
+        ]
+        if own and (others := _find(finding.not_this, text)):
+            own = [c for c in own if not any(start <= c.start and c.end <= end for start, end in others)]
+        found += own
+    return sorted(found, key=lambda c: (c.start, c.end))
+
+
+class _Sentence:
+    """One sentence in lower case, with its cues found once."""
+
+    def __init__(self, text: str, rules: _Rules) -> None:
+        self.text, self.rules = text, rules
+        self.candidates = _candidates(text, rules)
+        if self.candidates:
+            self._read_cues()
+
+    def _read_cues(self) -> None:
+        cues = self.rules.cues
+        self.ends = _find(cues["ends"], self.text) + [
+            m.span() for m in re.finditer(r"[;\[\]]|:(?!\s*(?:no|none|absent)\b)", self.text)
+        ]
+        self.not_now = _find(cues["not_now"], self.text)
+        self.doubt_after = _find(cues["doubt_after"], self.text)
+        self.doubt_before = _find(cues["doubt_before"], self.text)
+        # "cannot be excluded" holds no denial: what is read as doubt is blotted out first
+        rest = self._blot(self.text, self.doubt_after + self.doubt_before)
+        rest = self._blot(rest, _find(cues["not_negation"], rest))
+        self.negation_after = _find(cues["negation_after"], rest)
+        self.negation_before = _find(cues["negation_before"], self._blot(rest, self.negation_after))
+        self.between = _find(cues["doubt_between"], self.text)
+
+    @staticmethod
+    def _blot(text: str, spans: Spans) -> str:
+        for start, end in spans:
+            text = text[:start] + "#" * (end - start) + text[end:]
+        return text
+
+    def _open(self, start: int, end: int) -> bool:
+        """Whether nothing between two places ends the reach of a cue."""
+        return not any(start <= stop < end for stop, _ in self.ends)
+
+    def _before(self, cues: Spans, mention: _Candidate) -> str:
+        """The last of the cues that stand before the end of the mention and reach it."""
+        reach = [(a, b) for a, b in cues if a < mention.end and (b > mention.start or self._open(b, mention.start))]
+        return self.text[slice(*max(reach))] if reach else ""
+
+    def _after(self, cues: Spans, mention: _Candidate) -> str:
+        """The first of the cues that stand behind the mention and reach it."""
+        reach = [(a, b) for a, b in cues if a >= mention.end and self._open(mention.end, a)]
+        return self.text[slice(*min(reach))] if reach else ""
+
+    def _words(self, start: int, end: int) -> int:
+        return len(self.text[start:end].split())
+
+    def _alternative(self, mention: _Candidate) -> str:
+        """The "or" that joins this mention to one of another finding."""
+        others = [c for c in self.candidates if c.finding != mention.finding]
+        for a, b in self.between:
+            left, right = self._ending(others, a), self._starting(others, b)
+            if (right and self._ending([mention], a)) or (left and self._starting([mention], b)):
+                return self.text[a:b]
+        return ""
+
+    def _ending(self, candidates: list[_Candidate], place: int) -> bool:
+        return any(c.end <= place and self._words(c.end, place) <= 3 for c in candidates)
+
+    def _starting(self, candidates: list[_Candidate], place: int) -> bool:
+        return any(c.start >= place and self._words(place, c.start) <= 4 for c in candidates)
+
+    def status(self, mention: _Candidate) -> tuple[Status, str] | None:
+        """What the sentence says of this mention and the words that say so; None where it means another time or asks."""
+        words = self.text[mention.start : mention.end]
+        if mention.kind == "absent":
+            inside = any(mention.start <= a and b <= mention.end for a, b in self.negation_before)
+            return None if inside else (Status.NEGATIVE, words)
+        if any(b <= mention.start and self._open(b, mention.start) for _, b in self.not_now):
+            return None
+        if cue := self._before(self.negation_before, mention) or self._after(self.negation_after, mention):
+            return Status.NEGATIVE, cue
+        cue = self._before(self.doubt_before, mention) or self._after(self.doubt_after, mention)
+        if cue := cue or self._alternative(mention) or (words if mention.kind == "doubtful" else ""):
+            return Status.UNCERTAIN, cue
+        return Status.POSITIVE, ""
+
+    def side(self, mention: _Candidate) -> str | None:
+        """The side named in the mention, else the nearest before it, else the nearest after it, within the clause."""
+        if not mention.finding.sided:
+            return None
+        blotted = self._blot(self.text, _find(self.rules.sides["neither"], self.text))
+        named: list[tuple[int, int, str]] = []
+        for side in ("bilateral", "left", "right"):
+            spans = _find(self.rules.sides[side], blotted)
+            blotted = self._blot(blotted, spans)
+            named += [(a, b, side) for a, b in spans]
+        if not named:
+            return None
+        near: dict[int, list[str]] = {}
+        for a, b, side in named:
+            if b <= mention.start and self._open(b, mention.start):
+                gap = self._words(b, mention.start)
+            elif a >= mention.end and self._open(mention.end, a):
+                gap = self._words(mention.end, a) + self._between_mentions(mention, a)
+            elif a < mention.end and b > mention.start:
+                gap = 0
+            else:
+                continue
+            near.setdefault(gap, []).append(side)
+        if not near:
+            return None
+        return near[min(near)][0]
+
+    def _between_mentions(self, mention: _Candidate, place: int) -> int:
+        """A side behind another mention is that one's own."""
+        return 10 * any(
+            mention.end <= c.start and c.end <= place and c.finding != mention.finding for c in self.candidates
+        )
+
+
+def _read(text: str) -> list[Mention]:
+    """Every mention, those outside the 14 labels under OTHER and calls of normal under No Finding."""
+    rules = _rules()
+    found: list[Mention] = []
+    for index, (start, end) in enumerate(sentences(text)):
+        sentence = _Sentence(text[start:end].lower(), rules)
+        own: list[Mention] = []
+        for candidate in sentence.candidates:
+            if said := sentence.status(candidate):
+                side, place = sentence.side(candidate), (start + candidate.start, start + candidate.end)
+                own.append(Mention(candidate.finding.label, said[0], side, index, *place, said[1]))
+        own += [
+            Mention(NO_FINDING, Status.POSITIVE, None, index, start + a, start + b)
+            for a, b in _find(rules.normal, sentence.text)
+        ]
+        found += _settled(own)
+    return found
+
+
+_RANK = {Status.POSITIVE: 2, Status.UNCERTAIN: 1, Status.NEGATIVE: 0, None: -1}
+
+
+def _settled(mentions: list[Mention]) -> list[Mention]:
+    """Where two phrases of one label overlap, what affirms wins over what denies, then the longer over the shorter."""
+    kept: list[Mention] = []
+    for mention in sorted(mentions, key=lambda m: (-_RANK[m.status], m.start - m.end)):
+        if not any(k.label == mention.label and k.start < mention.end and mention.start < k.end for k in kept):
+            kept.append(mention)
+    return sorted(kept, key=lambda m: (m.start, m.end, m.label))
+
+
+def read_findings(text: str) -> tuple[Mention, ...]:
+    """Every mention of the 14 labels in `text`, in order of place.
+
+    A mention of No Finding is a sentence that calls the film normal; what the whole report amounts to is in `labels`.
+    """
+    return tuple(mention for mention in _read(text) if mention.label != OTHER)
+
+
+def labels(text: str) -> dict[str, Status | None]:
+    """One status for each of the 14 labels; None where the report is silent.
+
+    Of several mentions positive wins over uncertain and uncertain over negative. No Finding follows from the others,
+    not from what the report calls itself: it is positive exactly when the text is not empty and no other label,
+    Support Devices aside, is positive or uncertain; negative when one is; None for an empty text.
+    """
+    result: dict[str, Status | None] = dict.fromkeys(LABELS)
+    for mention in read_findings(text):
+        if mention.label != NO_FINDING and _RANK[mention.status] > _RANK[result[mention.label]]:
+            result[mention.label] = mention.status
+    if text.strip():
+        found = (result[label] for label in LABELS if label not in (NO_FINDING, SUPPORT_DEVICES))
+        result[NO_FINDING] = Status.NEGATIVE if any(map(_affirmed, found)) else Status.POSITIVE
+    return result
+
+
+def is_abnormal(text: str) -> bool:
+    """Whether the report states or suspects anything abnormal, in the 14 labels or outside them ([other] in the rules).
+
+    A line, tube or pacemaker alone is not an abnormality; False for an empty text.
+    """
+    return any(_affirmed(m.status) for m in _read(text) if m.label not in (NO_FINDING, SUPPORT_DEVICES))
+
+
+def _affirmed(status: Status | None) -> bool:
+    return status in (Status.POSITIVE, Status.UNCERTAIN)

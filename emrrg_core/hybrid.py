@@ -1,0 +1,234 @@
+"""The hybrid decoder: some layers of a frozen language model also look at the film (METHOD §4).
+
+b samples (times beams) · l text positions · v visual tokens · h model width · heads and kv heads of width k
+
+In a hybrid layer, the self-attention output `a`, before o_proj, receives gate(a) · ctx, where ctx is cross-attention from the layer's own
+query (after its rotary embedding) to the visual tokens, through a key/value projection of its own. Everything else is the language model's own
+code: composition happens at transformers' attention interface, so no key is renamed, no layer is replaced, and peft may wrap what it likes.
+
+What is seen travels with the call (`visual=...`), not on a module: two requests cannot see each other's film, and a call that brings none raises.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from emrrg_core.config import Gate, HybridConfig
+
+ATTENTION = "emrrg_hybrid"  # the name under which the language model finds hybrid_attention
+
+
+class HybridLayer(nn.Module):
+    """The new parameters of one hybrid layer.
+
+    kv_proj: h -> 2 · kv_heads · k with bias, K and V interleaved per head: rows are (kv head, K or V, k).
+    gate_proj: scalar gates heads·k -> 1; the channel-wise gate k -> k, shared by the heads.   warm_up_gate: α, (1,).
+    """
+
+    def __init__(self, width: int, heads: int, kv_heads: int, head_dim: int, config: HybridConfig) -> None:
+        super().__init__()
+        self.gate, self.heads, self.kv_heads, self.head_dim = config.gate, heads, kv_heads, head_dim
+        self.kv_proj = nn.Linear(width, 2 * kv_heads * head_dim)
+        nn.init.zeros_(self.kv_proj.bias)
+        if self.gate is Gate.CHANNEL_WISE_DYNAMIC_SIGMOID:
+            self.gate_proj = nn.Linear(head_dim, head_dim)
+            nn.init.zeros_(self.gate_proj.weight)
+            nn.init.constant_(self.gate_proj.bias, -3.0)  # σ(-3) ≈ 0.05: starts close to the plain language model
+        else:
+            self.gate_proj = nn.Linear(heads * head_dim, 1)
+            if self.gate.has_warmup:
+                self.warm_up_gate = nn.Parameter(torch.full((1,), config.warmup_start))
+            else:  # no warm-up to close it, so the gate itself starts at 0: exactly the plain language model
+                nn.init.zeros_(self.gate_proj.weight)
+                nn.init.zeros_(self.gate_proj.bias)
+
+    def keys_values(self, visual: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised visual tokens (b, v, h) to keys and values, (b, kv_heads, v, k) each. No rotary embedding."""
+        kv = self.kv_proj(visual).unflatten(-1, (self.kv_heads, 2, self.head_dim))  # (b, v, kv_heads, 2, k)
+        keys, values = kv.permute(3, 0, 2, 1, 4)
+        return keys, values
+
+    def mix(self, a: Tensor, ctx: Tensor) -> tuple[Tensor, Tensor]:
+        """Self-attention a and cross-attention ctx, (b, l, heads, k) each, to what o_proj receives and the gate per head (b, l, heads)."""
+        if self.gate is Gate.CHANNEL_WISE_DYNAMIC_SIGMOID:
+            g = torch.sigmoid(self.gate_proj(a))  # (b, l, heads, k)
+            return (1 - g) * a + g * ctx, g.mean(-1)
+        g = self.gate_proj(a.flatten(2))  # (b, l, 1)
+        if self.gate in (Gate.WHOLE_DYNAMIC_TANH, Gate.WHOLE_DYNAMIC_TANH_WARMUP):
+            g = torch.tanh(g)
+        if self.gate.has_warmup:
+            g = g * torch.tanh(self.warm_up_gate)
+        return a + g.unsqueeze(-1) * ctx, g.expand(-1, -1, self.heads)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one hybrid layer did at every position of one forward call."""
+
+    layer: int
+    gate: Tensor  # (b, l): mean over heads
+    attention: Tensor  # (b, l, v): weights on the visual tokens, averaged over heads by their gates' strength; sum 1
+
+
+@dataclass(frozen=True)
+class Visual:
+    """The film as the hybrid layers see it: keys and values per hybrid layer, computed once for a whole draft.
+
+    mask: (b, v) bool, False where a visual token is not to be seen; a sample without any is left as the plain language model.
+    text: (b, l) bool of the current call, True where a position is prompt or report text; None: all are, as while decoding.
+    """
+
+    hybrid: "HybridDecoder"
+    keys_values: dict[int, tuple[Tensor, Tensor]]  # layer -> (b, kv_heads, v, k) each
+    mask: Tensor | None = None
+    text: Tensor | None = None
+    looks: list[Look] | None = field(default=None, compare=False)  # filled by every call when a list is given
+
+    def at(self, text: Tensor | None = None, *, looks: list[Look] | None = None) -> "Visual":
+        """The same film for one call: which positions are text, and where to note what was looked at."""
+        return replace(self, text=text, looks=looks)
+
+    def repeat(self, times: int) -> "Visual":
+        """Every sample `times` times in a row, for beams."""
+        rows = torch.arange(self._batch(), device=self._device()).repeat_interleave(times)
+        return self.select(rows)
+
+    def select(self, rows: Tensor) -> "Visual":
+        """The samples at `rows` (n,), in that order."""
+        kept = {i: (k.index_select(0, rows), v.index_select(0, rows)) for i, (k, v) in self.keys_values.items()}
+        return replace(self, keys_values=kept, mask=None if self.mask is None else self.mask.index_select(0, rows))
+
+    def _batch(self) -> int:
+        return next(iter(self.keys_values.values()))[0].shape[0] if self.keys_values else 0
+
+    def _device(self) -> torch.device:
+        return next(iter(self.keys_values.values()))[0].device if self.keys_values else torch.device("cpu")
+
+
+class HybridDecoder(nn.Module):
+    """The new parameters of all hybrid layers, beside a language model whose attention they join.
+
+    Raises ValueError when the language model has fewer than one layer to make hybrid or cannot take an attention function of ours.
+    """
+
+    def __init__(self, llm: PreTrainedModel, config: HybridConfig) -> None:
+        super().__init__()
+        c = llm.config
+        head_dim = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+        indices = range(0, c.num_hidden_layers, config.every_n) if config.every_n else ()
+        self.layers = nn.ModuleDict(
+            {
+                str(i): HybridLayer(c.hidden_size, c.num_attention_heads, c.num_key_value_heads, head_dim, config)
+                for i in indices
+            }
+        )
+        if config.keys_from_llm:
+            self._copy_keys(llm)
+        self.to(llm.device, llm.dtype)
+        llm.set_attn_implementation(ATTENTION)
+        if llm.config._attn_implementation != ATTENTION:
+            raise ValueError(f"{type(llm).__name__} does not take its attention from transformers' attention interface")
+
+    def indices(self) -> list[int]:
+        """Numbers of the language model's layers that look at the film."""
+        return [int(i) for i in self.layers]
+
+    def items(self) -> Iterator[tuple[int, HybridLayer]]:
+        for i, layer in self.layers.items():
+            assert isinstance(layer, HybridLayer)
+            yield int(i), layer
+
+    def look_at(self, llm: PreTrainedModel, visual: Tensor, mask: Tensor | None = None) -> Visual:
+        """Keys and values of the visual tokens (b, v, h), for any number of calls: `llm(..., visual=hybrid.look_at(llm, tokens))`.
+
+        The layer's own input_layernorm normalises them, as it does the text. mask: (b, v) bool, see Visual.
+        """
+        blocks = llm.get_decoder().layers
+        kv = {i: layer.keys_values(blocks[i].input_layernorm(visual)) for i, layer in self.items()}
+        return Visual(self, kv, mask)
+
+    @torch.no_grad()
+    def _copy_keys(self, llm: PreTrainedModel) -> None:
+        blocks = llm.get_decoder().layers
+        for i, layer in self.items():
+            attention = blocks[i].self_attn
+            rows = layer.kv_proj.weight.view(layer.kv_heads, 2, layer.head_dim, -1)
+            bias = layer.kv_proj.bias.view(layer.kv_heads, 2, layer.head_dim)
+            for slot, source in enumerate((attention.k_proj, attention.v_proj)):
+                rows[:, slot] = source.weight.view(layer.kv_heads, layer.head_dim, -1)
+                if source.bias is not None:
+                    bias[:, slot] = source.bias.view(layer.kv_heads, layer.head_dim)
+
+
+def hybrid_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    visual: Visual | None = None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Self-attention, and in hybrid layers the gated look at the film. transformers calls it; query is (b, heads, l, k), after rotation.
+
+    Raises RuntimeError when the call brings no film: a hybrid decoder never runs blind.
+    """
+    a, _ = sdpa_attention_forward(
+        module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+    )  # (b, l, heads, k)
+    if visual is None:
+        raise RuntimeError("the hybrid decoder ran without an image: pass visual=hybrid.look_at(llm, visual_tokens)")
+    index: int = module.layer_idx  # type: ignore[assignment]
+    if index not in visual.keys_values:
+        return a, None
+    layer = visual.hybrid.layers[str(index)]
+    assert isinstance(layer, HybridLayer)
+    keys, values = visual.keys_values[index]
+    if keys.shape[0] != query.shape[0]:
+        raise RuntimeError(f"{query.shape[0]} sequences look at {keys.shape[0]} films: repeat the films for the beams")
+    groups = layer.heads // layer.kv_heads
+    keys, values = keys.repeat_interleave(groups, 1), values.repeat_interleave(groups, 1)  # (b, heads, v, k)
+    scores = (query @ keys.transpose(-1, -2)).float() * layer.head_dim**-0.5  # (b, heads, l, v)
+    if visual.mask is not None:
+        # a sample that may see nothing gets no NaN but a context that is taken away below
+        scores = scores.masked_fill(~visual.mask[:, None, None, :], torch.finfo(scores.dtype).min)
+    weights = scores.softmax(-1)
+    ctx = F.dropout(weights, dropout, module.training).to(values.dtype) @ values  # (b, heads, l, k)
+    mixed, gate = layer.mix(a, ctx.transpose(1, 2))  # (b, l, heads, k), (b, l, heads)
+    looking = _looking(visual, a)
+    if looking is not None:
+        mixed = torch.where(looking[..., None, None], mixed, a)
+        gate = gate * looking[..., None]
+    if visual.looks is not None:
+        strength = gate.detach().float().abs()
+        share = strength / strength.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+        share = torch.where(strength.sum(-1, keepdim=True) > 0, share, torch.full_like(share, 1 / layer.heads))
+        seen = torch.einsum("blh,bhlv->blv", share, weights.detach())
+        visual.looks.append(Look(index, gate.detach().float().mean(-1), seen))
+    return mixed.to(a.dtype), None
+
+
+def _looking(visual: Visual, a: Tensor) -> Tensor | None:
+    """(b, l) bool: the text positions of samples that have an image. None when that is all of them."""
+    if visual.text is None and visual.mask is None:
+        return None
+    looking = torch.ones(a.shape[:2], dtype=torch.bool, device=a.device)
+    if visual.text is not None:
+        looking = looking & visual.text
+    if visual.mask is not None:
+        looking = looking & visual.mask.any(-1, keepdim=True)
+    return looking
+
+
+AttentionInterface.register(ATTENTION, hybrid_attention)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)

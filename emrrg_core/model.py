@@ -1,0 +1,154 @@
+"""The whole model: tower, projector, hybrid decoder and the frozen language model (METHOD §5).
+
+b studies · w views (films of one study) · l tower tokens (patches + class token) · d tower width · h language-model width · t report tokens
+"""
+
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from emrrg_core.adapters import attach
+from emrrg_core.config import ModelConfig, PromptTokens
+from emrrg_core.hybrid import HybridDecoder, Look, Visual
+from emrrg_core.vision import VisionMamba
+
+IGNORED = -100  # a label that no loss counts
+
+
+class Emrrg(nn.Module):
+    """Films in, log-probabilities of report tokens out.
+
+    visual_encoder, llama_proj and layer_norm carry the released names (METHOD §1.7). The language model is frozen; with
+    `config.language_lora.rank` above 0, peft's LoRA is injected into it.
+    """
+
+    def __init__(self, config: ModelConfig, llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().__init__()
+        self.config = config
+        self.tokenizer = tokenizer
+        width: int = llm.config.hidden_size
+        self.visual_encoder = VisionMamba(config.vision)
+        attach(self.visual_encoder, config.adapters)
+        self.llama_proj = nn.Linear(config.vision.d_model, width)
+        self.layer_norm = nn.LayerNorm(width)
+        llm.requires_grad_(False)
+        self.hybrid = HybridDecoder(llm, config.hybrid)
+        if config.language_lora.rank:
+            lora = config.language_lora
+            inject_adapter_in_model(
+                LoraConfig(
+                    r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.targets)
+                ),
+                llm,
+            )
+        self.llm = llm
+        self._prompt = tuple(
+            tokenizer(text, add_special_tokens=False).input_ids for text in (config.prompt.before, config.prompt.after)
+        )
+
+    # -- what is seen -------------------------------------------------------------------------------------------------
+
+    def encode(self, images: Tensor, views: Tensor | None = None) -> Tensor:
+        """Each view through the tower, averaged over the views of its study (METHOD §5.1), into the language model's width.
+
+        images: (b, w, 3, s, s), ImageNet-normalised. views: (b, w) bool, False where a study has no such view; None: all are there.
+        Returns (b, l, h). Raises ValueError for a study without any view.
+        """
+        b, w = images.shape[:2]
+        if views is None:
+            views = torch.ones(b, w, dtype=torch.bool, device=images.device)
+        counts = views.sum(1)
+        if not bool((counts > 0).all()):
+            raise ValueError("every study needs at least one view")
+        tokens = self.visual_encoder(images[views])  # (views in all, l, d)
+        study = torch.arange(b, device=images.device).unsqueeze(1).expand(b, w)[views]
+        total = tokens.new_zeros(b, *tokens.shape[1:]).index_add(0, study, tokens)
+        return self.project(total / counts[:, None, None])
+
+    def project(self, tokens: Tensor) -> Tensor:
+        """Tower tokens (b, l, d) to visual tokens in the language model's width (b, l, h)."""
+        return self.layer_norm(self.llama_proj(tokens))
+
+    def look_at(self, visual: Tensor) -> Visual:
+        """What the hybrid layers see of the visual tokens (b, l, h), for a whole draft."""
+        return self.hybrid.look_at(self.llm, visual.to(self.llm.dtype))
+
+    # -- what is read -------------------------------------------------------------------------------------------------
+
+    def prompt(self, visual: Tensor) -> tuple[Tensor, Tensor]:
+        """[BOS][before][visual][after] as embeddings (b, p, h), and which positions are text (b, p) bool (METHOD §5.1)."""
+        before, after = self._prompt
+        bos = [self.tokenizer.bos_token_id] if self.tokenizer.bos_token_id is not None else []
+        b = visual.shape[0]
+        head, tail = (self.embed(torch.tensor([ids] * b, device=visual.device)) for ids in ([*bos, *before], after))
+        middle = self._prompt_tokens(visual).to(head.dtype)
+        embeds = torch.cat([head, middle, tail], dim=1)
+        text = torch.ones(embeds.shape[:2], dtype=torch.bool, device=visual.device)
+        text[:, head.shape[1] : head.shape[1] + middle.shape[1]] = False
+        return embeds, text
+
+    def _prompt_tokens(self, visual: Tensor) -> Tensor:
+        """All visual tokens, or the class token followed by the patches averaged on a coarse grid."""
+        if self.config.prompt.tokens is PromptTokens.ALL:
+            return visual
+        middle, grid = self.config.vision.class_position, self.config.vision.grid
+        cls = visual[:, middle : middle + 1]
+        patches = torch.cat([visual[:, :middle], visual[:, middle + 1 :]], dim=1)  # (b, g², h)
+        size = grid // self.config.prompt.pooled_grid
+        pooled = F.avg_pool2d(patches.transpose(1, 2).unflatten(-1, (grid, grid)), size)
+        return torch.cat([cls, pooled.flatten(2).transpose(1, 2)], dim=1)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token ids (b, t) to embeddings (b, t, h)."""
+        return self.llm.get_input_embeddings()(ids)
+
+    # -- what is written ----------------------------------------------------------------------------------------------
+
+    def log_probs(
+        self, visual: Tensor, reports: Tensor, *, looks: list[Look] | None = None
+    ) -> Tensor:
+        """Log-probability of every report token given the film and the tokens before it.
+
+        visual: (b, l, h). reports: (b, t) token ids, IGNORED after the end of a report. Returns (b, t) float32, 0 where ignored.
+        looks: receives what each hybrid layer looked at, restricted to the positions that predict report tokens, in order.
+        """
+        b, t = reports.shape
+        prompt, prompt_is_text = self.prompt(visual)
+        real = reports != IGNORED
+        ids = reports.masked_fill(~real, 0)
+        embeds = torch.cat([prompt, self.embed(ids[:, :-1])], dim=1)  # the last token is predicted, never read
+        attend = torch.cat([torch.ones_like(prompt_is_text), real[:, :-1]], dim=1)
+        text = torch.cat([prompt_is_text, real[:, :-1]], dim=1)
+        seen: list[Look] | None = None if looks is None else []
+        hidden = self.llm.get_decoder()(
+            inputs_embeds=embeds,
+            attention_mask=attend.long() if not bool(attend.all()) else None,
+            visual=self.look_at(visual).at(text, looks=seen),
+            use_cache=False,
+        ).last_hidden_state[:, -t:]  # the last prompt position predicts the first token
+        if looks is not None and seen is not None:
+            looks.extend(Look(s.layer, s.gate[:, -t:], s.attention[:, -t:]) for s in seen)
+        rows = real.flatten().nonzero().squeeze(1)  # the vocabulary is large: no logits where nothing is asked
+        logits = self.llm.get_output_embeddings()(hidden.flatten(0, 1)[rows])  # (n, vocabulary)
+        nll = F.cross_entropy(logits.float(), ids.flatten()[rows], reduction="none")
+        return torch.zeros(b * t, device=nll.device).index_copy(0, rows, -nll).view(b, t)
+
+    def forward(self, images: Tensor, views: Tensor | None, reports: Tensor, weights: Tensor | None = None) -> Tensor:
+        """The training loss: mean negative log-likelihood of the report tokens, weighted where `weights` (b, t) is given."""
+        scores = self.log_probs(self.encode(images, views), reports)
+        weight = (reports != IGNORED).to(scores.dtype)
+        if weights is not None:
+            weight = weight * weights
+        return -(scores * weight).sum() / weight.sum()
+
+    # -- what is kept -------------------------------------------------------------------------------------------------
+
+    def is_own(self, name: str) -> bool:
+        """Whether a state-dict key belongs to the checkpoint, not to the borrowed language model."""
+        return not name.startswith("llm.") or ".lora_" in name
+
+    def own_state(self) -> dict[str, Tensor]:
+        """Everything that is ours: tower, adapters, projector, hybrid layers, and the language model's LoRA."""
+        return {name: value for name, value in self.state_dict().items() if self.is_own(name)}
