@@ -2,8 +2,8 @@
 
     python benchmarks/findings.py --reports reports.jsonl [--split train other] [--json] [--errors LABEL]
 
-A row of the file: `findings`, `impression`, `split`, `negbio` (14 gold labels, "0" or "1"), `mesh` (the indexers' codes:
-a heading with its site and side: "Opacity/lung/base/left"). Rows without codes are left out.
+A row of the file: `findings`, `impression`, `split`, `negbio` (14 gold labels, "0" or "1"), `mesh` (the indexers'
+codes: a heading with its site and side, "Opacity/lung/base/left"). Rows without codes are left out.
 
 Gold → ours. The NegBio columns and the MeSH codes are the same human indexing: each column is one heading. Where our
 label is wider than the column, the other headings that mean it are joined to it:
@@ -151,7 +151,7 @@ SIDED = {"Pleural Effusion": "Pleural Effusion", "Atelectasis": "Pulmonary Atele
 
 
 def sides(rows: Sequence[Row]) -> dict[str, int]:
-    """Of the findings that the codes give exactly one side and the reader sees too: how often it reads that side alone."""
+    """Of the findings that the codes and the reader both give a side, the codes just one: how often they agree."""
     right = total = 0
     for row in rows:
         said = read_findings(text_of(row))

@@ -87,7 +87,8 @@ def attach(tower: VisionMamba, config: AdapterConfig) -> None:
             if low_rank.rank
         }
         if updates:
-            mixer.in_proj = AdaptedLinear(base, updates)
+            # new modules are born in training mode: in an evaluated tower their dropout would act
+            mixer.in_proj = AdaptedLinear(base, updates).train(base.training)
 
 
 @torch.no_grad()
@@ -99,4 +100,4 @@ def merge(tower: VisionMamba) -> None:
             plain = nn.Linear(adapted.in_features, adapted.out_features, bias=adapted.bias is not None, device="meta")
             plain.weight = nn.Parameter(adapted.effective_weight(), requires_grad=adapted.weight.requires_grad)
             plain.bias = adapted.bias
-            layer.mixer.in_proj = plain
+            layer.mixer.in_proj = plain.train(adapted.training)

@@ -43,12 +43,18 @@ def save(model: Emrrg, directory: Path | str, *, language: dict[str, Any], train
     try:
         aside.chmod(0o755)
         save_file(tensors, aside / _WEIGHTS)
+        (aside / _WEIGHTS).chmod(0o644)  # safetensors writes for its owner's eyes only
         config = {"schema": SCHEMA, "model": model.config.to_dict(), "language_model": language, "training": training}
-        (aside / _CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        (aside / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         old = Path(f"{aside}-old")
         if directory.exists():
             os.replace(directory, old)
-        os.replace(aside, directory)
+        try:
+            os.replace(aside, directory)
+        except OSError:
+            if old.exists():
+                os.replace(old, directory)
+            raise
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -62,11 +68,14 @@ def read_config(directory: Path | str) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"There is no checkpoint in {directory}: it has no {_CONFIG}. Name a folder made by training.")
     try:
-        content = json.loads(path.read_text())
-        if content.get("schema") != SCHEMA:
-            raise CheckpointError(f"{path} is not of the form {SCHEMA}; it was made by another version of this software.")
-        return {**content, "model": ModelConfig.from_dict(content["model"])}
-    except (json.JSONDecodeError, KeyError, AttributeError, ConfigError) as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+        raise CheckpointError(f"{path} is damaged ({error}). Copy the checkpoint again.") from error
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        raise CheckpointError(f"{path} is not of the form {SCHEMA}; it was made by another version of this software.")
+    try:
+        return {**content, "model": ModelConfig.from_dict(content.get("model"))}
+    except ConfigError as error:
         raise CheckpointError(f"{path} cannot be used: {error}") from error
 
 

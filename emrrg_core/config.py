@@ -49,10 +49,13 @@ class _Config:
         if unknown := sorted(data.keys() - fields.keys()):
             raise ConfigError(f"{cls.__name__} has no settings called {unknown}; it knows {sorted(fields)}.")
         hints = typing.get_type_hints(cls)
-        try:
-            return cls(**{name: _typed(hints[name], value) for name, value in data.items()})
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"{cls.__name__}: {error}") from error
+        values = {}
+        for name, value in data.items():
+            try:
+                values[name] = _typed(hints[name], value)
+            except (TypeError, ValueError) as error:
+                raise ConfigError(f"{cls.__name__}.{name}: {error}.") from error
+        return cls(**values)
 
 
 def _typed(hint: Any, value: Any) -> Any:
@@ -62,17 +65,24 @@ def _typed(hint: Any, value: Any) -> Any:
             return None
         hint = next(h for h in typing.get_args(hint) if h is not type(None))
     if typing.get_origin(hint) is tuple:
+        if not isinstance(value, list | tuple):  # a string would fall apart into its letters
+            raise TypeError(f"{value!r} is not a list")
         (inner, *_) = typing.get_args(hint)
         return tuple(_typed(inner, v) for v in value)
     if isinstance(hint, type) and issubclass(hint, _Config):
         return hint.from_dict(value)
     if isinstance(hint, type) and issubclass(hint, StrEnum):
+        if value not in list(hint):
+            raise ValueError(f"{value!r} is none of {', '.join(hint)}")
         return hint(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise ConfigError(f"{value!r} is not a {hint.__name__}")
+        raise TypeError(f"{value!r} is not {_KINDS.get(hint, hint.__name__)}")
     return value
+
+
+_KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
 
 def _require(condition: bool, message: str) -> None:

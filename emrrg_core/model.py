@@ -82,7 +82,10 @@ class Emrrg(nn.Module):
         before, after = self._prompt
         bos = [self.tokenizer.bos_token_id] if self.tokenizer.bos_token_id is not None else []
         b = visual.shape[0]
-        head, tail = (self.embed(torch.tensor([ids] * b, device=visual.device)) for ids in ([*bos, *before], after))
+        head, tail = (
+            self.embed(torch.tensor([ids] * b, dtype=torch.long, device=visual.device))  # long also where there is no text
+            for ids in ([*bos, *before], after)
+        )
         middle = self._prompt_tokens(visual).to(head.dtype)
         embeds = torch.cat([head, middle, tail], dim=1)
         text = torch.ones(embeds.shape[:2], dtype=torch.bool, device=visual.device)

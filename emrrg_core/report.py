@@ -31,19 +31,22 @@ def split(text: str, *, partial: bool = False) -> dict[str, tuple[int, int]]:
 
     Text without any heading is findings. partial: the text is still being written, so an unfinished heading at its end is left out.
     """
-    end = len(text)
-    if partial:
-        for heading in (_FINDINGS, _IMPRESSION):
-            for length in range(len(heading) - 1, 0, -1):
-                if text.endswith(heading[:length].rstrip()) and (heading is _IMPRESSION or length == len(text)):
-                    end = min(end, len(text) - len(heading[:length].rstrip()))
-                    break
+    end = _unbroken(text) if partial else len(text)
     body = text[:end]
     first = re.match(r"\s*Findings:\s*", body)
     second = re.search(r"(?:^|\s)Impression:\s*", body)
     findings = (first.end() if first else 0, second.start() if second else end)
     impression = (second.end(), end) if second else (end, end)
     return {"findings": _trim(text, *findings), "impression": _trim(text, *impression)}
+
+
+def _unbroken(text: str) -> int:
+    """Where a text that is still being written ends without an unfinished heading: its last word may become one."""
+    if word := re.search(r"\S+$", text):
+        may_be = [_IMPRESSION.strip()] if text[: word.start()].strip() else [_FINDINGS.strip(), _IMPRESSION.strip()]
+        if any(heading.startswith(word.group()) for heading in may_be if heading != word.group()):
+            return word.start()
+    return len(text)
 
 
 def _trim(text: str, start: int, end: int) -> tuple[int, int]:

@@ -40,11 +40,12 @@ def selective_scan(
     kernel: Callable[..., Tensor], u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor
 ) -> Tensor:
     """As reference.selective_scan. The kernel wants channels before tokens, one dtype for what depends on the token
-    and float32 for A and D; it keeps its state in float32."""
-    across = [tensor.to(u.dtype).transpose(1, 2).contiguous() for tensor in (u, delta, B, C)]  # (b, d or n, l)
+    (here the widest of the four), and float32 for A and D; it keeps its state in float32."""
+    dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in (u, delta, B, C)))
+    across = [tensor.to(dtype).transpose(1, 2).contiguous() for tensor in (u, delta, B, C)]  # (b, d or n, l)
     x, delta, B, C = across
     y = kernel(x, delta, A.to(torch.float32).contiguous(), B, C, D.to(torch.float32), delta_softplus=False)
-    return y.transpose(1, 2)  # (b, l, d)
+    return y.transpose(1, 2).to(u.dtype)  # (b, l, d)
 
 
 def causal_conv_silu(kernel: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

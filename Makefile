@@ -1,0 +1,70 @@
+# make setup, make demo, make test: see `make help`. PYTHON=python3.12 chooses the interpreter for a new .venv.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+
+# Stamps carry a checksum of what they stand for, so nothing is installed twice and nothing stale is taken for done.
+sum = $(shell cat $(1) | cksum | cut -d' ' -f1)
+RUNTIME := $(VENV)/.runtime-$(call sum,requirements.txt)
+DEV := $(VENV)/.dev-$(call sum,requirements.txt requirements-dev.txt)
+CACHE := $(shell echo '$(EMRRG_HOME)|$(XDG_CACHE_HOME)|$(HOME)' | cat - emrrg_core/language.py | cksum | cut -d' ' -f1)
+READY := $(VENV)/.ready-$(CACHE)
+
+PIP := $(PY) -m pip install --disable-pip-version-check --no-input
+
+.PHONY: help setup demo test bench venv
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make setup   make .venv, install requirements.txt, fetch the language model, compile the scan kernel"
+	@echo "make demo    the same where it is missing, then the app on http://127.0.0.1:7860"
+	@echo "make test    lint, types and all tests"
+	@echo "make bench   the benchmarks, on this machine"
+
+# always looks; what is there already is not made again
+setup: $(RUNTIME)
+	@$(call prepare)
+
+demo: $(RUNTIME) $(READY)
+	@exec $(PY) app.py
+
+test: $(DEV) $(READY)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(PY) -m pytest
+
+bench: $(DEV) $(READY)
+	@for benchmark in benchmarks/*.py; do echo "== $$benchmark"; $(PY) $$benchmark || exit 1; done
+
+define prepare
+$(PY) -c "from emrrg_core import language, scan; \
+	print('selective scan:', scan.chosen_backend('cpu')); raise SystemExit(language.main())"
+@touch $(READY)
+endef
+
+$(READY): | $(RUNTIME)
+	@rm -f $(VENV)/.ready-*
+	@$(call prepare)
+
+$(RUNTIME): | venv
+	$(PIP) -r requirements.txt
+	@rm -f $(VENV)/.runtime-* && touch $@
+
+$(DEV): | $(RUNTIME)
+	$(PIP) -r requirements-dev.txt
+	@rm -f $(VENV)/.dev-* && touch $@
+
+# sees to a .venv that works, or says why there is none
+venv:
+	@if [ -e $(VENV) ] || [ -L $(VENV) ]; then \
+		$(PY) -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+			echo "$(VENV) is broken or older than Python 3.11: remove it (rm -r $(VENV)) and run make again." >&2; exit 1; }; \
+	else \
+		$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+			echo "EMRRG needs Python 3.11 or newer, and $(PYTHON) is not: install one and run make PYTHON=python3.12 ..." >&2; \
+			exit 1; }; \
+		$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+			echo "$(PYTHON) cannot make a virtual environment: on Debian or Ubuntu, apt install python3-venv." >&2; exit 1; }; \
+	fi

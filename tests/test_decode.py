@@ -1,0 +1,336 @@
+"""Writing token by token: the cache changes nothing, beams are right, films do not mix, every token keeps its evidence."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from emrrg_core.config import DecodeConfig
+from emrrg_core.decode import Token, stream, write
+from emrrg_core.hybrid import Look
+
+SHORT = DecodeConfig(max_new_tokens=12)
+
+
+@pytest.fixture
+def model(build, open_gates, tokenizer):
+    """A tiny model with open gates that likes to end its texts after a few tokens: `model(seed)`."""
+
+    def make(seed: int = 0, ending: float = 3.0, **changes):
+        made = open_gates(build(seed=seed, **changes), seed=seed + 1).requires_grad_(False)
+        made.llm.lm_head.weight[tokenizer.eos_token_id] *= ending
+        return made
+
+    return make
+
+
+@pytest.fixture
+def endless(model):
+    """A model that never ends a text."""
+    made = model()
+    made.llm.lm_head.weight[made.tokenizer.eos_token_id] = 0.0
+    return made
+
+
+def ids(writing) -> list[int]:
+    return [token.id for token in writing.tokens]
+
+
+def next_log_probs(model, visual: torch.Tensor, written: list[int]) -> torch.Tensor:
+    """Log-probabilities of the next token by recomputing everything: visual (1, v, h) -> (vocabulary,)."""
+    prompt, text = model.prompt(visual)
+    embeds = torch.cat([prompt, model.embed(torch.tensor([written], dtype=torch.long))], dim=1)
+    text = torch.cat([text, torch.ones(1, len(written), dtype=torch.bool)], dim=1)
+    return model.llm(inputs_embeds=embeds, visual=model.look_at(visual).at(text)).logits[0, -1].log_softmax(-1)
+
+
+# ------------------------------------------------------------------------------------------------------------ greedy
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_greedy_is_the_argmax_of_an_independent_loop(model, images, seed):
+    tiny = model(seed)
+    visual, eos = tiny.encode(images[:1]), tiny.tokenizer.eos_token_id
+    written: list[int] = []
+    total, finished = 0.0, False
+    while len(written) < SHORT.max_new_tokens and not finished:
+        log_probs = next_log_probs(tiny, visual, written)
+        best = int(log_probs.argmax())
+        total += float(log_probs[best])
+        finished = best == eos
+        written += [] if finished else [best]
+    (got,) = write(tiny, visual, SHORT)
+    assert ids(got) == written
+    assert got.finished == finished
+    assert got.log_prob == pytest.approx(total, abs=1e-3)
+
+
+def test_some_tiny_texts_end_by_themselves_and_some_do_not(model, endless, images):
+    """The other tests need both kinds."""
+    config = replace(SHORT, max_new_tokens=40)
+    ended = [write(model(seed), model(seed).encode(images[:1]), config)[0].finished for seed in range(3)]
+    assert any(ended)
+    assert not write(endless, endless.encode(images[:1]), config)[0].finished
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_cached_decoding_equals_full_recomputation(model, images, beams):
+    """Log-probabilities, gates and attention of the written text under teacher forcing."""
+    tiny = model(ending=0.0)
+    visual = tiny.encode(images[:1])
+    (writing,) = write(tiny, visual, replace(SHORT, beams=beams))
+    looks: list[Look] = []
+    expected = tiny.log_probs(visual, torch.tensor([ids(writing)]), looks=looks)[0]
+    assert len(writing.tokens) == SHORT.max_new_tokens
+    got = torch.tensor([token.log_prob for token in writing.tokens])
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
+    middle = tiny.config.vision.class_position
+    patches = [i for i in range(tiny.config.vision.tokens) if i != middle]
+    for layer, look in enumerate(looks):
+        for t, token in enumerate(writing.tokens):
+            assert token.gates[layer] == pytest.approx(float(look.gate[0, t]), abs=1e-4)
+            np.testing.assert_allclose(token.attention[layer], look.attention[0, t, patches], atol=1e-4)
+
+
+def test_the_end_symbol_stops_the_text_and_is_not_part_of_it(model, images):
+    tiny = model(ending=50.0)
+    found = [write(tiny, tiny.encode(images[i : i + 1]), replace(SHORT, max_new_tokens=60))[0] for i in range(3)]
+    assert all(writing.finished for writing in found)
+    assert all(tiny.tokenizer.eos_token_id not in ids(writing) for writing in found)
+    assert not any("</s>" in writing.text for writing in found)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_text_cut_at_the_limit_is_not_finished(endless, images, beams):
+    (writing,) = write(endless, endless.encode(images[:1]), DecodeConfig(max_new_tokens=5, beams=beams))
+    assert not writing.finished
+    assert len(writing.tokens) == 5
+    assert writing.log_prob == pytest.approx(sum(token.log_prob for token in writing.tokens), abs=1e-3)
+
+
+def test_a_model_that_ends_at_once_writes_nothing(model, images):
+    tiny = model()
+    eos = tiny.tokenizer.eos_token_id
+    hidden: list[torch.Tensor] = []
+    hook = tiny.llm.model.norm.register_forward_hook(lambda *args: hidden.append(args[-1][0, -1]))
+    write(tiny, tiny.encode(images[:1]), DecodeConfig(max_new_tokens=1))
+    hook.remove()
+    tiny.llm.lm_head.weight[eos] = hidden[0].clone() * 10
+    (writing,) = write(tiny, tiny.encode(images[:1]), SHORT)
+    assert (writing.tokens, writing.text, writing.finished) == ((), "", True)
+
+
+def test_every_step_yields_the_text_so_far(endless, images):
+    texts = [writing.tokens for (writing,) in stream(endless, endless.encode(images[:1]), SHORT)]
+    assert [len(tokens) for tokens in texts] == list(range(1, 13))
+    assert all([t.id for t in tokens] == [t.id for t in texts[-1][: len(tokens)]] for tokens in texts)
+
+
+def test_the_same_film_gives_the_same_text(tiny, images):
+    one, two = (write(tiny, tiny.encode(images[:1]), SHORT)[0] for _ in range(2))
+    assert [t.log_prob for t in one.tokens] == [t.log_prob for t in two.tokens]
+
+
+def test_a_model_in_training_mode_does_not_draft(tiny, images):
+    tiny.train()
+    with pytest.raises(RuntimeError, match="training mode"):
+        write(tiny, tiny.encode(images[:1]), SHORT)
+
+
+# ------------------------------------------------------------------------------------------------------------- beams
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_beam_search_is_an_independent_search_over_whole_texts(model, images, seed):
+    """A plain beam search that recomputes everything from the start for every candidate."""
+    tiny, k, limit = model(seed), 3, 6
+    visual, eos = tiny.encode(images[:1]), tiny.tokenizer.eos_token_id
+    beams: list[tuple[float, list[int]]] = [(0.0, [])]
+    ended: list[tuple[float, list[int]]] = []
+    for _ in range(limit):
+        grown = [
+            (score + float(log_prob), [*written, token])
+            for score, written in beams
+            for token, log_prob in enumerate(next_log_probs(tiny, visual, written))
+        ]
+        grown.sort(key=lambda text: -text[0])
+        ended += [text for text in grown[:k] if text[1][-1] == eos]
+        beams = [text for text in grown[: 2 * k] if text[1][-1] != eos][:k]
+        if len(ended) >= k:
+            break
+    best = max(ended or beams, key=lambda text: text[0] / len(text[1]))
+    (got,) = write(tiny, visual, DecodeConfig(beams=k, max_new_tokens=limit))
+    assert ids(got) == [token for token in best[1] if token != eos]
+    assert got.finished == bool(ended)
+    assert got.log_prob == pytest.approx(best[0], abs=1e-3)
+
+
+def test_beam_search_finds_texts_at_least_as_probable_as_greedys(model, images):
+    """Not a law for a single text (a beam may lose greedy's path early), but on these it holds, and often strictly."""
+    gains = []
+    for seed in range(6):
+        tiny = model(seed)
+        visual = tiny.encode(images)
+        config = DecodeConfig(max_new_tokens=40, length_penalty=0.0)
+        for greedy, beams in zip(write(tiny, visual, config), write(tiny, visual, replace(config, beams=4)), strict=True):
+            if greedy.finished and beams.finished:
+                gains.append(beams.log_prob - greedy.log_prob)
+    assert len(gains) > 5
+    assert min(gains) > -1e-4
+    assert max(gains) > 0.1
+
+
+def test_a_length_penalty_above_1_favours_longer_texts(model, images):
+    lengths = {0.0: 0, 3.0: 0}
+    for seed in range(6):
+        tiny = model(seed)
+        for penalty in lengths:
+            config = DecodeConfig(beams=4, max_new_tokens=40, length_penalty=penalty)
+            lengths[penalty] += sum(len(w.tokens) for w in write(tiny, tiny.encode(images), config))
+    assert lengths[3.0] > lengths[0.0]
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_films_written_together_get_the_texts_they_get_alone(model, images, beams):
+    config = DecodeConfig(max_new_tokens=30, beams=beams)
+    for seed in range(3):
+        tiny = model(seed)
+        visual = tiny.encode(images)
+        together = write(tiny, visual, config)
+        alone = [write(tiny, visual[i : i + 1], config)[0] for i in range(len(images))]
+        assert [ids(w) for w in together] == [ids(w) for w in alone]
+        for ours, own in zip(together, alone, strict=True):
+            assert ours.finished == own.finished
+            assert ours.log_prob == pytest.approx(own.log_prob, abs=1e-3)
+            for a, b in zip(ours.tokens, own.tokens, strict=True):
+                assert a.log_prob == pytest.approx(b.log_prob, abs=1e-4)
+                np.testing.assert_allclose(a.attention, b.attention, atol=1e-4)
+
+
+def test_films_of_one_batch_end_at_their_own_steps(model, images):
+    """The batch test means little unless films really end apart."""
+    lengths = {len(w.tokens) for seed in range(3) for w in write(model(seed), model(seed).encode(images), SHORT)}
+    assert len(lengths) > 1
+
+
+# ------------------------------------------------------------------------------------------------------- repetition
+
+
+def test_the_repetition_penalty_makes_written_tokens_less_likely(endless, images):
+    visual = endless.encode(images[:1])
+    config = DecodeConfig(max_new_tokens=30)
+    (free,) = write(endless, visual, config)
+    (penalised,) = write(endless, visual, replace(config, repetition_penalty=5.0))
+    assert len(set(ids(penalised))) > len(set(ids(free)))
+
+
+def test_the_repetition_penalty_is_the_usual_one(endless, images):
+    """Keskar et al. 2019: a written token's logit is divided by the penalty where positive, multiplied where negative."""
+    visual, penalty = endless.encode(images[:1]), 2.0
+    written: list[int] = []
+    for _ in range(10):
+        prompt, text = endless.prompt(visual)
+        embeds = torch.cat([prompt, endless.embed(torch.tensor([written], dtype=torch.long))], dim=1)
+        text = torch.cat([text, torch.ones(1, len(written), dtype=torch.bool)], dim=1)
+        logits = endless.llm(inputs_embeds=embeds, visual=endless.look_at(visual).at(text)).logits[0, -1]
+        for token in set(written):
+            logits[token] = logits[token] / penalty if logits[token] > 0 else logits[token] * penalty
+        written.append(int(logits.argmax()))
+    (got,) = write(endless, visual, DecodeConfig(max_new_tokens=10, repetition_penalty=penalty))
+    assert ids(got) == written
+
+
+def test_recorded_log_probs_are_the_models_own_also_under_a_penalty(endless, images):
+    visual = endless.encode(images[:1])
+    (writing,) = write(endless, visual, replace(SHORT, repetition_penalty=3.0))
+    expected = endless.log_probs(visual, torch.tensor([ids(writing)]))[0]
+    torch.testing.assert_close(torch.tensor([t.log_prob for t in writing.tokens]), expected, rtol=0, atol=1e-4)
+
+
+# --------------------------------------------------------------------------------------------------------- the film
+
+
+def test_another_image_changes_the_probability_of_every_generated_token(endless, images):
+    """S1, E13: under another film the same text is written with other probabilities, from the first token to the last."""
+    visual = endless.encode(images)
+    (writing,) = write(endless, visual[:1], SHORT)
+    own = torch.tensor([token.log_prob for token in writing.tokens])
+    other = endless.log_probs(visual[1:2], torch.tensor([ids(writing)]))[0]
+    assert ((own - other).abs() > 1e-3).all()
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_keys_and_values_of_the_film_are_computed_once_a_draft(endless, images, beams):
+    visual, calls = endless.encode(images), []
+    for i, layer in endless.hybrid.items():
+        layer.kv_proj.register_forward_hook(lambda *_, i=i: calls.append(i))
+    write(endless, visual, replace(SHORT, beams=beams))
+    assert calls == endless.hybrid.indices()
+
+
+def test_every_token_keeps_its_gates_and_its_attention_over_the_patches(endless, images):
+    (writing,) = write(endless, endless.encode(images[:1]), SHORT)
+    for token in writing.tokens:
+        assert len(token.gates) == 2
+        assert any(token.gates)
+        assert token.attention.shape == (2, 16)
+        assert token.attention.dtype == np.float32
+        assert (token.attention >= 0).all()
+        assert (token.attention.sum(-1) < 1).all()  # the rest is the class token's
+        assert token.attention.std() > 1e-3
+        assert token.log_prob <= 0
+
+
+def test_a_model_without_hybrid_layers_drafts_without_evidence(build, images):
+    """every_n = 0 turns the hybrid decoder off: the ablation must still write."""
+    plain = build(hybrid={"every_n": 0})
+    for writing in write(plain, plain.encode(images[:2]), SHORT):
+        assert writing.tokens
+        assert {token.gates for token in writing.tokens} == {()}
+        assert {token.attention.shape for token in writing.tokens} == {(0, 16)}
+
+
+# ------------------------------------------------------------------------------------------------------------ letters
+
+
+def texts(model, wanted: list[int], images) -> list[str]:
+    """The token texts of a model that is made to write exactly these tokens: each step's hidden state picks the next."""
+    step = iter(wanted)
+    hook = model.llm.lm_head.register_forward_hook(
+        lambda _m, _i, logits: torch.full_like(logits, -10.0).index_fill(1, torch.tensor([next(step)]), 10.0)
+    )
+    (writing,) = write(model, model.encode(images[:1]), DecodeConfig(max_new_tokens=len(wanted)))
+    hook.remove()
+    assert ids(writing) == wanted
+    return [token.text for token in writing.tokens]
+
+
+@pytest.mark.parametrize("text", ["The heart is normal.", " café, 37 °C", "– 心臓 normal 🫁!", "Findings: a\nImpression: b"])
+def test_the_texts_of_the_tokens_joined_are_the_text(endless, images, tokenizer, text):
+    wanted = tokenizer.encode(text, add_special_tokens=False)
+    assert "".join(texts(endless, wanted, images)) == text
+
+
+def test_bytes_of_an_unfinished_character_wait_for_the_token_that_ends_it(endless, images, tokenizer):
+    wanted = tokenizer.encode("a心b", add_special_tokens=False)
+    assert texts(endless, wanted, images) == ["a", "", "", "心", "b"]
+    assert texts(endless, wanted[:3], images) == ["a", "", ""]
+
+
+def test_bytes_that_are_no_character_do_not_stop_the_text(endless, images, tokenizer):
+    heart = tokenizer.encode("心", add_special_tokens=False)
+    letter = tokenizer.encode("b", add_special_tokens=False)
+    got = texts(endless, [heart[0], *letter, heart[0], heart[1], *letter, *heart], images)
+    assert "".join(got).replace("\N{REPLACEMENT CHARACTER}", "") == "bb心"
+
+
+def test_special_tokens_leave_no_text(endless, images, tokenizer):
+    wanted = [*tokenizer.encode("a", add_special_tokens=False), tokenizer.bos_token_id]
+    assert texts(endless, wanted, images) == ["a", ""]
+
+
+def test_a_token_is_a_plain_record():
+    token = Token(5, "a", -0.5, (0.1,), np.zeros((1, 4), np.float32))
+    with pytest.raises(AttributeError):
+        token.text = "b"

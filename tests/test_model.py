@@ -1,0 +1,224 @@
+"""The whole model is METHOD §5: views averaged, the published prompt, the right parameters trained, all of them alive."""
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from emrrg_core.config import Gate, PromptTokens
+from emrrg_core.hybrid import Look
+from emrrg_core.model import IGNORED
+
+
+def reports(rows: list[list[int]]) -> torch.Tensor:
+    longest = max(map(len, rows))
+    return torch.tensor([row + [IGNORED] * (longest - len(row)) for row in rows])
+
+
+# ------------------------------------------------------------------------------------------------------------- views
+
+
+def test_views_are_averaged_so_their_order_does_not_matter(tiny):
+    views = torch.randn(1, 3, 3, 64, 64)
+    torch.testing.assert_close(tiny.encode(views), tiny.encode(views[:, [2, 0, 1]]), rtol=1e-4, atol=1e-5)
+
+
+def test_views_are_averaged_before_they_are_projected(tiny):
+    views = torch.randn(1, 2, 3, 64, 64)
+    mean = tiny.visual_encoder(views[0]).mean(0, keepdim=True)
+    torch.testing.assert_close(tiny.encode(views), tiny.layer_norm(tiny.llama_proj(mean)), rtol=1e-4, atol=1e-5)
+
+
+def test_one_view_twice_counts_as_once(tiny, images):
+    torch.testing.assert_close(tiny.encode(images.repeat(1, 2, 1, 1, 1)), tiny.encode(images), rtol=1e-4, atol=1e-5)
+
+
+def test_a_view_that_is_not_there_is_not_counted(tiny):
+    views = torch.randn(2, 2, 3, 64, 64)
+    views[0, 1] = torch.nan
+    there = torch.tensor([[True, False], [True, True]])
+    got = tiny.encode(views, there)
+    torch.testing.assert_close(got[:1], tiny.encode(views[:1, :1]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(got[1:], tiny.encode(views[1:]), rtol=1e-4, atol=1e-5)
+
+
+def test_a_study_without_a_view_raises(tiny):
+    with pytest.raises(ValueError, match="at least one view"):
+        tiny.encode(torch.randn(2, 1, 3, 64, 64), torch.tensor([[True], [False]]))
+
+
+# ------------------------------------------------------------------------------------------------------------ prompt
+
+
+@pytest.mark.parametrize(("tokens", "between"), [(PromptTokens.ALL, 17), (PromptTokens.POOLED, 5)])
+def test_the_prompt_is_bos_before_visual_after(build, tokenizer, tokens, between):
+    model = build(prompt={"tokens": tokens})
+    visual = torch.randn(2, 17, 32)
+    embeds, text = model.prompt(visual)
+    before = [tokenizer.bos_token_id, *tokenizer.encode(model.config.prompt.before, add_special_tokens=False)]
+    after = tokenizer.encode(model.config.prompt.after, add_special_tokens=False)
+    assert embeds.shape == (2, len(before) + between + len(after), 32)
+    assert torch.equal(embeds[0, : len(before)], model.embed(torch.tensor(before)))
+    assert torch.equal(embeds[1, len(before) + between :], model.embed(torch.tensor(after)))
+    assert text.tolist() == [[True] * len(before) + [False] * between + [True] * len(after)] * 2
+
+
+def test_all_visual_tokens_stand_in_the_prompt_as_they_are(build):
+    model = build(prompt={"tokens": PromptTokens.ALL})
+    visual = torch.randn(1, 17, 32)
+    embeds, text = model.prompt(visual)
+    assert torch.equal(embeds[~text], visual[0])
+
+
+def test_pooled_tokens_are_the_class_token_and_the_means_of_blocks_of_patches(build):
+    model = build(prompt={"tokens": PromptTokens.POOLED})
+    visual = torch.randn(1, 17, 32)
+    embeds, text = model.prompt(visual)
+    patches = torch.cat([visual[0, :8], visual[0, 9:]]).view(4, 4, 32)  # the class token sits at 8
+    blocks = [patches[r : r + 2, c : c + 2].mean((0, 1)) for r in (0, 2) for c in (0, 2)]
+    torch.testing.assert_close(embeds[~text], torch.stack([visual[0, 8], *blocks]))
+
+
+def test_a_prompt_may_end_with_the_image(build):
+    """No text after the image is an empty row of tokens, not an error."""
+    model = build(prompt={"after": ""})
+    _, text = model.prompt(torch.randn(1, 17, 32))
+    assert text[0, -5:].tolist() == [False] * 5
+
+
+def test_pooled_prompts_leave_all_tokens_to_cross_attention(tiny, images):
+    looks: list[Look] = []
+    tiny.log_probs(tiny.encode(images), reports([[5, 6]] * 3), looks=looks)
+    assert [look.attention.shape for look in looks] == [(3, 2, 17)] * 2
+
+
+# -------------------------------------------------------------------------------------------------- log-probabilities
+
+
+def test_log_probs_are_those_of_an_independent_pass_over_the_whole_text(tiny, images):
+    """Prompt and report in one plain forward call, one sample at a time, no mask, no padding."""
+    rows = [[5, 9, 200, 2], [17, 2], [40, 41, 42, 2]]
+    visual = tiny.encode(images)
+    got = tiny.log_probs(visual, reports(rows))
+    for i, row in enumerate(rows):
+        prompt, text = tiny.prompt(visual[i : i + 1])
+        embeds = torch.cat([prompt, tiny.embed(torch.tensor([row]))], dim=1)
+        is_text = torch.cat([text, torch.ones(1, len(row), dtype=torch.bool)], dim=1)
+        film = tiny.look_at(visual[i : i + 1]).at(is_text)
+        log_probs = tiny.llm(inputs_embeds=embeds, visual=film).logits[0].log_softmax(-1)
+        expected = torch.stack([log_probs[prompt.shape[1] - 1 + t, token] for t, token in enumerate(row)])
+        torch.testing.assert_close(got[i, : len(row)], expected, rtol=1e-4, atol=1e-4)
+        assert not got[i, len(row) :].any()
+
+
+def test_padding_in_a_batch_does_not_change_a_samples_log_probs(tiny, images):
+    rows = [[5, 9, 200, 8, 7, 2], [17, 2], [40, 41, 42, 2]]
+    visual = tiny.encode(images)
+    together = tiny.log_probs(visual, reports(rows))
+    for i, row in enumerate(rows):
+        alone = tiny.log_probs(visual[i : i + 1], reports([row]))
+        torch.testing.assert_close(together[i : i + 1, : len(row)], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_a_later_token_does_not_change_the_log_probs_of_earlier_ones(tiny, images):
+    visual = tiny.encode(images[:1])
+    one, other = (tiny.log_probs(visual, reports([[5, 9, 11, last]])) for last in (7, 200))
+    torch.testing.assert_close(one[:, :3], other[:, :3], rtol=1e-5, atol=1e-5)
+    assert not torch.equal(one[:, 3], other[:, 3])
+
+
+def test_the_loss_is_the_weighted_mean_over_report_tokens(tiny, images):
+    rows = reports([[5, 9, 200, 2], [17, 2], [40, 41, 2]])
+    scores = tiny.log_probs(tiny.encode(images), rows)
+    torch.testing.assert_close(tiny(images, None, rows), -scores.sum() / 9)
+    weights = torch.rand(3, 4)
+    inside = weights * (rows != IGNORED)
+    torch.testing.assert_close(tiny(images, None, rows, weights), -(scores * inside).sum() / inside.sum())
+
+
+@pytest.mark.parametrize("gate", list(Gate))
+def test_another_image_changes_the_log_prob_of_every_report_token(build, open_gates, images, gate):
+    model = open_gates(build(hybrid={"gate": gate}))
+    rows = reports([[5, 9, 200, 8, 2]])
+    one, other = (model.log_probs(model.encode(images[i : i + 1]), rows) for i in (0, 1))
+    assert ((one - other).abs() > 1e-4).all()
+
+
+def test_closed_gates_leave_a_plain_language_model_that_reads_the_prompt(build, make_llm, images):
+    model, plain = build(), make_llm()
+    prompt, _ = model.prompt(model.encode(images))
+    got = model.llm(inputs_embeds=prompt, visual=model.look_at(model.encode(images))).logits
+    assert torch.equal(got, plain(inputs_embeds=prompt).logits)
+
+
+def test_decode_steps_equal_the_plain_language_model_with_closed_gates(build, make_llm, images):
+    model, plain = build(), make_llm()
+    visual = model.encode(images[:1])
+    prompt, _ = model.prompt(visual)
+    film = model.look_at(visual)
+    caches = DynamicCache(config=model.llm.config), DynamicCache(config=plain.config)
+    for embeds in (prompt, *model.embed(torch.tensor([5, 6, 7])).view(3, 1, 1, -1)):
+        ours = model.llm(inputs_embeds=embeds, past_key_values=caches[0], visual=film).logits
+        assert torch.equal(ours, plain(inputs_embeds=embeds, past_key_values=caches[1]).logits)
+
+
+# ---------------------------------------------------------------------------------------------------------- training
+
+
+def trainable(model) -> set[str]:
+    return {name for name, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("lora", [0, 2])
+def test_exactly_what_the_method_trains_is_trainable(build, lora):
+    """E4, E5, E16, E20: adapters, projector, its norm, hybrid layers and the language model's LoRA; nothing else."""
+    model = build(lora=lora)
+    names = [name for name, _ in model.named_parameters()]
+    adapters = {n for n in names if n.startswith("visual_encoder.") and ".mixer.in_proj.lora." in n}
+    projector = {f"{part}.{leaf}" for part in ("llama_proj", "layer_norm") for leaf in ("weight", "bias")}
+    hybrid = {
+        f"hybrid.layers.{i}.{leaf}"
+        for i in (0, 2)
+        for leaf in ("kv_proj.weight", "kv_proj.bias", "gate_proj.weight", "gate_proj.bias", "warm_up_gate")
+    }
+    language = {n for n in names if n.startswith("llm.") and ".lora_" in n}
+    assert len(adapters) == 2 * 2 * 2
+    assert len(language) == (4 * 2 * 2 if lora else 0)
+    assert trainable(model) == adapters | projector | hybrid | language
+
+
+@pytest.mark.parametrize("gate", list(Gate))
+@pytest.mark.parametrize("lora", [0, 2])
+def test_every_trainable_parameter_learns(build, open_gates, images, gate, lora):
+    model = open_gates(build(hybrid={"gate": gate}, lora=lora)).train()
+    model(images, None, reports([[5, 9, 200, 2], [17, 2], [40, 41, 42, 2]])).backward()
+    dead = [n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+    assert dead == []
+    assert [n for n, p in model.named_parameters() if not p.requires_grad and p.grad is not None] == []
+
+
+def test_closed_gates_still_learn_to_open(build, images):
+    """With every gate at its start the warm-up gate itself must get a gradient, or it would stay shut for ever."""
+    model = build().train()
+    model(images, None, reports([[5, 9, 200, 2]] * 3)).backward()
+    for _, layer in model.hybrid.items():
+        assert layer.warm_up_gate.grad.abs() > 0
+
+
+def test_a_step_of_training_lowers_the_loss(build, open_gates, images):
+    model = open_gates(build())
+    rows = reports([[5, 9, 200, 2], [17, 2], [40, 41, 42, 2]])
+    before = model(images, None, rows)
+    before.backward()
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p -= 1e-3 * p.grad
+    assert model(images, None, rows) < before
+
+
+def test_own_state_holds_everything_of_ours_and_nothing_of_the_frozen_language_model(build):
+    model = build(lora=2)
+    own = model.own_state()
+    assert trainable(model) <= own.keys()
+    assert {n for n in own if n.startswith("llm.")} == {n for n in trainable(model) if n.startswith("llm.")}
+    assert {n for n, _ in model.named_parameters() if not n.startswith("llm.")} <= own.keys()

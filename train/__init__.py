@@ -1,0 +1,1 @@
+"""Training and evaluation: one file per thing you run, over one loop."""

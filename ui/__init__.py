@@ -1,0 +1,1 @@
+"""The screens: one file each. They know Reporter, Film and Draft, and never a tensor."""
