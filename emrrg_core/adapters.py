@@ -77,8 +77,8 @@ def attach(tower: VisionMamba, config: AdapterConfig) -> None:
     if any(isinstance(module, AdaptedLinear) for module in tower.modules()):
         raise ValueError("this tower has adapters already; merge them before attaching new ones")
     tower.requires_grad_(False)
-    for layer in tower.layers:
-        mixer = layer.mixer
+    for block in tower.blocks():
+        mixer = block.mixer
         base = mixer.in_proj
         slices = {"x": (config.x, mixer.d_inner), "in_proj": (config.in_proj, 2 * mixer.d_inner)}
         updates = {
@@ -94,10 +94,10 @@ def attach(tower: VisionMamba, config: AdapterConfig) -> None:
 @torch.no_grad()
 def merge(tower: VisionMamba) -> None:
     """Add every update to its weight and take the adapters away: the outputs stay the same, bit for bit, in evaluation mode."""
-    for layer in tower.layers:
-        adapted = layer.mixer.in_proj
+    for block in tower.blocks():
+        adapted = block.mixer.in_proj
         if isinstance(adapted, AdaptedLinear):
             plain = nn.Linear(adapted.in_features, adapted.out_features, bias=adapted.bias is not None, device="meta")
             plain.weight = nn.Parameter(adapted.effective_weight(), requires_grad=adapted.weight.requires_grad)
             plain.bias = adapted.bias
-            layer.mixer.in_proj = plain.train(adapted.training)
+            block.mixer.in_proj = plain.train(adapted.training)

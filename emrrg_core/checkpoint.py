@@ -66,7 +66,9 @@ def read_config(directory: Path | str) -> dict[str, Any]:
     directory = Path(directory)
     path = directory / _CONFIG
     if not path.is_file():
-        raise CheckpointError(f"There is no checkpoint in {directory}: it has no {_CONFIG}. Name a folder made by training.")
+        raise CheckpointError(
+            f"There is no checkpoint in {directory}: it has no {_CONFIG}. Name a folder made by training."
+        )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
@@ -104,7 +106,12 @@ def load(
     except SafetensorError as error:
         raise CheckpointError(f"{weights} is damaged ({error}). Copy the checkpoint again.") from error
     language = load_language_model(language_model or config.language, device=device, download=download)
-    model = Emrrg(config, language.model, language.tokenizer).to(device)
+    try:
+        model = Emrrg(config, language.model, language.tokenizer).to(device)
+    except ValueError as error:  # peft finds no target, or attention that cannot be joined
+        raise CheckpointError(
+            f"{directory} cannot be built beside {language.name}: {str(error).rstrip('.')}."
+        ) from error
     own = model.own_state()
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if missing or unexpected:

@@ -41,8 +41,8 @@ class _Config:
         return dataclasses.asdict(self)  # type: ignore[call-overload]
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Self:
-        """Build from plain values. Raises ConfigError on unknown keys, naming them."""
+    def from_dict(cls, data: Any) -> Self:
+        """Build from plain values: a table as JSON or TOML gives it. Raises ConfigError on an unknown key or a wrong value, naming it."""
         if not isinstance(data, dict):
             raise ConfigError(f"{cls.__name__} must be a table of settings, not {data!r}.")
         fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
@@ -87,7 +87,7 @@ _KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or 
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
-        raise ConfigError(message)
+        raise ConfigError(f"{message}.")
 
 
 @dataclass(frozen=True, kw_only=True)

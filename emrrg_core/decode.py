@@ -27,7 +27,9 @@ class Token:
     text: str  # its characters; the texts of all tokens joined are the draft
     log_prob: float  # natural logarithm, under the model itself (before any penalty)
     gates: tuple[float, ...]  # per hybrid layer: mean over heads
-    attention: np.ndarray  # (hybrid layers, patches) float32: weights on the patches in raster order; the rest of 1 is the class token's
+    attention: (
+        np.ndarray
+    )  # (hybrid layers, patches) float32, patches in raster order; the rest of 1 is the class token's
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,7 +183,7 @@ def _writing(film: _Film, config: DecodeConfig, *, over: bool) -> Writing:
 def _added_text(model: Emrrg, steps: list[_Step], token: int) -> str:
     """The characters that a token adds to those before it. Bytes of an unfinished character wait for the token that ends it."""
     ids = [*(step.id for step in steps), token]
-    whole = model.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    whole = str(model.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
     if whole.endswith("\N{REPLACEMENT CHARACTER}"):
         return ""
     return whole[sum(len(step.text) for step in steps) :]

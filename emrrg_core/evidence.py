@@ -80,14 +80,17 @@ def gate_figure(draft: Draft, sentence: int | None = None) -> "Figure":
     tokens = draft.tokens[first:last]
     figure = Figure(figsize=(max(4.0, min(14.0, 1.5 + 0.28 * len(tokens))), 2.8), layout="constrained")
     axes = figure.subplots()
+    axes.set_title("How far each hybrid layer's gate was open", fontsize=10)
     values = np.abs(np.array([t.gates for t in tokens], dtype=float).reshape(len(tokens), len(draft.layers))).T
+    if not values.size:  # an empty draft, or a model without hybrid layers
+        axes.set_axis_off()
+        return figure
     image = axes.imshow(values, aspect="auto", cmap="viridis", vmin=0, interpolation="nearest")
     axes.set_yticks(range(len(draft.layers)), [f"layer {i}" for i in draft.layers])
     if len(tokens) <= 60:
         axes.set_xticks(range(len(tokens)), [_label(t.text) for t in tokens], rotation=90, fontsize=8)
     else:
         axes.set_xlabel("token")
-    axes.set_title("How far each hybrid layer's gate was open", fontsize=10)
     figure.colorbar(image, ax=axes, label="|gate|")
     return figure
 

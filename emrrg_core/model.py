@@ -82,8 +82,8 @@ class Emrrg(nn.Module):
         before, after = self._prompt
         bos = [self.tokenizer.bos_token_id] if self.tokenizer.bos_token_id is not None else []
         b = visual.shape[0]
-        head, tail = (
-            self.embed(torch.tensor([ids] * b, dtype=torch.long, device=visual.device))  # long also where there is no text
+        head, tail = (  # long also where there is no text
+            self.embed(torch.tensor([ids] * b, dtype=torch.long, device=visual.device))
             for ids in ([*bos, *before], after)
         )
         middle = self._prompt_tokens(visual).to(head.dtype)
@@ -109,9 +109,7 @@ class Emrrg(nn.Module):
 
     # -- what is written ----------------------------------------------------------------------------------------------
 
-    def log_probs(
-        self, visual: Tensor, reports: Tensor, *, looks: list[Look] | None = None
-    ) -> Tensor:
+    def log_probs(self, visual: Tensor, reports: Tensor, *, looks: list[Look] | None = None) -> Tensor:
         """Log-probability of every report token given the film and the tokens before it.
 
         visual: (b, l, h). reports: (b, t) token ids, IGNORED after the end of a report. Returns (b, t) float32, 0 where ignored.

@@ -129,9 +129,7 @@ class Draft:
             "findings": self.findings,
             "impression": self.impression,
             "sentences": rows,
-            "tokens": [
-                {"text": t.text, "log_prob": t.log_prob, "gates": list(t.gates)} for t in self.tokens
-            ],
+            "tokens": [{"text": t.text, "log_prob": t.log_prob, "gates": list(t.gates)} for t in self.tokens],
             "finished": self.finished,
             "warnings": list(self.warnings),
             "timings": self.timings,

@@ -45,7 +45,7 @@ class Reporter:
         directory = Path(checkpoint or DEFAULT_CHECKPOINT)
         model, language = checkpoints.load(directory, language_model=language_model, device=device, download=download)
         names = {
-            "checkpoint": directory.name,
+            "checkpoint": directory.absolute().name,
             "checkpoint_sha256": checkpoints.fingerprint(directory),
             "language_model": language.name,
             "language_model_sha256": language.sha256,
@@ -71,10 +71,10 @@ class Reporter:
         if not films:
             raise FilmError("Choose a chest film first.")
         if len(films) > MOST_FILMS:
-            raise FilmError(f"A study may have at most {MOST_FILMS} films here; {len(films)} were given. Leave some out.")
-        records = tuple(
-            FilmRecord(f.name, f.format, f.sha256, *f.pixels.shape, f.spacing, f.view, tuple(f.steps)) for f in films
-        )
+            raise FilmError(
+                f"A study may have at most {MOST_FILMS} films here; {len(films)} were given. Leave some out."
+            )
+        records = tuple(_record(film) for film in films)
         random.seed(decoding.seed)
         torch.manual_seed(decoding.seed)
         begun = time.perf_counter()
@@ -115,6 +115,11 @@ class Reporter:
             decoding=decoding.to_dict(),
             finished=writing.finished,
         )
+
+
+def _record(film: Film) -> FilmRecord:
+    height, width = film.pixels.shape
+    return FilmRecord(film.name, film.format, film.sha256, height, width, film.spacing, film.view, tuple(film.steps))
 
 
 def _warnings(

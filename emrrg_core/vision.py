@@ -40,7 +40,7 @@ class _Reorder(torch.autograd.Function):
         return x.index_select(1, order)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (inverse,) = ctx.saved_tensors
         return grad.index_select(1, inverse), None, None
 
@@ -92,6 +92,7 @@ class FourWayMixer(nn.Module):
 
     orders: Tensor  # (4, l)
     inverses: Tensor  # (4, l)
+    dt_proj: nn.Linear
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -171,9 +172,13 @@ class VisionMamba(nn.Module):
         middle = self.config.class_position
         cls = self.cls_token.expand(patches.shape[0], -1, -1).to(patches.dtype)
         x = torch.cat([patches[:, :middle], cls, patches[:, middle:]], dim=1) + self.pos_embed  # (b, l, d)
-        for layer in self.layers:
-            x = layer(x)
+        for block in self.blocks():
+            x = block(x)
         return self.norm_f(x)
+
+    def blocks(self) -> list[Block]:
+        """The layers, in order."""
+        return [block for block in self.layers if isinstance(block, Block)]
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -189,8 +194,8 @@ class VisionMamba(nn.Module):
         assert self.patch_embed.proj.bias is not None
         nn.init.zeros_(self.patch_embed.proj.bias)
         states = torch.arange(1, c.d_state + 1, dtype=torch.float32)
-        for layer in self.layers:
-            mixer = layer.mixer
+        for block in self.blocks():
+            mixer = block.mixer
             for s in DIRECTIONS:
                 getattr(mixer, f"A{s}_log").copy_(states.log().expand(c.d_model, -1))
                 dt = torch.exp(torch.empty(c.d_model).uniform_(math.log(1e-3), math.log(1e-1))).clamp(min=1e-4)

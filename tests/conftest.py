@@ -106,9 +106,9 @@ def open_gates() -> Callable[[Emrrg], Emrrg]:
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                if "warm_up_gate" in name:
+                if name.endswith("warm_up_gate"):
                     parameter.fill_(1.5)
-                elif "gate_proj" in name or ".up." in name or "lora_B" in name:
+                elif (name.startswith("hybrid.") and "gate_proj" in name) or ".up." in name or ".lora_B." in name:
                     parameter.normal_(0.0, 0.5, generator=generator)
         return model
 

@@ -73,9 +73,7 @@ def test_a_shut_warm_up_gate_keeps_whatever_its_other_weights_say_out(pair, make
     llm, hybrid = pair(gate, opened=True)
     for _, layer in hybrid.items():
         layer.warm_up_gate.zero_()
-    assert torch.equal(
-        llm(ids(2), visual=hybrid.look_at(llm, noise(2, SEEN, WIDTH))).logits, make_llm()(ids(2)).logits
-    )
+    assert torch.equal(llm(ids(2), visual=hybrid.look_at(llm, noise(2, SEEN, WIDTH))).logits, make_llm()(ids(2)).logits)
 
 
 def test_a_fresh_channel_wise_gate_starts_nearly_shut(pair):
@@ -106,9 +104,7 @@ def test_no_bias_appears_in_the_language_models_projections(pair):
 def test_another_image_gives_other_logits_at_prefill_and_at_every_step(pair, gate):
     """S1 and E13: the released decoder never saw the image after prefill, or at all."""
     llm, hybrid = pair(gate, opened=True)
-    one, other = (
-        steps(llm, ids(1), visual=hybrid.look_at(llm, noise(1, SEEN, WIDTH, seed=seed))) for seed in (1, 2)
-    )
+    one, other = (steps(llm, ids(1), visual=hybrid.look_at(llm, noise(1, SEEN, WIDTH, seed=seed))) for seed in (1, 2))
     assert [bool((a - b).abs().max() > 1e-3) for a, b in zip(one, other, strict=True)] == [True] * (LENGTH - 2)
 
 

@@ -1,23 +1,22 @@
 """Uploads without their names: a patient's name often stands in a file's name, and a path outlives the moment.
 
-Gradio stores an upload under the name that the browser sends. `Nameless` sits before Gradio and replaces that name while the upload
-streams through, so neither the disk nor a message nor a log ever sees it. It also shuts the one address of Gradio that would write a
-reader's whole session to the disk.
+Gradio stores an upload under the name that the browser sends. `Nameless` sits before Gradio and replaces that name
+while the upload streams through, so neither the disk nor a log ever sees it. It also shuts the one address of Gradio
+that would write a reader's whole session to the disk.
 """
 
 import secrets
 
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-from python_multipart.multipart import parse_options_header
 
 _LONGEST_HEADER = 64 * 1024  # bytes of one part's header; browsers send a few hundred
 
 
 class Nameless:
-    """ASGI middleware: every file of a multipart upload gets a random name of its own, whatever the client called it."""
+    """ASGI middleware: every file of a multipart upload gets a random name of its own, whatever it was called."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -87,10 +86,12 @@ class Renamer:
 
 
 def _neutral(header: bytes) -> bytes:
-    """A part's header with its boundary line; a file's is replaced as a whole, so that no spelling of a name slips through."""
+    """A part's header with its boundary line; a file's is written anew, so that no spelling of a name slips through."""
     line, _, fields = header.partition(b"\r\n")
     if b"filename" not in fields.lower():
         return header
-    name = b"upload-" + secrets.token_hex(8).encode()  # no two alike: equal films of two readers must not share one path
+    name = (
+        b"upload-" + secrets.token_hex(8).encode()
+    )  # no two alike: equal films of two readers must not share one path
     disposition = b'Content-Disposition: form-data; name="files"; filename="' + name + b'"'
     return line + b"\r\n" + disposition + b"\r\nContent-Type: application/octet-stream\r\n\r\n"

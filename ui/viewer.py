@@ -1,7 +1,8 @@
 """The film viewer: films as pictures inside the page, and heat maps as layers over them.
 
-Nothing here is written to the disk: pictures travel inside the page as data. A map is a style sheet of its own, so that choosing another
-sentence sends a few kilobytes and not the films again; the browser blends it, so that the opacity slider answers at once.
+Nothing here is written to the disk: pictures travel inside the page as data. A map is a style sheet of its own, so that
+choosing another sentence sends a few kilobytes and not the films again; the browser blends it, so that the opacity
+slider answers at once.
 """
 
 import base64
@@ -22,13 +23,15 @@ VIEWS = {"PA": "PA", "AP": "AP", "LATERAL": "lateral"}
 
 
 def figures(films: "Sequence[Film]") -> str:
-    """HTML of the films side by side, each with its view, size, spacing and the steps applied; what to do where there is none."""
+    """HTML of the films, each with its view, size, spacing and the steps applied; without films, what to do."""
     if not films:
         return (
-            '<div class="empty"><p><b>No film yet.</b></p><p>Drop one to four films of one study above: DICOM, PNG, JPEG or TIFF, '
-            "8 or 16 bit. Or try the example, a real chest film.</p></div>"
+            '<div class="rr-empty"><p><b>No film yet.</b></p><p>Drop one to four films of one study above: DICOM, PNG, '
+            "JPEG or TIFF, 8 or 16 bit. Or try the example, a real chest film.</p></div>"
         )
-    return f'<div class="films count-{len(films)}">{"".join(_figure(n, film) for n, film in enumerate(films))}</div>'
+    return (
+        f'<div class="rr-films rr-count-{len(films)}">{"".join(_figure(n, film) for n, film in enumerate(films))}</div>'
+    )
 
 
 def _figure(number: int, film: "Film") -> str:
@@ -38,11 +41,11 @@ def _figure(number: int, film: "Film") -> str:
     name, about = html.escape(film.name), html.escape(describe(film))
     steps = html.escape(" → ".join(film.steps) or "none")
     return (
-        f'<figure class="film film-{number}">'
-        f'<div class="stage" style="aspect-ratio:{ratio:.5f};width:min(100%,calc(78vh * {ratio:.5f}))">'
+        f'<figure class="rr-film film-{number}">'
+        f'<div class="rr-stage" style="--ratio:{ratio:.5f}">'
         f'<img src="{picture(film.pixels)}" alt="{name}: chest film, {about}">'
-        f'<div class="map" aria-hidden="true"></div></div>'
-        f'<figcaption><b>{name}</b> · {about}<br><span class="steps">Steps: {steps}</span></figcaption></figure>'
+        f'<div class="rr-map" aria-hidden="true"></div></div>'
+        f'<figcaption><b>{name}</b> · {about}<br><span class="rr-steps">Steps: {steps}</span></figcaption></figure>'
     )
 
 
@@ -57,7 +60,7 @@ def describe(film: "Film") -> str:
 def layers(maps: Sequence[np.ndarray | None], overlay: Callable[..., np.ndarray]) -> str:
     """A style sheet that lays maps[n] (height, width; None for no map) over film n. overlay: emrrg_core's."""
     rules = [
-        f".film-{number} .map{{background-image:url({layer(heat, overlay)})}}"
+        f".film-{number} .rr-map{{background-image:url({layer(heat, overlay)})}}"
         for number, heat in enumerate(maps)
         if heat is not None
     ]
@@ -72,7 +75,7 @@ def picture(pixels: np.ndarray) -> str:
 
 
 def layer(heat: np.ndarray, overlay: Callable[..., np.ndarray]) -> str:
-    """A map (height, width) as a see-through picture: laid over a film it gives what `overlay` gives at the same opacity.
+    """A map (height, width) as a see-through picture: over a film it gives what `overlay` gives at the same opacity.
 
     What overlay does to black and to white tells colour and transparency: out = (1 - alpha) · film + alpha · colour.
     """

@@ -1,0 +1,148 @@
+"""The app: python app.py [--port N] [--checkpoint DIR]. Starts the screen on this machine, then loads the model."""
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import gradio as gr
+from starlette.middleware import Middleware
+
+from ui import read
+from ui.uploads import Nameless
+
+if TYPE_CHECKING:
+    from emrrg_core import Reporter
+
+STYLE = Path(__file__).parent / "ui" / "style.css"
+MOST_BYTES = 500_000_000  # of one upload; a larger file is no single film
+_HEADER = (
+    '<header class="rr-bar"><h1>EMRRG<small>drafts a chest X-ray report and shows where it looked</small></h1>'
+    f'<p class="rr-notice" role="note">{read.NOTICE}</p></header>'
+)
+
+
+def build_demo(reporter: "Reporter | Future[Reporter]") -> gr.Blocks:
+    """The whole app around one reporter, which all readers share; a future may still be loading it."""
+    soon: Future[Reporter] = Future()
+    if isinstance(reporter, Future):
+        soon = reporter
+    else:
+        soon.set_result(reporter)
+    with gr.Blocks(title="EMRRG", analytics_enabled=False, delete_cache=(600, 600), fill_width=True) as demo:
+        gr.HTML(_HEADER, elem_id="bar")
+        read.screen(demo, soon, example_film)
+
+        def forget(request: gr.Request) -> None:
+            """A tab was closed or reloaded: drop all that the server holds of its session, at once."""
+            holder = demo.state_holder
+            holder.delete_state(request.session_hash)
+            holder.session_data.pop(request.session_hash, None)
+            holder.time_last_used.pop(request.session_hash, None)
+
+        demo.unload(forget)
+    return demo
+
+
+def launch(demo: gr.Blocks, *, port: int | None = None) -> str:
+    """Start the server in the background and return its address; only this machine reaches it, on a Space all do."""
+    _, address, _ = demo.queue(api_open=False).launch(
+        server_name="0.0.0.0" if "SPACE_ID" in os.environ else "127.0.0.1",
+        server_port=port,
+        share=False,
+        show_error=False,
+        quiet=True,
+        prevent_thread_lock=True,
+        enable_monitoring=False,
+        run_history=False,
+        ssr_mode=False,  # a Node server in front would take uploads past `Nameless`
+        num_workers=0,  # and so would workers of its own for files
+        footer_links=[],
+        max_file_size=MOST_BYTES,
+        theme=gr.themes.Default(
+            primary_hue="teal",
+            font=["system-ui", "sans-serif"],  # nothing is fetched from another host
+            font_mono=["ui-monospace", "monospace"],
+        ),
+        css_paths=STYLE,
+        app_kwargs={"middleware": [Middleware(Nameless)], "docs_url": None, "redoc_url": None, "openapi_url": None},
+    )
+    return address.rstrip("/")
+
+
+def example_film() -> Path | None:
+    """RG1, a real chest film (DICOM, MONOCHROME1) that pydicom-data carries; None when that is not installed."""
+    from pydicom.data import get_testdata_file
+
+    path = get_testdata_file("RG1_UNCR.dcm", download=False)
+    return Path(str(path)) if path else None
+
+
+def load_behind(soon: "Future[Reporter]", checkpoint: Path | None) -> None:
+    """Load the model into `soon`, in a thread of its own, so that the page answers first."""
+
+    def load() -> None:
+        begun = time.perf_counter()
+        try:
+            from emrrg_core import EmrrgError, Reporter
+
+            try:
+                soon.set_result(Reporter.load(checkpoint))
+                print(f"The model is loaded ({time.perf_counter() - begun:.1f} s).", flush=True)
+            except EmrrgError as error:
+                soon.set_exception(error)
+                print(f"emrrg: {error}", file=sys.stderr, flush=True)
+        except Exception as error:  # a broken installation or a bug: it shows as one
+            soon.set_exception(error)
+            raise
+
+    threading.Thread(target=load, name="load", daemon=True).start()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="app.py", description=__doc__)
+    parser.add_argument("--port", type=int, help="default: GRADIO_SERVER_PORT, or the first free one from 7860")
+    parser.add_argument(
+        "--checkpoint", type=Path, help="folder of a checkpoint; default: the one that comes with EMRRG"
+    )
+    args = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, _leave)
+    # Uploads rest, until they are read, in a folder that only this user may open and that goes with the server.
+    folder = tempfile.mkdtemp(prefix="emrrg-", dir=os.environ.get("GRADIO_TEMP_DIR"))
+    os.environ["GRADIO_TEMP_DIR"] = folder
+    demo = None
+    try:
+        soon: Future[Reporter] = Future()
+        demo = build_demo(soon)
+        try:
+            address = launch(demo, port=args.port)
+        except OSError:  # Gradio's own words for it name its parameters
+            where = f"Port {args.port} is" if args.port else "The ports from 7860 on are"
+            print(f"emrrg: {where} in use. Stop what runs there, or choose another with --port.", file=sys.stderr)
+            return 2
+        print(f"EMRRG is at {address} (the model is loading; stop with Ctrl+C)", flush=True)
+        load_behind(soon, args.checkpoint)
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        if demo is not None:
+            demo.close(verbose=False)
+        shutil.rmtree(folder, ignore_errors=True)
+    return 0
+
+
+def _leave(*_: Any) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

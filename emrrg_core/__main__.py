@@ -1,0 +1,197 @@
+"""The command line: `python -m emrrg_core draft FILE...` and `python -m emrrg_core doctor`. It parses, calls and prints."""
+
+import argparse
+import contextlib
+import json
+import platform
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+import transformers
+
+from emrrg_core import checkpoint as checkpoints
+from emrrg_core.config import VISION_PRESETS, DecodeConfig
+from emrrg_core.errors import CheckpointError, ConfigError, EmrrgError, FilmError
+from emrrg_core.evidence import heat_map
+from emrrg_core.films import Film, read_film
+from emrrg_core.language import language_status, prefers_bfloat16
+from emrrg_core.report import Draft
+from emrrg_core.reporter import DEFAULT_CHECKPOINT, MOST_FILMS, Reporter
+from emrrg_core.scan import available_backends, chosen_backend
+from emrrg_core.vision import VisionMamba
+
+DOCTOR_SCHEMA = "emrrg.doctor/1"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit status: 0, or 2 with one line on stderr for what the user can mend."""
+    try:
+        arguments = _parser().parse_args(argv)
+        lines: str = arguments.run(arguments)
+    except EmrrgError as error:
+        print("emrrg:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    print(lines)
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (see {self.prog} --help).")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m emrrg_core", description="Research and teaching only, not a medical device.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    draft = commands.add_parser("draft", help="draft the report of one study", description="Drafts one study's report.")
+    draft.add_argument(
+        "films", nargs="+", metavar="FILE", help=f"its 1 to {MOST_FILMS} films: DICOM, PNG, JPEG or TIFF"
+    )
+    draft.add_argument("--maps", type=Path, metavar="DIR", help="write each sentence's heat map there, as float32 .npy")
+    draft.add_argument("--beams", type=int, default=1, metavar="N", help="width of the beam search; 1 is greedy")
+    draft.add_argument("--language-model", metavar="DIR", help="use this one, not the one that the checkpoint names")
+    draft.set_defaults(run=_draft)
+    doctor = commands.add_parser("doctor", help="tell what runs here", description="Tells what runs on this machine.")
+    doctor.set_defaults(run=_doctor)
+    for command in (draft, doctor):
+        command.add_argument("--checkpoint", type=Path, metavar="DIR", help="default: the one that comes with EMRRG")
+        command.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    return parser
+
+
+# -------------------------------------------------------------------------------------------------------------- draft
+
+
+def _draft(arguments: argparse.Namespace) -> str:
+    decoding = DecodeConfig(beams=arguments.beams)
+    films = _films(arguments.films)  # before the models: what will not do is refused at once
+    if arguments.maps:
+        with _writing_to(arguments.maps):
+            arguments.maps.mkdir(parents=True, exist_ok=True)
+    reporter = Reporter.load(arguments.checkpoint, language_model=arguments.language_model)
+    draft = reporter.draft(films, decoding)
+    maps = _save_maps(draft, arguments.maps) if arguments.maps else {}
+    if arguments.json:
+        return json.dumps(draft.to_dict(maps), indent=2, allow_nan=False)
+    warnings = [f"\nWarning: {warning}" for warning in draft.warnings]
+    paths = [f"\nMap of sentence {n + 1}: {path}" for n, saved in maps.items() for path in saved]
+    return "".join([draft.text().rstrip("\n"), "\n" if warnings or paths else "", *warnings, *paths])
+
+
+def _films(paths: Sequence[str]) -> list[Film]:
+    """The films under neutral names: a path or a header may hold a patient's."""
+    if len(paths) > MOST_FILMS:
+        raise FilmError(f"One study has at most {MOST_FILMS} films here; {len(paths)} were given. Leave some out.")
+    films = []
+    for number, path in enumerate(paths, 1):
+        try:
+            films.append(read_film(path, name=f"Film {number}"))
+        except FilmError as error:
+            raise FilmError(f"Film {number}: {error}") from error
+    return films
+
+
+def _save_maps(draft: Draft, folder: Path) -> dict[int, list[str]]:
+    """One file per sentence and film; a sentence for which the model did not look has none. Paths by sentence number."""
+    saved: dict[int, list[str]] = {}
+    for number, sentence in enumerate(draft.sentences):
+        for film in range(len(draft.films)):
+            heat = heat_map(draft, film, sentence.tokens)
+            if heat is not None:
+                path = folder / f"sentence-{number + 1:02}-film-{film + 1}.npy"
+                with _writing_to(folder):
+                    np.save(path, heat, allow_pickle=False)
+                saved.setdefault(number, []).append(str(path))
+    return saved
+
+
+@contextlib.contextmanager
+def _writing_to(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        said = error.strerror or error
+        raise EmrrgError(f"The maps cannot be written to {folder} ({said}): name another folder.") from error
+
+
+# ------------------------------------------------------------------------------------------------------------- doctor
+
+
+def _doctor(arguments: argparse.Namespace) -> str:
+    checkpoint, language = _checkpoint_status(arguments.checkpoint or DEFAULT_CHECKPOINT)
+    found = {
+        "schema": DOCTOR_SCHEMA,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "threads": torch.get_num_threads(),
+        "bf16": prefers_bfloat16(),
+        "scan": _scan_status(),
+        "language_model": language_status(language),
+        "checkpoint": checkpoint,
+        "presets": {name: _tower_size(name) for name in VISION_PRESETS},
+    }
+    return json.dumps(found, indent=2, allow_nan=False) if arguments.json else _in_words(found)
+
+
+def _scan_status() -> dict[str, Any]:
+    status: dict[str, Any] = {"available": list(available_backends()), "in_use": None}
+    try:
+        status["in_use"] = chosen_backend("cpu")  # where the command line and the app run their models
+    except (EmrrgError, ValueError) as error:  # EMRRG_SCAN names no backend, or one for another device
+        status["problem"] = str(error)
+    return status
+
+
+def _checkpoint_status(folder: Path) -> tuple[dict[str, Any], str]:
+    """What a checkpoint is, and the language model that it names; of one that cannot be used, why, and the default."""
+    status: dict[str, Any] = {"name": folder.absolute().name, "folder": str(folder), "found": False}
+    language = "smollm2-135m"
+    try:
+        config = checkpoints.read_config(folder)["model"]
+        language = config.language
+        status |= {"found": True, "sha256": checkpoints.fingerprint(folder), "vision": config.vision.to_dict()}
+        status |= {"gate": str(config.hybrid.gate), "every_n": config.hybrid.every_n, "language_model": language}
+    except CheckpointError as error:
+        status |= {"found": False, "problem": str(error)}
+    except OSError as error:
+        status |= {"found": False, "problem": f"The weights cannot be read ({error.strerror or error})."}
+    return status, language
+
+
+def _tower_size(preset: str) -> dict[str, int]:
+    with torch.device("meta"):  # shapes only
+        tower = VisionMamba(VISION_PRESETS[preset])
+    return {
+        "tower_parameters": sum(parameter.numel() for parameter in tower.parameters()),
+        "tower_tensors": len(tower.state_dict()),
+    }
+
+
+def _in_words(found: dict[str, Any]) -> str:
+    scan, language, checkpoint = found["scan"], found["language_model"], found["checkpoint"]
+    rows = [
+        ("Python", f"{found['python']}, torch {found['torch']}, transformers {found['transformers']}"),
+        ("Threads", str(found["threads"])),
+        ("bfloat16", "native on this processor" if found["bf16"] else "not native on this processor"),
+        ("Scan", scan.get("problem") or f"{scan['in_use']} (available: {', '.join(scan['available'])})"),
+        ("Language model", language.get("problem") or _named(language)),
+        ("Checkpoint", checkpoint.get("problem") or _named(checkpoint)),
+        *(
+            (f"Preset {name}", f"{size['tower_parameters']:,} tower parameters in {size['tower_tensors']} tensors")
+            for name, size in found["presets"].items()
+        ),
+    ]
+    return "\n".join(f"{name + ':':<16} {value}" for name, value in rows)
+
+
+def _named(status: dict[str, Any]) -> str:
+    return f"{status['name']}, SHA-256 {status['sha256'] or 'not known before it is first used'}, in {status['folder']}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,559 @@
+"""The screen: uploads without names, films and maps as pictures, and the whole job in a real browser."""
+
+import base64
+import io
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pydicom.data import get_testdata_file
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+import emrrg_core
+from emrrg_core import DISCLAIMER, DecodeConfig, Draft, Film, Reporter, heat_map, overlay, read_film
+from emrrg_core.reporter import DEFAULT_CHECKPOINT
+from emrrg_core.reporter import MOST_FILMS as CORE_MOST_FILMS
+from tests.phantom import make_phantom
+from ui import read, viewer
+from ui.uploads import Renamer
+
+ROOT = Path(__file__).resolve().parent.parent
+CHROMIUM = Path("/usr/bin/chromium")
+SLOW = 300_000  # milliseconds: two cores, shared, with an untrained model that does not stop by itself
+TELLING = "DOE^JANE_1960.dcm"
+
+
+# --- uploads ----------------------------------------------------------------------------------------------------------
+
+
+def multipart(parts: list[tuple[bytes, bytes]], boundary: bytes = b"----geckoform7") -> bytes:
+    body = b"".join(b"--" + boundary + b"\r\n" + header + b"\r\n\r\n" + data + b"\r\n" for header, data in parts)
+    return body + b"--" + boundary + b"--\r\n"
+
+
+def parsed(body: bytes, boundary: bytes = b"----geckoform7") -> list[tuple[str, bytes]]:
+    """File name and content of every part, as the parser that Gradio uses reads them."""
+    found: list[tuple[bytearray, bytearray, bytearray]] = []
+    parser = MultipartParser(
+        boundary,
+        {
+            "on_part_begin": lambda: found.append((bytearray(), bytearray(), bytearray())),
+            "on_header_field": lambda data, a, b: found[-1][0].extend(data[a:b]),
+            "on_header_value": lambda data, a, b: found[-1][1].extend(data[a:b]),
+            "on_header_end": lambda: found[-1][1].extend(b"; "),
+            "on_part_data": lambda data, a, b: found[-1][2].extend(data[a:b]),
+        },
+    )
+    parser.write(body)
+    parser.finalize()
+    return [(parse_options_header(bytes(v))[1].get(b"filename", b"").decode(), bytes(data)) for _, v, data in found]
+
+
+HEADERS = [
+    b'Content-Disposition: form-data; name="files"; filename="DOE^JANE.dcm"\r\nContent-Type: application/dicom',
+    b"content-disposition: form-data; name=files; FileName=DOE",
+    b"Content-Disposition: form-data; name=\"files\"; filename*=UTF-8''D%4FE%20DOE.png",
+    b'Content-Disposition: form-data; name="files"; filename="a\\"; DOE.png"; filename*=utf-8\'\'DOE',
+    b'Content-Disposition: form-data; name="files"; filename="DOE;\r\n DOE.dcm"',
+]
+CONTENTS = [
+    b"",
+    b'Content-Disposition: form-data; filename="kept as it is"\r\n\r\nwords that look like a header',
+    b"\r\n----geckoform\r\n--\r\n\r\n----geckoform",
+    bytes(range(256)) * 9,
+    b"\r\n",
+]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 10_000])
+def test_an_upload_loses_its_name_and_keeps_its_content_however_it_is_cut(size: int) -> None:
+    body = multipart(list(zip(HEADERS, CONTENTS, strict=True)))
+    renamer = Renamer(b"----geckoform7")
+    renamed = b"".join(renamer.feed(body[at : at + size]) for at in range(0, len(body), size)) + renamer.end()
+    assert b"DOE" not in renamed
+    names, contents = zip(*parsed(renamed), strict=True)
+    assert list(contents) == CONTENTS
+    assert all(re.fullmatch(r"upload-[0-9a-f]{16}", name) for name in names)
+    assert len(set(names)) == len(names), "equal films of two readers must not share a path"
+
+
+def test_a_form_field_that_is_no_file_passes_unchanged() -> None:
+    body = multipart([(b'Content-Disposition: form-data; name="note"', b"hello")])
+    renamer = Renamer(b"----geckoform7")
+    assert renamer.feed(body) + renamer.end() == body
+
+
+def test_a_header_without_end_is_neither_kept_nor_passed_on() -> None:
+    renamer = Renamer(b"----geckoform7")
+    start = b'------geckoform7\r\nContent-Disposition: form-data; name="files"; filename="DOE'
+    passed = renamer.feed(start) + b"".join(renamer.feed(b"E" * 60_000) for _ in range(9)) + renamer.end()
+    assert len(passed) < 70_000
+    assert b"DOE" not in passed
+
+
+# --- films and maps as pictures ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Five phantom films as files."""
+    folder = tmp_path_factory.mktemp("films")
+    for seed in range(5):
+        make_phantom(seed, height=200, width=160).save_png(folder / f"{seed}.png")
+    return sorted(folder.iterdir())
+
+
+@pytest.fixture(scope="module")
+def reporter(checkpoint: Path) -> Reporter:
+    return Reporter.load(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def draft(reporter: Reporter, films: list[Path]) -> Draft:
+    pair = [read_film(path, name=f"Film {n}") for n, path in enumerate(films[:2], start=1)]
+    return reporter.draft(pair, DecodeConfig(max_new_tokens=24))
+
+
+def decoded(address: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))))
+
+
+def a_film(height: int, width: int, **known: object) -> Film:
+    pixels = np.tile(np.linspace(0, 1, width, dtype=np.float32), (height, 1))
+    return replace(Film("Film 1", pixels, None, None, ("a step", "<another>"), "0", "PNG"), **known)
+
+
+def test_a_large_film_is_shown_at_most_1600_pixels_long_and_in_its_own_shape() -> None:
+    shown = decoded(viewer.picture(a_film(3200, 2000).pixels))
+    assert shown.shape == (1600, 1000)
+    assert shown[:, :20].mean() < 5
+    assert shown[:, -20:].mean() > 250
+    assert decoded(viewer.picture(a_film(300, 200).pixels)).shape == (300, 200)
+
+
+@pytest.mark.parametrize("opacity", [0.25, 0.5, 1.0])
+def test_a_layer_over_the_film_looks_as_overlay_paints_it(opacity: float) -> None:
+    rng = np.random.default_rng(0)
+    heat = rng.random((20, 12)).astype(np.float32) ** 3
+    heat[3] = 0
+    film = rng.random((20, 12)).astype(np.float32)
+    rgba = decoded(viewer.layer(heat, overlay)).astype(float)
+    alpha = opacity * rgba[..., 3:] / 255
+    blended = (1 - alpha) * film[..., None] * 255 + alpha * rgba[..., :3]  # as the browser does it
+    assert np.abs(blended - overlay(film, heat, opacity)).max() <= 3
+
+
+def test_a_layer_of_a_large_film_is_small_and_keeps_places() -> None:
+    heat = np.zeros((1400, 2800), np.float32)
+    heat[700:800, 2000:2200] = 1  # a patch of a grid of 14
+    rgba = decoded(viewer.layer(heat, overlay))
+    assert rgba.shape == (224, 448, 4)
+    assert rgba[112:128, 320:352, 3].min() == 255
+    assert not rgba[:111, :, 3].any()
+    assert not rgba[:, :319, 3].any()
+
+
+def test_a_film_is_shown_with_its_name_view_size_spacing_and_steps_in_words() -> None:
+    page = viewer.figures([a_film(256, 128, view="LATERAL", spacing=(0.2, 0.1))])
+    assert "Film 1" in page
+    assert "lateral view · 128 × 256 pixels · 0.2 × 0.1 mm per pixel" in page
+    assert "a step → &lt;another&gt;" in page
+    assert "--ratio:0.25000" in page, "pixels twice as high as wide: the patient is four times as tall as wide"
+    assert "view not stated · 128 × 256 pixels · spacing not known" in viewer.figures([a_film(256, 128)])
+
+
+def test_without_films_the_screen_says_what_to_drop() -> None:
+    assert "DICOM, PNG, JPEG or TIFF" in viewer.figures(())
+
+
+def test_a_film_without_map_gets_no_layer() -> None:
+    heat = np.eye(8, dtype=np.float32)
+    sheet = viewer.layers([None, heat], overlay)
+    assert ".film-0 " not in sheet
+    assert ".film-1 " in sheet
+    assert viewer.layers([None, None], overlay) == ""
+
+
+# --- what a drop leads to ---------------------------------------------------------------------------------------------
+
+
+def test_one_bad_file_among_good_ones_is_named_by_its_place_and_the_good_ones_stay(films: list[Path]) -> None:
+    ct = Path(str(get_testdata_file("CT_small.dcm", download=False)))
+    held, words = read.receive([films[0], ct, films[1]], (), drafted=False, first=1)
+    assert [film.name for film in held] == ["Film 1", "Film 2"]
+    assert len(words) == 1
+    assert words[0].startswith("File 2 was not taken. ")
+    assert "CT" in words[0]
+    assert "CT_small" not in words[0]
+
+
+def test_five_files_are_refused_in_a_sentence_that_counts_them(films: list[Path]) -> None:
+    assert read.receive(films, (), drafted=False, first=1) == (
+        (),
+        ["A study may have at most 4 films; 5 were given. Leave some out and drop the others again."],
+    )
+    three, _ = read.receive(films[:3], (), drafted=False, first=1)
+    held, words = read.receive(films[3:], three, drafted=False, first=1)
+    assert held == three
+    assert "3 here and 2 more were given" in words[0]
+
+
+def test_a_film_is_not_added_to_a_study_that_has_a_draft(films: list[Path]) -> None:
+    held, words = read.receive(films[:1], (), drafted=True, first=1)
+    assert held == ()
+    assert "New study" in words[0]
+
+
+def test_the_same_image_is_not_taken_twice(films: list[Path]) -> None:
+    held, words = read.receive([films[0], films[0]], (), drafted=False, first=1)
+    assert len(held) == 1
+    assert words == ["File 2 was not taken, because it is the same image as Film 1."]
+
+
+# --- the draft on the screen ------------------------------------------------------------------------------------------
+
+
+def test_every_sentence_can_be_told_from_its_place_in_the_marked_text(draft: Draft) -> None:
+    rows = read.marked(draft)
+    assert [number for _, _, number in rows if number is not None] == list(range(len(draft.sentences)))
+    for text, band, number in rows:
+        assert (band is None) == (number is None)
+        if number is not None:
+            assert text == draft.sentences[number].text
+            assert band in read.COLOURS
+    assert rows[0][0] == f"{draft.sentences[0].section.capitalize()}: "
+
+
+def test_marking_a_sentence_moves_no_place(draft: Draft) -> None:
+    plain, chosen = read.marked(draft), read.marked(draft, 0)
+    assert [row[1:] for row in plain] == [row[1:] for row in chosen]
+    assert [n for n, (a, b) in enumerate(zip(plain, chosen, strict=True)) if a != b] == [1]
+
+
+@pytest.mark.parametrize(("confidence", "band"), [(0.8, 0), (0.799, 1), (0.5, 1), (0.1, 2), (0.0, 2), (1.0, 0)])
+def test_confidence_falls_into_its_band(draft: Draft, confidence: float, band: int) -> None:
+    sentence = replace(draft.sentences[0], confidence=confidence)
+    rows = read.marked(replace(draft, sentences=(sentence,)))
+    assert rows[1][1] == read.BANDS[band][0]
+
+
+def test_the_screen_says_what_the_core_says() -> None:
+    assert DISCLAIMER.startswith(read.NOTICE)
+    assert read.MOST_FILMS == CORE_MOST_FILMS
+    assert read.core() is emrrg_core
+
+
+# --- the app ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_is_built_without_torch_so_that_it_answers_at_once() -> None:
+    code = "import sys, app; from concurrent.futures import Future; app.build_demo(Future()); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_a_port_in_use_is_told_in_one_line_and_exits_with_2(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = subprocess.run(
+            [sys.executable, "app.py", "--port", str(port)],
+            cwd=ROOT,
+            env=os.environ | {"GRADIO_TEMP_DIR": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert done.stderr == f"emrrg: Port {port} is in use. Stop what runs there, or choose another with --port.\n"
+
+
+class Server:
+    """The real app in a process of its own."""
+
+    def __init__(self, folder: Path, checkpoint: Path) -> None:
+        self.folder, self.lines = folder, []
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.address = f"http://127.0.0.1:{port}"
+        self.process = subprocess.Popen(
+            [sys.executable, "-u", "app.py", "--port", str(port), "--checkpoint", str(checkpoint)],
+            cwd=ROOT,
+            env=os.environ | {"GRADIO_TEMP_DIR": str(folder), "GRADIO_HEARTBEAT_INTERVAL": "0.5"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self._answered, self._loaded = threading.Event(), threading.Event()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        assert self._answered.wait(SLOW / 1000), self.output()
+
+    def _read(self) -> None:
+        for line in self.process.stdout or ():
+            self.lines.append(line)
+            if line.startswith("EMRRG is at"):
+                self._answered.set()
+        self._answered.set()
+
+    def output(self) -> str:
+        return "".join(self.lines)
+
+    def paths(self) -> list[str]:
+        return [str(path.relative_to(self.folder)) for path in self.folder.rglob("*")]
+
+    def stop(self) -> int:
+        self.process.terminate()
+        code = self.process.wait(60)
+        self._reader.join(60)
+        if self.process.stdout:
+            self.process.stdout.close()
+        return code
+
+
+@pytest.fixture(scope="module")
+def checkpoint_to_serve(request: pytest.FixtureRequest) -> Path:
+    """EMRRG_TEST_CHECKPOINT, or the one that comes with EMRRG, or a tiny untrained one."""
+    if chosen := os.environ.get("EMRRG_TEST_CHECKPOINT"):
+        return Path(chosen)
+    if (DEFAULT_CHECKPOINT / "config.json").is_file():
+        return DEFAULT_CHECKPOINT
+    return request.getfixturevalue("checkpoint")
+
+
+@pytest.fixture(scope="module")
+def server(checkpoint_to_serve: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    running = Server(tmp_path_factory.mktemp("server"), checkpoint_to_serve)
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+def test_the_server_stores_an_upload_under_a_name_of_its_own(server: Server) -> None:
+    boundary, content = uuid.uuid4().hex, b"not a film " + uuid.uuid4().bytes
+    header = f'Content-Disposition: form-data; name="files"; filename="{TELLING}"'.encode()
+    request = urllib.request.Request(
+        f"{server.address}/gradio_api/upload",
+        data=multipart([(header, content)], boundary.encode()),
+        headers={"Content-Type": f"multipart/form-data; boundary={boundary}"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        (path,) = json.load(answer)
+    assert Path(path).read_bytes() == content
+    assert "DOE" not in path
+    assert not any("DOE" in each for each in server.paths())
+    assert server.folder in Path(path).parents
+
+
+def test_a_session_cannot_be_written_to_the_disk(server: Server) -> None:
+    with pytest.raises(urllib.error.HTTPError, match="404") as refused:
+        urllib.request.urlopen(f"{server.address}/gradio_api/deep_link?session_hash=any", timeout=60)
+    refused.value.close()
+
+
+@contextmanager
+def browser_page(width: int, height: int) -> Iterator[tuple]:
+    """A page of a real browser and what went wrong in it so far."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=str(CHROMIUM) if CHROMIUM.exists() else None,
+            args=["--no-sandbox", "--disable-background-networking"],
+            headless=True,
+        )
+        try:
+            page = browser.new_page(viewport={"width": width, "height": height})
+            page.set_default_timeout(SLOW)
+            sync_api.expect.set_options(timeout=SLOW)
+            wrong: list[str] = []
+            page.on("pageerror", lambda error: wrong.append(str(error)))
+            page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
+            page.on("request", lambda sent: wrong.append(sent.url) if is_foreign(sent.url) else None)
+            yield page, wrong, sync_api.expect
+        finally:
+            browser.close()
+
+
+def is_foreign(url: str) -> bool:
+    return not url.startswith(("http://127.0.0.1:", "data:", "blob:"))
+
+
+def shown_map(page) -> str:
+    return page.evaluate("getComputedStyle(document.querySelector('.film-0 .rr-map')).backgroundImage")
+
+
+def test_the_whole_job_in_a_browser(server: Server, tmp_path: Path) -> None:
+    """Upload, draft, edit, select a sentence, see its map and gates, fade the map, download; then a CT is refused."""
+    rg1 = Path(str(get_testdata_file("RG1_UNCR.dcm", download=False)))
+    with browser_page(1440, 900) as (page, wrong, expect):
+        page.goto(server.address)
+        expect(page.locator("#bar")).to_contain_text("Research and teaching only, not a medical device")
+        expect(page.locator("#status")).to_contain_text("Ready")
+
+        page.click("#write")  # with no film
+        expect(page.locator("#status [role=alert]")).to_contain_text("Choose a chest film first")
+
+        page.set_input_files(
+            "#drop input[type=file]",
+            [{"name": TELLING, "mimeType": "application/dicom", "buffer": rg1.read_bytes()}],
+        )
+        film = page.locator(".film-0")
+        expect(film).to_contain_text("PA view · 1841 × 1955 pixels")
+        expect(film).to_contain_text("inverted (MONOCHROME1)")
+        assert film.locator("img").evaluate("image => image.naturalHeight") == 1600
+        assert "DOE" not in page.content()
+
+        page.click("#write")
+        expect(page.locator("#stop")).to_be_enabled()
+        expect(page.locator("#status")).to_contain_text("Draft done")
+        expect(page.locator("#write")).to_be_enabled()
+        findings = page.locator("#findings textarea")
+        expect(findings).to_be_enabled()
+        findings.fill("Edited by the reader.")
+
+        sentences = page.locator("#sentences .token.highlighted")
+        assert shown_map(page) == "none"
+        sentences.first.click()
+        expect(page.locator("#caption")).to_contain_text("confidence")
+        expect(page.locator("#gates img")).to_be_visible()
+        page.wait_for_function("getComputedStyle(document.querySelector('.film-0 .rr-map')).backgroundImage != 'none'")
+        expect(sentences.first).to_contain_text("▸")
+        if sentences.count() > 1:
+            before = shown_map(page)
+            sentences.nth(1).focus()  # by keyboard
+            page.keyboard.press("Enter")
+            expect(sentences.nth(1)).to_contain_text("▸")
+            page.wait_for_function(
+                "old => getComputedStyle(document.querySelector('.film-0 .rr-map')).backgroundImage != old", arg=before
+            )
+
+        page.locator("#opacity input[type=range]").focus()
+        page.keyboard.press("Home")
+        page.wait_for_function("getComputedStyle(document.querySelector('.film-0 .rr-map')).opacity == 0")
+        page.keyboard.press("End")
+        page.wait_for_function("getComputedStyle(document.querySelector('.film-0 .rr-map')).opacity == 1")
+
+        with page.expect_download() as text:
+            page.click("#save-text")
+        saved = Path(text.value.path()).read_text()
+        assert "Edited by the reader." in saved
+        assert DISCLAIMER in saved
+        with page.expect_download() as whole:
+            page.click("#save-json")
+        report = json.loads(Path(whole.value.path()).read_text())
+        assert report["schema"] == "emrrg.draft/1"
+        assert report["edited"]["findings"] == "Edited by the reader."
+        assert report["findings"] != "Edited by the reader."
+        assert report["films"][0]["view"] == "PA"
+        assert "DOE" not in json.dumps(report)
+
+        ct = Path(str(get_testdata_file("CT_small.dcm", download=False)))
+        page.set_input_files("#drop input[type=file]", str(ct))
+        expect(page.locator("#notice [role=alert]")).to_contain_text("File 1 was not taken. This file holds a CT image")
+        expect(findings).to_have_value("Edited by the reader.")
+
+        page.click("#new")
+        expect(page.locator("#films")).to_contain_text("No film yet")
+        expect(findings).to_have_value("")
+        assert wrong == []
+    assert not any("DOE" in path for path in server.paths())
+    assert "DOE" not in server.output()
+    assert "Traceback" not in server.output()
+
+
+def test_a_draft_can_be_stopped_and_what_was_written_is_kept(server: Server) -> None:
+    with browser_page(390, 844) as (page, wrong, expect):
+        page.goto(server.address)
+        expect(page.locator("#status")).to_contain_text("Ready")
+        page.click("#example")
+        expect(page.locator(".film-0")).to_contain_text("PA view")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, "a telephone must not scroll sideways"
+        page.click("#write")
+        expect(page.locator("#status")).to_contain_text(re.compile("Drafting|Draft done"))
+        if page.locator("#stop").is_enabled():
+            page.click("#stop")
+        expect(page.locator("#status")).to_contain_text(re.compile("Stopped|Draft done"))
+        expect(page.locator("#write")).to_be_enabled()
+        expect(page.locator("#findings textarea")).to_be_enabled()
+        assert wrong == []
+
+
+def test_two_tabs_never_see_each_others_films_and_a_closed_one_leaves_nothing(reporter: Reporter) -> None:
+    import app
+
+    demo = app.build_demo(reporter)
+    try:
+        address = app.launch(demo, port=None)
+        with browser_page(1200, 800) as (page, wrong, expect):
+            other = page.context.browser.new_page()
+            for tab in (page, other):
+                tab.set_default_timeout(SLOW)
+                tab.goto(address)
+                expect(tab.locator("#status")).to_contain_text("Ready")
+            page.click("#example")
+            expect(page.locator(".film-0")).to_contain_text("PA view")
+            other.click("#write")
+            expect(other.locator("#status [role=alert]")).to_contain_text("Choose a chest film first")
+            assert sum(map(holds_film, demo.state_holder.session_data.values())) == 1
+            page.close()
+            deadline = time.monotonic() + SLOW / 1000
+            while any(map(holds_film, list(demo.state_holder.session_data.values()))):
+                assert time.monotonic() < deadline, "a closed tab left its film on the server"
+                other.wait_for_timeout(50)
+            expect(other.locator("#films")).to_contain_text("No film yet")
+            assert wrong == []
+    finally:
+        demo.close(verbose=False)
+
+
+def holds_film(session) -> bool:
+    return "data:image/jpeg" in json.dumps(session.config_values, default=str) or any(session.state_data.values())
+
+
+def test_a_stopped_server_leaves_no_upload_behind(checkpoint: Path, tmp_path: Path) -> None:
+    server = Server(tmp_path, checkpoint)
+    request = urllib.request.Request(
+        f"{server.address}/gradio_api/upload",
+        data=multipart([(b'Content-Disposition: form-data; name="files"; filename="x"', b"1")], b"b"),
+        headers={"Content-Type": "multipart/form-data; boundary=b"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        (path,) = json.load(answer)
+    assert Path(path).exists()
+    assert server.stop() == 0
+    assert [each for each in tmp_path.rglob("*") if each.is_file()] == []
+
+
+def test_a_missing_checkpoint_is_told_in_a_sentence_on_the_screen(tmp_path: Path) -> None:
+    server = Server(tmp_path, tmp_path / "nowhere")
+    try:
+        with browser_page(800, 600) as (page, _, expect):
+            page.goto(server.address)
+            expect(page.locator("#status [role=alert]")).to_contain_text("checkpoint")
+    finally:
+        server.stop()
+    assert "Traceback" not in server.output()
+
+
+def test_a_map_of_the_draft_lies_on_the_films_own_pixels(draft: Draft) -> None:
+    heat = heat_map(draft, 0, draft.sentences[0].tokens)
+    assert heat is not None
+    assert heat.shape == (200, 160)
+    assert decoded(viewer.layer(heat, overlay)).shape == (200, 160, 4)

@@ -1,0 +1,174 @@
+"""The house: imports point one way, every room keeps to what it may know, and the public names are there."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import emrrg_core
+
+ROOT = Path(__file__).resolve().parent.parent
+CORE = ROOT / "emrrg_core"
+
+# who may import whom, within emrrg_core; errors and config may be imported by all
+MAY_IMPORT = {
+    "errors": "",
+    "config": "",
+    "scan": "",
+    "vision": "scan",
+    "adapters": "vision",
+    "hybrid": "",
+    "language": "",
+    "films": "",
+    "findings": "",
+    "data": "films findings language",
+    "metrics": "findings",
+    "model": "vision adapters hybrid",
+    "checkpoint": "language model",
+    "decode": "hybrid model",
+    "report": "decode findings",
+    "evidence": "decode report",
+    "reporter": "checkpoint decode films language model report",
+    "__init__": "evidence films report reporter",
+    "__main__": "checkpoint evidence films language report reporter scan vision",
+}
+# who may import which of the large libraries
+OUTSIDE = {
+    "gradio": "app.py ui/",
+    "argparse": "emrrg_core/__main__.py app.py train/ benchmarks/ .ci/",
+    "pydicom": "emrrg_core/films.py app.py",  # app.py: the example film comes with pydicom's data
+    "mamba_ssm": "emrrg_core/scan/ benchmarks/",
+    "causal_conv1d": "emrrg_core/scan/ benchmarks/",
+    "train": "train/",
+    "ui": "app.py ui/",
+    "app": "app.py",
+}
+
+
+def sources() -> list[Path]:
+    """Every Python file of the project, but for tests."""
+    rooms = [
+        path for name in ("emrrg_core", "ui", "train", "benchmarks") for path in sorted((ROOT / name).rglob("*.py"))
+    ]
+    return [*rooms, *(path for path in [ROOT / "app.py"] if path.exists())]
+
+
+def ours() -> list[Path]:
+    """Every text file that git knows or would take, as it lies here."""
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    files = [ROOT / name for name in names if name and (ROOT / name).is_file()]
+    return [path for path in files if b"\0" not in path.read_bytes()[:4096]]
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names of all modules that a file imports, wherever in it; `from a import b` counts as a.b where that is a module."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.relative_to(ROOT)} has a relative import"
+            found.add(node.module or "")
+            if node.module == "emrrg_core":
+                found |= {
+                    f"emrrg_core.{alias.name}"
+                    for alias in node.names
+                    if (CORE / f"{alias.name}.py").exists() or (CORE / alias.name).is_dir()
+                }
+    return found
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def module_of(path: Path) -> str:
+    """The noun of a file of emrrg_core: its name, or that of its folder."""
+    relative = path.relative_to(CORE)
+    return relative.parts[0] if len(relative.parts) > 1 else relative.stem
+
+
+# ------------------------------------------------------------------------------------------------------------- imports
+
+
+@pytest.mark.parametrize("path", sorted(CORE.rglob("*.py")), ids=name)
+def test_imports_point_one_way(path):
+    module = module_of(path)
+    assert module in MAY_IMPORT, f"say in MAY_IMPORT what {module} may import"
+    used = {dotted.split(".")[1] for dotted in imports(path) if dotted.startswith("emrrg_core.")}
+    allowed = {"errors", "config", module, *MAY_IMPORT[module].split()} - ({"config"} if module == "errors" else set())
+    assert used <= allowed, f"{module} may not import {sorted(used - allowed)}"
+
+
+def test_the_arrows_have_no_cycle():
+    todo = {module: set(used.split()) for module, used in MAY_IMPORT.items()}
+    while todo:
+        free = {module for module, used in todo.items() if not used & todo.keys()}
+        assert free, f"a cycle among {sorted(todo)}"
+        todo = {module: used for module, used in todo.items() if module not in free}
+
+
+@pytest.mark.parametrize("path", sources(), ids=name)
+def test_large_libraries_stay_in_their_rooms(path):
+    for library, rooms in OUTSIDE.items():
+        if any(dotted.split(".")[0] == library for dotted in imports(path)):
+            assert name(path).startswith(tuple(rooms.split())), f"{name(path)} may not import {library}"
+
+
+@pytest.mark.parametrize("path", [p for p in sources() if name(p) == "app.py" or name(p).startswith("ui/")], ids=name)
+def test_screens_know_no_tensor_and_only_the_public_names(path):
+    used = imports(path)
+    assert not {dotted for dotted in used if dotted.split(".")[0] in ("torch", "transformers", "train")}
+    inner = {dotted for dotted in used if dotted.startswith("emrrg_core.")}
+    assert not inner, f"take {sorted(inner)} from emrrg_core itself"
+
+
+def test_no_file_is_called_utils_or_common():
+    assert [name(path) for path in sources() if path.stem in ("utils", "util", "common", "helpers", "misc")] == []
+
+
+# -------------------------------------------------------------------------------------------------------- public names
+
+
+def test_every_public_name_can_be_imported_and_is_listed_once_in_order():
+    assert all(hasattr(emrrg_core, public) for public in emrrg_core.__all__)
+    assert len(set(emrrg_core.__all__)) == len(emrrg_core.__all__)
+
+
+def test_nothing_else_is_public():
+    modules = {path.stem for path in CORE.iterdir()}
+    public = {public for public in vars(emrrg_core) if not public.startswith("_")} - modules
+    assert public == set(emrrg_core.__all__)
+
+
+@pytest.mark.parametrize("public", emrrg_core.__all__)
+def test_every_public_name_says_what_it_is(public):
+    thing = getattr(emrrg_core, public)
+    assert isinstance(thing, str) or (thing.__doc__ and not thing.__doc__.startswith(f"{public}("))
+
+
+def test_the_library_does_not_bring_a_screen_or_a_plot_with_it():
+    """matplotlib and gradio are slow to import and not everyone needs them."""
+    code = (
+        "import sys, emrrg_core; print([m for m in ('gradio', 'matplotlib.pyplot', 'train', 'ui') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# --------------------------------------------------------------------------------------------------------- what is not
+
+
+def test_no_file_names_a_folder_of_the_machine_it_was_made_on():
+    workplace = "/".join(["", "work", ""])  # put together here, so that this file does not name it
+    found = [name(path) for path in ours() if re.search(rf"(?<![\w.]){workplace}", path.read_text(errors="replace"))]
+    assert found == []
+
+
+def test_no_debugger_is_left_in():
+    left = re.compile(r"^\s*(breakpoint\(\)|import i?pdb)", re.MULTILINE)
+    assert [name(path) for path in sources() if left.search(path.read_text(encoding="utf-8"))] == []

@@ -1,0 +1,149 @@
+"""Settings refuse what makes no sense, name it, and come back from JSON as they were."""
+
+import json
+from dataclasses import fields, is_dataclass, replace
+
+import pytest
+
+from emrrg_core.config import (
+    MODEL_PRESETS,
+    AdapterConfig,
+    DecodeConfig,
+    Gate,
+    HybridConfig,
+    LanguageLoraConfig,
+    LowRankConfig,
+    ModelConfig,
+    PromptConfig,
+    PromptTokens,
+    VisionConfig,
+)
+from emrrg_core.errors import ConfigError
+
+KINDS = [
+    VisionConfig,
+    LowRankConfig,
+    AdapterConfig,
+    LanguageLoraConfig,
+    HybridConfig,
+    PromptConfig,
+    ModelConfig,
+    DecodeConfig,
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_settings_come_back_from_json_as_they_were(kind):
+    assert kind.from_dict(json.loads(json.dumps(kind().to_dict()))) == kind()
+
+
+@pytest.mark.parametrize("preset", MODEL_PRESETS.values(), ids=list(MODEL_PRESETS))
+def test_presets_come_back_from_json_as_they_were(preset):
+    changed = replace(
+        preset,
+        hybrid=HybridConfig(gate=Gate.CHANNEL_WISE_DYNAMIC_SIGMOID),
+        prompt=PromptConfig(tokens=PromptTokens.ALL),
+        language_lora=LanguageLoraConfig(rank=4, targets=("q_proj", "k_proj", "v_proj")),
+    )
+    for config in (preset, changed):
+        back = ModelConfig.from_dict(json.loads(json.dumps(config.to_dict())))
+        assert back == config
+        assert isinstance(back.hybrid.gate, Gate)
+        assert isinstance(back.language_lora.targets, tuple)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_unknown_settings_are_refused_by_name(kind):
+    with pytest.raises(ConfigError, match=rf"{kind.__name__} has no settings called \['colour'\]"):
+        kind.from_dict({"colour": 1})
+
+
+def test_unknown_settings_are_refused_at_any_depth():
+    data = ModelConfig().to_dict()
+    data["adapters"]["x"]["alpha"] = 16
+    with pytest.raises(ConfigError, match=r"LowRankConfig has no settings called \['alpha'\]"):
+        ModelConfig.from_dict(data)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("data", [None, 3, "small", [1]])
+def test_what_is_no_table_is_refused(kind, data):
+    with pytest.raises(ConfigError, match="must be a table"):
+        kind.from_dict(data)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_values_of_another_type_are_refused_by_the_name_of_the_setting(kind):
+    for f in fields(kind):
+        if is_dataclass(f.type):
+            continue
+        for value in ({}, None, object()):
+            with pytest.raises(ConfigError, match=rf"{kind.__name__}.{f.name}"):
+                kind.from_dict({f.name: value})
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "said"),
+    [
+        (VisionConfig, {"depth": True}, "VisionConfig.depth: True is not a whole number"),
+        (VisionConfig, {"depth": 2.0}, "VisionConfig.depth: 2.0 is not a whole number"),
+        (VisionConfig, {"depth": "12"}, "VisionConfig.depth: '12' is not a whole number"),
+        (LowRankConfig, {"scale": "1"}, "LowRankConfig.scale: '1' is not a number"),
+        (HybridConfig, {"keys_from_llm": "no"}, "HybridConfig.keys_from_llm: 'no' is not true or false"),
+        (HybridConfig, {"keys_from_llm": 1}, "HybridConfig.keys_from_llm: 1 is not true or false"),
+        (HybridConfig, {"gate": "tanh"}, "HybridConfig.gate: 'tanh' is none of whole-dynamic, whole-dynamic-tanh"),
+        (PromptConfig, {"before": 5}, "PromptConfig.before: 5 is not text"),
+        (LanguageLoraConfig, {"targets": ["q_proj", 1]}, "LanguageLoraConfig.targets: 1 is not text"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_setting(kind, data, said):
+    with pytest.raises(ConfigError) as caught:
+        kind.from_dict(data)
+    assert said in str(caught.value)
+
+
+def test_a_text_is_not_a_list_of_its_letters():
+    """E28: `type=list` once split a name into characters."""
+    with pytest.raises(ConfigError, match=r"targets: 'q_proj' is not a list"):
+        LanguageLoraConfig.from_dict({"targets": "q_proj"})
+
+
+def test_a_whole_number_serves_as_a_number():
+    assert LowRankConfig.from_dict({"scale": 2}).scale == 2.0
+    assert isinstance(LowRankConfig.from_dict({"scale": 2}).scale, float)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        (VisionConfig, {"image_size": 100}),
+        (VisionConfig, {"depth": 0}),
+        (VisionConfig, {"d_state": -1}),
+        (VisionConfig, {"drop_path": 1.0}),
+        (LowRankConfig, {"rank": -1}),
+        (LowRankConfig, {"dropout": 1.0}),
+        (LanguageLoraConfig, {"rank": -2}),
+        (HybridConfig, {"every_n": -1}),
+        (PromptConfig, {"pooled_grid": 0}),
+        (ModelConfig, {"prompt": PromptConfig(pooled_grid=5)}),
+        (DecodeConfig, {"beams": 0}),
+        (DecodeConfig, {"beams": 17}),
+        (DecodeConfig, {"max_new_tokens": 0}),
+        (DecodeConfig, {"repetition_penalty": 0.0}),
+    ],
+)
+def test_values_that_make_no_sense_fail_at_construction(kind, values):
+    with pytest.raises(ConfigError):
+        kind(**values)
+
+
+def test_settings_cannot_be_changed_afterwards():
+    with pytest.raises(AttributeError):
+        VisionConfig().depth = 3
+
+
+@pytest.mark.parametrize(("size", "patch"), [(224, 16), (64, 16), (96, 8)])
+def test_derived_sizes_follow_from_the_settings(size, patch):
+    c = VisionConfig(image_size=size, patch_size=patch, d_model=100)
+    assert (c.grid, c.patches, c.tokens) == (size // patch, (size // patch) ** 2, (size // patch) ** 2 + 1)
+    assert (c.class_position, c.dt_rank, c.mlp_hidden) == (c.patches // 2, 7, 266)

@@ -1,0 +1,160 @@
+"""The one door: films in, a draft out, with its evidence, its warnings and where it came from."""
+
+import inspect
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from emrrg_core import DecodeConfig, Film, FilmError, Reporter, gate_figure, heat_map
+from emrrg_core import checkpoint as checkpoints
+from emrrg_core.errors import CheckpointError, LanguageModelError
+from tests.phantom import make_phantom
+
+SHORT = DecodeConfig(max_new_tokens=12)
+
+
+@pytest.fixture(scope="module")
+def reporter(checkpoint) -> Reporter:
+    return Reporter.load(checkpoint, download=False)
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory, reporter) -> list[Film]:
+    """Two views: a PNG that is wider than tall, and a DICOM that is taller than wide."""
+    folder = tmp_path_factory.mktemp("films")
+    make_phantom(1, height=140, width=190).save_png(folder / "Doe^Jane.png")
+    make_phantom(2, height=200, width=150).save_dicom(folder / "two.dcm", view="PA")
+    return [reporter.read(folder / name, name=f"Film {i}") for i, name in enumerate(["Doe^Jane.png", "two.dcm"], 1)]
+
+
+def test_a_draft_knows_its_films_its_models_and_its_seed(reporter, films, checkpoint, language_folder):
+    draft = reporter.draft(films, replace(SHORT, seed=11))
+    assert [(f.name, f.format, f.height, f.width, f.view) for f in draft.films] == [
+        ("Film 1", "PNG", 140, 190, None),
+        ("Film 2", "DICOM", 200, 150, "PA"),
+    ]
+    assert [f.sha256 for f in draft.films] == [f.sha256 for f in films]
+    assert all(record.steps == film.steps for record, film in zip(draft.films, films, strict=True))
+    assert draft.model["checkpoint"] == checkpoint.name
+    assert draft.model["checkpoint_sha256"] == checkpoints.fingerprint(checkpoint)
+    assert draft.model["language_model"] == language_folder.name
+    assert len(draft.model["language_model_sha256"]) == 64
+    assert draft.decoding["seed"] == 11
+    assert set(draft.timings) == {"encode", "write", "total"}
+    assert draft.timings["total"] == pytest.approx(draft.timings["encode"] + draft.timings["write"])
+    assert (draft.layers, draft.grid) == ((0, 2), 4)
+
+
+def test_a_draft_as_json_names_neither_path_nor_patient(reporter, films):
+    text = json.dumps(reporter.draft(films, SHORT).to_dict(), allow_nan=False)
+    assert [word for word in ("Doe", "Jane", "Phantom", "PHANTOM", "/tmp", "two.dcm") if word in text] == []
+
+
+def test_every_token_of_a_draft_can_be_laid_over_every_film(reporter, films):
+    draft = reporter.draft(films, SHORT)
+    assert draft.tokens
+    for film, record in enumerate(draft.films):
+        for t in range(len(draft.tokens)):
+            heat = heat_map(draft, film, (t, t + 1))
+            assert heat.shape == (record.height, record.width) == films[film].pixels.shape
+            assert heat.sum(dtype=np.float64) == pytest.approx(1, abs=1e-5)
+    assert gate_figure(draft).axes[0].images
+
+
+def test_a_draft_is_streamed_token_by_token_and_ends_whole(reporter, films):
+    drafts = list(reporter.stream(films[:1], SHORT))
+    lengths = [len(draft.tokens) for draft in drafts]
+    assert lengths == sorted(lengths)
+    assert lengths[0] == 1
+    assert lengths[-1] == lengths[-2] == len(reporter.draft(films[:1], SHORT).tokens)
+    assert all(draft.timings == {} and draft.warnings == () for draft in drafts[:-1])
+    assert drafts[-1].timings
+    assert drafts[-1].tokens[0].text == drafts[0].tokens[0].text
+
+
+def test_drafting_can_be_abandoned_midway(reporter, films):
+    stream = reporter.stream(films[:1], SHORT)
+    next(stream)
+    stream.close()
+    assert reporter.draft(films[:1], SHORT).tokens
+
+
+def test_the_same_films_give_the_same_draft_and_other_films_another(reporter, films):
+    one, again, other = (reporter.draft(chosen, SHORT) for chosen in (films[:1], films[:1], films[1:]))
+    assert [t.log_prob for t in one.tokens] == [t.log_prob for t in again.tokens]
+    assert [t.log_prob for t in one.tokens] != [t.log_prob for t in other.tokens]
+
+
+def test_the_order_of_the_views_does_not_change_the_draft(reporter, films):
+    there, back = reporter.draft(films, SHORT), reporter.draft(films[::-1], SHORT)
+    assert [t.id for t in there.tokens] == [t.id for t in back.tokens]
+    assert [f.name for f in back.films] == ["Film 2", "Film 1"]
+
+
+def test_beams_may_be_used(reporter, films):
+    assert reporter.draft(films[:1], replace(SHORT, beams=3)).decoding["beams"] == 3
+
+
+@pytest.mark.parametrize("count", [0, 5])
+def test_none_or_more_than_four_films_are_refused(reporter, films, count):
+    with pytest.raises(FilmError):
+        reporter.draft(films[:1] * count, SHORT)
+
+
+def test_four_films_are_not_too_many(reporter, films):
+    assert len(reporter.draft(films * 2, SHORT).films) == 4
+
+
+def said(reporter, films, **changes) -> str:
+    return " ".join(reporter.draft(films, replace(SHORT, **changes)).warnings)
+
+
+def test_a_draft_warns_of_what_a_reader_should_know(reporter, films):
+    lateral = replace(films[1], view="LATERAL")
+    assert "averaged" in said(reporter, films)
+    assert "averaged" not in said(reporter, films[:1])
+    assert "Film 2 is a lateral view" in said(reporter, [films[0], lateral])
+    assert "lateral" not in said(reporter, films)
+    assert "cut after 1 tokens" in said(reporter, films, max_new_tokens=1)
+    assert "no Impression" in said(reporter, films, max_new_tokens=1)
+    assert "gate" not in said(reporter, films)
+
+
+def test_a_draft_whose_gates_stayed_shut_says_so_and_has_no_map(tmp_path, build, language_folder, films):
+    folder = checkpoints.save(build(seed=2), tmp_path / "shut", language={}, training={})
+    draft = Reporter.load(folder, language_model=language_folder, download=False).draft(films[:1], SHORT)
+    assert any("Every gate stayed shut" in warning for warning in draft.warnings)
+    assert heat_map(draft, 0, (0, len(draft.tokens))) is None
+
+
+def test_a_model_without_hybrid_layers_drafts_and_says_that_it_did_not_look(tmp_path, build, language_folder, films):
+    folder = checkpoints.save(build(seed=2, hybrid={"every_n": 0}), tmp_path / "none", language={}, training={})
+    draft = Reporter.load(folder, language_model=language_folder, download=False).draft(films[:1], SHORT)
+    assert draft.layers == ()
+    assert any("did not look at the film" in warning for warning in draft.warnings)
+    assert json.dumps(draft.to_dict())
+
+
+def test_loading_says_what_is_missing(tmp_path, checkpoint):
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        Reporter.load(tmp_path, download=False)
+    with pytest.raises(LanguageModelError):
+        Reporter.load(checkpoint, language_model=tmp_path / "nowhere", download=False)
+
+
+def test_the_checkpoint_is_named_also_when_it_is_the_folder_one_stands_in(checkpoint, monkeypatch):
+    monkeypatch.chdir(checkpoint)
+    assert Reporter.load(Path(), download=False).names["checkpoint"] == checkpoint.name
+
+
+def test_stream_is_lazy(reporter, films):
+    assert inspect.isgenerator(reporter.stream(films, SHORT))
+
+
+def test_a_reporter_keeps_nothing_of_a_film_or_a_draft(reporter, films):
+    before = {name: id(value) for name, value in vars(reporter).items()}
+    reporter.draft(films, SHORT)
+    assert {name: id(value) for name, value in vars(reporter).items()} == before

@@ -1,0 +1,153 @@
+"""A model small enough to be trained inside the test suite, on phantoms, in about a minute on one core.
+
+Everything that matters is the project's own: tower, hybrid decoder, training loop, decoding. Only the sizes are toys, and the language model,
+which must be of some use before it is frozen, first reads the phantoms' reports for some seconds, without their films.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from emrrg_core.config import (
+    AdapterConfig,
+    DecodeConfig,
+    HybridConfig,
+    LowRankConfig,
+    ModelConfig,
+    PromptConfig,
+    VisionConfig,
+)
+from emrrg_core.data import augment, normalise
+from emrrg_core.decode import Writing, write
+from emrrg_core.films import model_input
+from emrrg_core.findings import sentences
+from emrrg_core.model import IGNORED, Emrrg
+from emrrg_core.report import compose
+from tests.phantom import Phantom
+from train.finetune import pad, tokens_and_weights
+from train.loop import Run, train
+
+SIZE = 64  # pixels; 8 × 8 patches, so that a lesion is a patch or a few
+OFF = LowRankConfig(rank=0)
+CONFIG = ModelConfig(
+    vision=VisionConfig(image_size=SIZE, patch_size=8, d_model=48, depth=1, d_state=4, drop_path=0.0),
+    adapters=AdapterConfig(x=OFF, in_proj=OFF),
+    hybrid=HybridConfig(every_n=1, warmup_start=0.5),
+    prompt=PromptConfig(before="Human:", after="Report:", pooled_grid=1),  # two visual tokens in the prompt: the rest must be looked at
+    language="tiny",
+)
+
+
+def short_report(phantom: Phantom) -> tuple[str, str]:
+    """The first sentence of the findings, which names lesion and side, and the impression."""
+    start, end = sentences(phantom.findings)[0]
+    return phantom.findings[start:end], phantom.impression
+
+
+def films(phantoms: Sequence[Phantom], size: int = SIZE) -> np.ndarray:
+    """(n, size, size) uint8, as `data.FilmCache` keeps them."""
+    seen = np.stack([model_input(p.pixels, size)[0] for p in phantoms])
+    return np.round((seen * 0.229 + 0.485) * 255).astype(np.uint8)
+
+
+def make_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
+    """Byte-level BPE over these texts: nearly a token a word."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+
+
+def make_language(texts: Sequence[str], *, steps: int, seed: int) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """A Llama of three layers that has read the reports without the films: it can write one, of any lesion and side."""
+    tokenizer = make_tokenizer([*texts, CONFIG.prompt.before, CONFIG.prompt.after])
+    torch.manual_seed(seed)
+    llm = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=128,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            attn_implementation="sdpa",
+        )
+    ).train()
+    before, after = (tokenizer(t, add_special_tokens=False).input_ids for t in (CONFIG.prompt.before, CONFIG.prompt.after))
+    prompt = [tokenizer.bos_token_id, *before, *after]
+    rows = [[*prompt, *tokenizer(t, add_special_tokens=False).input_ids, tokenizer.eos_token_id] for t in texts]
+    optimizer = torch.optim.AdamW(llm.parameters(), lr=3e-3, betas=(0.9, 0.95))
+    rng = np.random.default_rng(seed)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 3e-3 * min((step + 1) / 20, 1.0) * (1 - step / steps)
+        ids = pad([rows[i] for i in rng.integers(len(rows), size=32)], IGNORED, torch.long)
+        logits = llm(input_ids=ids.clamp(min=0)[:, :-1]).logits
+        F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), ignore_index=IGNORED).backward()
+        torch.nn.utils.clip_grad_norm_(llm.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    return llm.eval(), tokenizer
+
+
+RATES = {"visual_encoder": 2e-3, "llama_proj": 2e-3, "layer_norm": 2e-3, "hybrid": 2e-3, "warm_up_gate": 5e-3}
+
+
+def teach(
+    phantoms: Sequence[Phantom],
+    folder: Path,
+    *,
+    steps: int = 500,
+    batch: int = 32,
+    reading: int = 200,
+    seed: int = 0,
+    rates: dict[str, float] = RATES,
+    config: ModelConfig = CONFIG,
+) -> Emrrg:
+    """Train on these films and their short reports; the model in evaluation mode."""
+    texts = [compose(*short_report(p)) for p in phantoms]
+    llm, tokenizer = make_language(texts, steps=reading, seed=seed)
+    torch.manual_seed(seed)
+    model = Emrrg(config, llm, tokenizer)
+    model.visual_encoder.requires_grad_(True)  # nobody has taught this tower to see: it learns along
+    encoded = [tokens_and_weights(model, *short_report(p)) for p in phantoms]
+    seen = films(phantoms, config.vision.image_size)
+
+    def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        rng = np.random.default_rng([seed, step])
+        chosen = rng.integers(len(phantoms), size=batch)
+        images = torch.from_numpy(normalise(np.stack([augment(seen[i], rng) for i in chosen]))).unsqueeze(1)
+        ids = pad([encoded[i][0] for i in chosen], IGNORED, torch.long)
+        weights = pad([encoded[i][1] for i in chosen], 0.0, torch.float32)
+        return model(images, None, ids, weights), {}
+
+    run = Run(
+        steps=steps, batch=batch, learning_rates=rates, warmup=30, weight_decay=0.02, seed=seed, save_every=steps
+    )
+    train(model, run, loss_of, folder)
+    return model.eval()
+
+
+@torch.inference_mode()
+def drafts(model: Emrrg, seen: np.ndarray) -> list[Writing]:
+    """A draft of each film (n, s, s) uint8."""
+    visual = model.encode(torch.from_numpy(normalise(seen)).unsqueeze(1))
+    return write(model, visual, DecodeConfig(max_new_tokens=60))

@@ -1,0 +1,149 @@
+"""EMRRG: adapters, projector and hybrid layers learn to write what the warmed-up tower sees, beside a frozen language model (METHOD §3–§5).
+
+    python -m train.finetune --recipe train/recipes/small.toml --films FILMS.jsonl --reports REPORTS.jsonl \
+        --tower runs/warmup/tower.safetensors --out runs/finetune
+
+Films that have labels but no report are paired, anew at every step, with report texts of the training split whose findings agree.
+"""
+
+import argparse
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from emrrg_core import checkpoint
+from emrrg_core.config import ModelConfig
+from emrrg_core.data import FilmCache, Matcher, augment, normalise, read_reports, read_studies
+from emrrg_core.errors import CheckpointError
+from emrrg_core.findings import is_abnormal, sentences
+from emrrg_core.language import load_language_model, prefers_bfloat16
+from emrrg_core.model import IGNORED, Emrrg
+from emrrg_core.report import compose
+from train.loop import Run, train
+from train.warmup import BalancedSampler
+
+TELLING = 2.5  # weight of a token in a sentence that tells films apart: the first of a section, and every abnormal one
+
+
+def load_tower(model: Emrrg, path: Path) -> None:
+    """Put a tower's weights below the fresh adapters. Raises CheckpointError when any key is missing or unexpected."""
+    found = model.visual_encoder.load_state_dict(load_file(path), strict=False)
+    missing = [name for name in found.missing_keys if ".lora." not in name]
+    if missing or found.unexpected_keys:
+        raise CheckpointError(f"{path}: missing {missing[:3]}, unexpected {found.unexpected_keys[:3]}")
+
+
+def tokens_and_weights(model: Emrrg, findings: str, impression: str) -> tuple[list[int], list[float]]:
+    """Token ids of a report with its end symbol, and how much each counts."""
+    text = compose(findings, impression)
+    encoded = model.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    telling = np.zeros(len(text) + 1, dtype=bool)
+    for section in (findings, impression):
+        start = text.index(section)
+        for number, (i, j) in enumerate(sentences(section)):
+            if number == 0 or is_abnormal(section[i:j]):
+                telling[start + i : start + j] = True
+    weights = [TELLING if telling[i:j].any() else 1.0 for i, j in encoded["offset_mapping"]]
+    return [*encoded["input_ids"], model.tokenizer.eos_token_id], [*weights, 1.0]
+
+
+def pad(rows: Sequence[Sequence[float]], value: float, dtype: torch.dtype) -> Tensor:
+    """Rows of different lengths to one tensor, filled up on the right."""
+    longest = max(map(len, rows))
+    return torch.tensor([[*row, *[value] * (longest - len(row))] for row in rows], dtype=dtype)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", type=Path, required=True)
+    parser.add_argument("--films", type=Path, required=True)
+    parser.add_argument("--reports", type=Path, required=True)
+    parser.add_argument("--tower", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--cache", type=Path, default=Path("runs/cache"))
+    parser.add_argument("--language-model", default=None)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    recipe = tomllib.loads(args.recipe.read_text())
+    run, config = Run.from_dict(recipe["finetune"]), ModelConfig.from_dict(recipe["model"])
+    margin = float(recipe["margin"]["log_prob"])  # a report must be this much more probable, a token, under its own film
+    weight_of_margin = float(recipe["margin"]["weight"])
+
+    studies = read_studies(args.films)
+    cache = FilmCache(studies, args.cache)
+    reports = read_reports(args.reports, "train")
+    matcher = Matcher(reports)
+    learn = [s for s in studies if s.split == "train" and s.source in run.sources and matcher.texts(s)]
+    sampler = BalancedSampler(learn, run.sources, run.seed)
+    print(f"{len(learn)} films, {len(reports)} report texts", flush=True)
+
+    torch.manual_seed(run.seed)
+    # the frozen weights may be bfloat16; what learns stays float32, or small updates would be lost
+    dtype = torch.bfloat16 if prefers_bfloat16() else torch.float32
+    language = load_language_model(args.language_model or config.language, dtype=dtype)
+    model = Emrrg(config, language.model, language.tokenizer)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    load_tower(model, args.tower)
+    texts = {pair for study in {tuple(s.labels.items()): s for s in learn}.values() for pair in matcher.texts(study)}
+    encoded = {pair: tokens_and_weights(model, *pair) for pair in sorted(texts)}
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    print(f"{len(encoded)} texts; {trained:,} trainable parameters", flush=True)
+
+    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
+        chosen, rng = sampler.batch(step, run.batch)
+        pairs = []
+        for study in chosen:
+            texts = matcher.texts(study)
+            pairs.append(encoded[texts[rng.integers(len(texts))]])
+        images = torch.from_numpy(normalise(np.stack([augment(cache[s], rng) for s in chosen]))).unsqueeze(1)
+        ids = pad([p[0] for p in pairs], IGNORED, torch.long)
+        weights = pad([p[1] for p in pairs], 0.0, torch.float32)
+        visual = model.encode(images)
+        scores = model.log_probs(visual, ids)
+        loss = -(scores * weights).sum() / weights.sum()
+        numbers = {"nll": -(scores.sum() / (ids != IGNORED).sum()).item(), "preferred": float("nan"), "margin": 0.0}
+        numbers["gate"] = float(np.mean([layer.warm_up_gate.tanh().item() for _, layer in model.hybrid.items()]))
+        if weight_of_margin and step % 4 == 0:
+            # the same reports under films of the other class: the telling sentences must become less probable
+            other = _others([bool(s.abnormal) for s in chosen], rng)
+            pair = [i for i, j in enumerate(other) if j >= 0][: run.batch // 2]
+            if pair:
+                taken = visual[[other[i] for i in pair]]
+                under_other = model.log_probs(taken, ids[pair])
+                share = weights[pair] * (weights[pair] > 1)
+                gap = ((scores[pair] - under_other) * share).sum(1) / share.sum(1)
+                hinge = torch.relu(margin - gap).mean()
+                loss = loss + weight_of_margin * hinge
+                numbers |= {"preferred": (gap > 0).float().mean().item(), "margin": hinge.item()}
+        return loss, numbers
+
+    def after(step: int) -> None:
+        model.eval()
+        notes = {"recipe": recipe, "step": step, "data": "see MODEL_CARD.md"}
+        checkpoint.save(
+            model,
+            args.out / "checkpoint",
+            language={"name": language.name, "sha256": language.sha256},
+            training=notes,
+        )
+        print(f"step {step}: saved", flush=True)
+
+    train(model, run, loss_of, args.out, after=after)
+
+
+def _others(abnormal: Sequence[bool], rng: np.random.Generator) -> list[int]:
+    """For every film of a batch the number of one of the other class, or -1 where there is none."""
+    pools = {flag: [i for i, a in enumerate(abnormal) if a is flag] for flag in (True, False)}
+    return [int(rng.choice(pools[not a])) if pools[not a] else -1 for a in abnormal]
+
+
+if __name__ == "__main__":
+    main()
