@@ -20,7 +20,7 @@ help:
 	@echo "make setup   make .venv, install requirements.txt, fetch the language model, compile the scan kernel"
 	@echo "make demo    the same where it is missing, then the app on http://127.0.0.1:7860"
 	@echo "make test    lint, types and all tests"
-	@echo "make bench   the benchmarks, on this machine"
+	@echo "make bench   the scan kernel beside the usual ones, on this machine"
 
 # always looks; what is there already is not made again
 setup: $(RUNTIME)
@@ -36,7 +36,7 @@ test: $(DEV) $(READY)
 	$(PY) -m pytest
 
 bench: $(DEV) $(READY)
-	@for benchmark in benchmarks/*.py; do echo "== $$benchmark"; $(PY) $$benchmark || exit 1; done
+	$(PY) benchmarks/scan.py
 
 define prepare
 $(PY) -c "from emrrg_core import language, scan; \

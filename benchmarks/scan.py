@@ -21,9 +21,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from mambapy.pscan import pscan
 from torch import Tensor
 from torch.nn import functional as F
+
+try:
+    from mambapy.pscan import pscan
+except ImportError:
+    sys.exit("This benchmark measures beside mambapy: pip install -r requirements-dev.txt")
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 

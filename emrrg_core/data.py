@@ -35,6 +35,7 @@ class Study:
     id: str
     source: str
     split: str
+    patient: str
     files: tuple[Path, ...]
     labels: dict[str, int]
     view: str | None
@@ -94,6 +95,7 @@ def read_studies(path: Path | str, split: str | None = None) -> list[Study]:
                     id=row["id"],
                     source=row["source"],
                     split=row["split"],
+                    patient=row.get("patient") or row["id"],
                     files=files,
                     labels=known,
                     view=row.get("view"),
@@ -104,15 +106,25 @@ def read_studies(path: Path | str, split: str | None = None) -> list[Study]:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"{path.name}, line {number}, study {name}: {error}.") from error
     if missing := [s.id for s in studies if not all(f.is_file() for f in s.files)]:
-        raise DataError(f"{path.name}: {len(missing)} studies have films that are not there, the first is {missing[0]}.")
+        raise DataError(
+            f"{path.name}: {len(missing)} studies have films that are not there, the first is {missing[0]}."
+        )
     return studies
+
+
+def development(studies: Sequence[Study]) -> tuple[list[Study], list[Study]]:
+    """A training split in what is learned from and what is kept for decisions: every tenth patient, in the order of a hash of their names."""
+    patients = sorted({s.patient for s in studies}, key=lambda name: hashlib.sha256(name.encode()).digest())
+    held = set(patients[::10])
+    return [s for s in studies if s.patient not in held], [s for s in studies if s.patient in held]
 
 
 # Words that a draft from one film must not learn: de-identification marks, priors, other views, people.
 _UNWANTED = re.compile(
     r"XXXX|_{2,}|\b(?:prior|previous(?:ly)?|compar\w+|interval(?!ly)|unchanged|stable|again|since|new(?:ly)?|"
     r"persist\w+|resol\w+|improv\w+|wors\w+|lateral (?:view|projection|film)|on the lateral|follow-?\s?up|recommend\w*|"
-    r"clinical\w*|history|patient\w*|discussed|dictat\w+|CT|telephone|Dr)\b",
+    r"clinical\w*|history|patient\w*|discussed|dictat\w+|CT|telephone|Dr|remov\w+|no change|developed|no longer|"
+    r"notif\w+|critical result|coronal|sagittal|reconstruct\w*|images?|radiographs?|exam(?:ination)?|now|study)\b",
     re.IGNORECASE,
 )
 _LIST_NUMBER = re.compile(r"^\s*\d+\s*[.)]\s*")
@@ -148,9 +160,7 @@ def read_reports(path: Path | str, split: str) -> list[ReportText]:
         text = " ".join([*findings, *impression])
         if is_abnormal(raw) != is_abnormal(text):
             continue  # cleaning took the finding away: the rest would call the film normal
-        found = {
-            name: int(status in (Status.POSITIVE, Status.UNCERTAIN)) for name, status in labels(text).items()
-        }
+        found = {name: int(status in (Status.POSITIVE, Status.UNCERTAIN)) for name, status in labels(text).items()}
         reports.append(ReportText(row["id"], " ".join(findings), " ".join(impression), found, is_abnormal(text)))
     return reports
 
@@ -191,7 +201,9 @@ class Matcher:
         return [(r.findings, r.impression) for r in self._reports if not r.abnormal]
 
     def _abnormal(self, study: Study) -> list[tuple[str, str]]:
-        positive = {name for name, value in study.labels.items() if value and name not in (NO_FINDING, "Support Devices")}
+        positive = {
+            name for name, value in study.labels.items() if value and name not in (NO_FINDING, "Support Devices")
+        }
         wanted = positive | set(SIGHTS) if positive & set(SIGHTS) else positive
         scored = []
         for report in self._reports:

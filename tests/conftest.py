@@ -92,7 +92,7 @@ def build(make_llm, tokenizer) -> Callable[..., Emrrg]:
             prompt=replace(TINY.prompt, **prompt or {}),
             language_lora=LanguageLoraConfig(rank=lora),
         )
-        llm = make_llm(seed)
+        llm = make_llm(seed).requires_grad_(True)  # freezing it is the model's own task
         return Emrrg(config, llm, tokenizer).eval()
 
     return make

@@ -141,10 +141,10 @@ def test_a_model_in_training_mode_does_not_draft(tiny, images):
 # ------------------------------------------------------------------------------------------------------------- beams
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(6))
 def test_beam_search_is_an_independent_search_over_whole_texts(model, images, seed):
     """A plain beam search that recomputes everything from the start for every candidate."""
-    tiny, k, limit = model(seed), 3, 6
+    tiny, k, limit = model(seed, ending=5.0), 3, 6
     visual, eos = tiny.encode(images[:1]), tiny.tokenizer.eos_token_id
     beams: list[tuple[float, list[int]]] = [(0.0, [])]
     ended: list[tuple[float, list[int]]] = []

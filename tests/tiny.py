@@ -41,7 +41,7 @@ OFF = LowRankConfig(rank=0)
 CONFIG = ModelConfig(
     vision=VisionConfig(image_size=SIZE, patch_size=8, d_model=48, depth=1, d_state=4, drop_path=0.0),
     adapters=AdapterConfig(x=OFF, in_proj=OFF),
-    hybrid=HybridConfig(every_n=1, warmup_start=0.5),
+    hybrid=HybridConfig(every_n=1, warmup_start=1.0),
     prompt=PromptConfig(before="Human:", after="Report:", pooled_grid=1),  # two visual tokens in the prompt: the rest must be looked at
     language="tiny",
 )
@@ -108,7 +108,7 @@ def make_language(texts: Sequence[str], *, steps: int, seed: int) -> tuple[Llama
     return llm.eval(), tokenizer
 
 
-RATES = {"visual_encoder": 2e-3, "llama_proj": 2e-3, "layer_norm": 2e-3, "hybrid": 2e-3, "warm_up_gate": 5e-3}
+RATES = {"visual_encoder": 2e-3, "pos_embed": 5e-3, "llama_proj": 3e-3, "layer_norm": 3e-3, "hybrid": 5e-3, "gate_proj": 2e-2, "warm_up_gate": 2e-2}
 
 
 def teach(

@@ -123,7 +123,9 @@ def evaluate(model: Emrrg, studies: Sequence[Study], *, batch: int = 16, seed: i
                 "of_abnormal": interval(called[known[truth[known] == 1]].astype(float)),
             },
             "normal_balanced_accuracy": interval(known, accuracy),
-            "gate": interval(np.array([np.abs([t.gates for t in drafts[i].tokens]).mean() for i in mine if drafts[i].tokens])),
+            "gate": interval(
+                np.array([np.abs([t.gates for t in drafts[i].tokens]).mean() for i in mine if drafts[i].tokens])
+            ),
             **{name: interval(column[mine][np.isfinite(column[mine])]) for name, column in columns.items()},
         }
     result["seconds"] = time.perf_counter() - begun

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from emrrg_core import checkpoint
 from emrrg_core.config import ModelConfig
-from emrrg_core.data import FilmCache, Matcher, augment, normalise, read_reports, read_studies
+from emrrg_core.data import FilmCache, Matcher, augment, development, normalise, read_reports, read_studies
 from emrrg_core.errors import CheckpointError
 from emrrg_core.findings import is_abnormal, sentences
 from emrrg_core.language import load_language_model, prefers_bfloat16
@@ -72,14 +72,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(args.threads)
     recipe = tomllib.loads(args.recipe.read_text())
     run, config = Run.from_dict(recipe["finetune"]), ModelConfig.from_dict(recipe["model"])
-    margin = float(recipe["margin"]["log_prob"])  # a report must be this much more probable, a token, under its own film
+    margin = float(
+        recipe["margin"]["log_prob"]
+    )  # a report must be this much more probable, a token, under its own film
     weight_of_margin = float(recipe["margin"]["weight"])
 
     studies = read_studies(args.films)
     cache = FilmCache(studies, args.cache)
     reports = read_reports(args.reports, "train")
     matcher = Matcher(reports)
-    learn = [s for s in studies if s.split == "train" and s.source in run.sources and matcher.texts(s)]
+    learn, _ = development([s for s in studies if s.split == "train" and s.source in run.sources and matcher.texts(s)])
     sampler = BalancedSampler(learn, run.sources, run.seed)
     print(f"{len(learn)} films, {len(reports)} report texts", flush=True)
 

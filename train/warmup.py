@@ -1,6 +1,6 @@
 """Teaches the tower to see before it speaks: findings from the films' own labels, unknown ones left out of the loss.
 
-    python -m train.warmup --recipe train/recipes/small.toml --films FILMS.jsonl --out runs/warmup
+python -m train.warmup --recipe train/recipes/small.toml --films FILMS.jsonl --out runs/warmup
 """
 
 import argparse
@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from emrrg_core.config import VISION_PRESETS
-from emrrg_core.data import FilmCache, Study, augment, normalise, read_studies
+from emrrg_core.data import FilmCache, Study, augment, development, normalise, read_studies
 from emrrg_core.findings import LABELS
 from emrrg_core.vision import VisionMamba
 from train.loop import Run, train
@@ -105,12 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     run = Run.from_dict(recipe["warmup"])
     studies = read_studies(args.films)
     cache = FilmCache(studies, args.cache)
-    learn = [s for s in studies if s.split == "train"]
-    # the development part of the training split: every tenth patient, by a hash of nothing but its order
-    patients = sorted({s.id for s in learn})
-    held = set(patients[::10])
-    develop = [s for s in learn if s.id in held and s.source in run.sources]
-    learn = [s for s in learn if s.id not in held]
+    learn, develop = development([s for s in studies if s.split == "train" and s.source in run.sources])
     sampler = BalancedSampler(learn, run.sources, run.seed)
     torch.manual_seed(run.seed)
     reader = LabelReader(VisionMamba(VISION_PRESETS[recipe["vision"]]))

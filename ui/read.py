@@ -7,7 +7,7 @@ disk.
 import html
 import json
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,16 @@ _SAVE = """(parcel) => {
 }"""
 
 
+class Wish:
+    """The reader's wish that a draft under way end, shared by the draft and the Stop button; also what a closed tab wishes."""
+
+    def __init__(self) -> None:
+        self.stop = False
+
+    def end(self) -> None:
+        self.stop = True
+
+
 def core() -> Any:
     """emrrg_core. It brings torch, seconds of work: imported when first needed, so that the page answers at once."""
     import emrrg_core
@@ -56,6 +66,7 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", example: Callable[[], 
     """
     films = gr.State((), time_to_live=KEPT)  # tuple of Film; once there is a draft, it grows no more
     draft = gr.State(None, time_to_live=KEPT)  # Draft or None
+    wish = gr.State(Wish(), time_to_live=KEPT, delete_callback=Wish.end)  # a new one for every draft
 
     with gr.Row(elem_id="room"):
         with gr.Column(scale=6, min_width=320):
@@ -172,17 +183,19 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", example: Callable[[], 
             stop: gr.Button(interactive=not idle),
             drop: gr.File(value=None, interactive=idle),
             try_example: gr.Button(interactive=idle),
+            new_study: gr.Button(interactive=idle),  # stop first: a draft's last words must not reach the next study
         }
 
     def begin(held: Any) -> Any:
         """At once, though another reader's draft may be under way: empty the room for the new draft and say so."""
         if not held:
             return {status: _say(NO_FILM, bad=True)}
-        wait = "Waiting for the model…" if reporter.done() else "The model is loading; the draft starts after that…"
+        first = "Waiting for the model…" if reporter.done() else "The model is loading; the draft starts after that…"
         return {
             draft: None,
+            wish: Wish(),
             notice: "",
-            status: _say(wait, busy=True),
+            status: _say(first, busy=True),
             findings: gr.Textbox(value="", interactive=False),
             impression: gr.Textbox(value="", interactive=False),
             sentences: gr.HighlightedText(value=None, visible="hidden"),
@@ -190,13 +203,17 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", example: Callable[[], 
             **_without_map(),
         }
 
-    def draft_report(held: Any, width: float) -> Iterator[Any]:
+    def draft_report(held: Any, wish: Wish, width: float) -> Iterator[Any]:
         if not held:
             yield {status: _say(NO_FILM, bad=True)}
             return
         latest = None
         try:
-            for latest in reporter.result().stream(held, core().DecodeConfig(beams=int(width))):
+            while not (wish.stop or reporter.done()):
+                wait([reporter], timeout=0.2)
+            for latest in () if wish.stop else reporter.result().stream(held, core().DecodeConfig(beams=int(width))):
+                if wish.stop:
+                    break
                 said = _say(f"Drafting… {len(latest.tokens)} tokens", busy=True)
                 yield {draft: latest, findings: latest.findings, impression: latest.impression, status: said}
         except core().EmrrgError as error:
@@ -205,17 +222,15 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", example: Callable[[], 
             yield {status: _say("The draft failed; the server's console says more.", bad=True), **_open(latest)}
             raise
         else:
-            yield {status: _finished(latest), **_open(latest)}
-
-    def stopped(latest: Any) -> Any:
-        text = "Stopped. What was written so far is kept." if latest is not None else "Stopped before the first word."
-        return {status: _say(text), **_open(latest)}
+            yield {status: _stopped(latest) if wish.stop else _finished(latest), **_open(latest)}
 
     def _open(latest: Any) -> dict[Any, Any]:
         """No draft is under way any more: what there is may be edited and asked."""
+        texts = {} if latest is None else {"findings": latest.findings, "impression": latest.impression}
         return {
-            findings: gr.Textbox(interactive=True),
-            impression: gr.Textbox(interactive=True),
+            draft: latest,
+            findings: gr.Textbox(value=texts.get("findings", ""), interactive=True),
+            impression: gr.Textbox(value=texts.get("impression", ""), interactive=True),
             **_sentences(latest),
             **_buttons(idle=True),
         }
@@ -263,30 +278,20 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", example: Callable[[], 
     adding = {"outputs": [drop, films, figures, notice], "show_progress_on": figures, **hidden}
     drop.upload(add, [drop, films, draft], **adding)
     try_example.click(add_example, [films, draft], **adding)
-    locked = [findings, impression, sentences, write, stop, drop, try_example]
-    writing = write.click(
-        begin, films, [draft, notice, status, *locked, *evidence], show_progress="hidden", **hidden
-    ).then(
+    locked = [findings, impression, sentences, write, stop, drop, try_example, new_study]
+    write.click(begin, films, [draft, wish, notice, status, *locked, *evidence], show_progress="hidden", **hidden).then(
         draft_report,
-        [films, beams],
+        [films, wish, beams],
         [draft, status, *locked],
         show_progress="hidden",
         concurrency_limit=1,
         **hidden,
     )
-    stop.click(
-        stopped,
-        draft,
-        [status, *locked],
-        cancels=[writing],
-        show_progress="hidden",
-        **hidden,
-    )
+    stop.click(Wish.end, wish, None, show_progress="hidden", **hidden)
     new_study.click(
         reset,
         None,
         [films, draft, notice, figures, parcel, status, *locked, *evidence],
-        cancels=[writing],
         show_progress="hidden",
         **hidden,
     )
@@ -361,6 +366,11 @@ def _finished(draft: "Draft | None") -> str:
         f"Draft done in {seconds:.1f} s. Read it and correct it; select a sentence below to see where the model looked."
     )
     return _say(text, notes=draft.warnings)
+
+
+def _stopped(draft: "Draft | None") -> str:
+    kept = draft is not None and (draft.findings or draft.impression)
+    return _say("Stopped. What was written so far is kept." if kept else "Stopped before the first word.")
 
 
 def _caption(sentence: Any, *, blind: bool) -> str:
