@@ -115,7 +115,7 @@ class Visual:
 class HybridDecoder(nn.Module):
     """The new parameters of all hybrid layers, beside a language model whose attention they join.
 
-    Raises ValueError when the language model has fewer than one layer to make hybrid or cannot take an attention function of ours.
+    With `every_n` 0 there are none, and the language model runs as it is. Raises ValueError when it cannot take an attention function of ours.
     """
 
     def __init__(self, llm: PreTrainedModel, config: HybridConfig) -> None:

@@ -1,10 +1,9 @@
 """Reporter: films in, draft out. The one door for the screen, the command line and batch work."""
 
-import random
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -26,8 +25,8 @@ MOST_FILMS = 4
 class Reporter:
     """Drafts reports with one loaded checkpoint. Keeps nothing of a film or a draft; may be shared by many readers."""
 
-    def __init__(self, model: Emrrg, language: LanguageModel, *, names: dict[str, str]) -> None:
-        self._model, self._language, self.names = model, language, names
+    def __init__(self, model: Emrrg, *, names: dict[str, str], cautions: Sequence[str] = ()) -> None:
+        self._model, self.names, self._cautions = model, names, tuple(cautions)
 
     @classmethod
     def load(
@@ -50,7 +49,7 @@ class Reporter:
             "language_model": language.name,
             "language_model_sha256": language.sha256,
         }
-        return cls(model, language, names=names)
+        return cls(model, names=names, cautions=tuple(_cautions(checkpoints.read_config(directory), language)))
 
     def read(self, path: Path | str, *, name: str | None = None) -> Film:
         """Read a film. Raises FilmError with the reason, in words for a radiologist, when it is not one."""
@@ -75,8 +74,6 @@ class Reporter:
                 f"A study may have at most {MOST_FILMS} films here; {len(films)} were given. Leave some out."
             )
         records = tuple(_record(film) for film in films)
-        random.seed(decoding.seed)
-        torch.manual_seed(decoding.seed)
         begun = time.perf_counter()
         size = self._model.config.vision.image_size
         images = torch.from_numpy(np.stack([model_input(film, size) for film in films])).unsqueeze(0)
@@ -109,11 +106,21 @@ class Reporter:
             layers=tuple(self._model.hybrid.indices()),
             grid=self._model.config.vision.grid,
             films=films,
-            warnings=() if partial else tuple(_warnings(writing, findings, impression, films, decoding)),
+            warnings=() if partial else (*self._cautions, *_warnings(writing, findings, impression, films, decoding)),
             timings=timings or {},
             model=self.names,
             decoding=decoding.to_dict(),
             finished=writing.finished,
+        )
+
+
+def _cautions(config: dict[str, Any], language: LanguageModel) -> Iterator[str]:
+    """What every draft of this reporter must say: here, that the weights were trained beside another language model."""
+    trained = config.get("language_model", {})
+    if trained.get("sha256") not in (None, language.sha256):
+        yield (
+            f"This checkpoint was trained beside other weights ({trained.get('name', 'unnamed')}, {trained['sha256'][:12]}…) than the "
+            f"language model in use ({language.name}, {language.sha256[:12]}…); its drafts may be worse than measured."
         )
 
 

@@ -15,7 +15,12 @@ from torch import Tensor, nn
 from emrrg_core.config import VisionConfig
 from emrrg_core.scan import causal_conv_silu, selective_scan
 
-DIRECTIONS = ("", "_b", "_c", "_c_b")  # rows, rows backward, columns, columns backward: the suffixes of the released names
+DIRECTIONS = (
+    "",
+    "_b",
+    "_c",
+    "_c_b",
+)  # rows, rows backward, columns, columns backward: the suffixes of the released names
 
 
 def scan_orders(grid: int) -> list[list[int]]:

@@ -495,12 +495,41 @@ def test_a_draft_can_be_stopped_and_what_was_written_is_kept(server: Server) -> 
         assert wrong == []
 
 
-def test_two_tabs_never_see_each_others_films_and_a_closed_one_leaves_nothing(reporter: Reporter) -> None:
-    import app
+COUNTING = """
+import json, sys, app
+from emrrg_core import Reporter
 
-    demo = app.build_demo(reporter)
-    try:
-        address = app.launch(demo, port=None)
+def holds_film(session):
+    kept = any(type(value) is tuple and value for value in session.state_data.values())
+    return kept or "data:image" in json.dumps(session.config_values, default=str)
+
+demo = app.build_demo(Reporter.load(sys.argv[1]))
+print(app.launch(demo), flush=True)
+for line in sys.stdin:
+    print(sum(holds_film(session) for session in list(demo.state_holder.session_data.values())), flush=True)
+demo.close(verbose=False)
+"""
+
+
+def test_two_tabs_never_see_each_others_films_and_a_closed_one_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    environment = os.environ | {"GRADIO_TEMP_DIR": str(tmp_path), "GRADIO_HEARTBEAT_INTERVAL": "0.5"}
+    with subprocess.Popen(
+        [sys.executable, "-c", COUNTING, str(checkpoint)],
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+
+        def sessions_with_film() -> int:
+            process.stdin.write("\n")
+            process.stdin.flush()
+            return int(process.stdout.readline())
+
+        address = process.stdout.readline().strip()
         with browser_page(1200, 800) as (page, wrong, expect):
             other = page.context.browser.new_page()
             for tab in (page, other):
@@ -511,20 +540,15 @@ def test_two_tabs_never_see_each_others_films_and_a_closed_one_leaves_nothing(re
             expect(page.locator(".film-0")).to_contain_text("PA view")
             other.click("#write")
             expect(other.locator("#status [role=alert]")).to_contain_text("Choose a chest film first")
-            assert sum(map(holds_film, demo.state_holder.session_data.values())) == 1
+            assert sessions_with_film() == 1
             page.close()
             deadline = time.monotonic() + SLOW / 1000
-            while any(map(holds_film, list(demo.state_holder.session_data.values()))):
+            while sessions_with_film():
                 assert time.monotonic() < deadline, "a closed tab left its film on the server"
-                other.wait_for_timeout(50)
+                other.wait_for_timeout(100)
             expect(other.locator("#films")).to_contain_text("No film yet")
             assert wrong == []
-    finally:
-        demo.close(verbose=False)
-
-
-def holds_film(session) -> bool:
-    return "data:image/jpeg" in json.dumps(session.config_values, default=str) or any(session.state_data.values())
+        process.stdin.close()
 
 
 def test_a_stopped_server_leaves_no_upload_behind(checkpoint: Path, tmp_path: Path) -> None:

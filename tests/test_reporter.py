@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -158,3 +159,15 @@ def test_a_reporter_keeps_nothing_of_a_film_or_a_draft(reporter, films):
     before = {name: id(value) for name, value in vars(reporter).items()}
     reporter.draft(films, SHORT)
     assert {name: id(value) for name, value in vars(reporter).items()} == before
+
+
+def test_a_checkpoint_beside_other_language_weights_says_so_in_every_draft(checkpoint, tmp_path, films):
+    folder = tmp_path / "copy"
+    shutil.copytree(checkpoint, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["language_model"]["sha256"] = "0" * 64
+    (folder / "config.json").write_text(json.dumps(config))
+    said = Reporter.load(folder).draft(films[:1], DecodeConfig(max_new_tokens=2)).warnings
+    assert any("other weights" in warning for warning in said)
+    unsaid = Reporter.load(checkpoint).draft(films[:1], DecodeConfig(max_new_tokens=2)).warnings
+    assert not any("other weights" in warning for warning in unsaid)

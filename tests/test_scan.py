@@ -355,8 +355,10 @@ def test_the_environment_variable_chooses(monkeypatch) -> None:
     with pytest.raises(ConfigError, match="EMRRG_SCAN is 'fast'"):
         selective_scan(*inputs)
     monkeypatch.setenv("EMRRG_SCAN", "cuda")
-    with pytest.raises(ValueError, match="the tensors are on 'cpu'"):
+    with pytest.raises(ConfigError, match="this model runs on 'cpu'"):
         selective_scan(*inputs)
+    with pytest.raises(ValueError, match="the tensors are on 'cpu'"):
+        selective_scan(*inputs, backend="cuda")
 
 
 def test_an_unknown_backend_is_refused() -> None:

@@ -36,10 +36,10 @@ from tests.phantom import Phantom
 from train.finetune import pad, tokens_and_weights
 from train.loop import Run, train
 
-SIZE = 64  # pixels; 8 × 8 patches, so that a lesion is a patch or a few
+SIZE = 32  # pixels; 8 × 8 patches, so that a lesion is a patch or a few
 OFF = LowRankConfig(rank=0)
 CONFIG = ModelConfig(
-    vision=VisionConfig(image_size=SIZE, patch_size=8, d_model=48, depth=1, d_state=4, drop_path=0.0),
+    vision=VisionConfig(image_size=SIZE, patch_size=4, d_model=48, depth=1, d_state=4, drop_path=0.0),
     adapters=AdapterConfig(x=OFF, in_proj=OFF),
     hybrid=HybridConfig(every_n=1, warmup_start=1.0),
     prompt=PromptConfig(before="Human:", after="Report:", pooled_grid=1),  # two visual tokens in the prompt: the rest must be looked at
@@ -89,6 +89,7 @@ def make_language(texts: Sequence[str], *, steps: int, seed: int) -> tuple[Llama
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
+            initializer_range=0.1,  # 1 / √width: the usual 0.02 is for models ten times as wide
             attn_implementation="sdpa",
         )
     ).train()
@@ -108,7 +109,7 @@ def make_language(texts: Sequence[str], *, steps: int, seed: int) -> tuple[Llama
     return llm.eval(), tokenizer
 
 
-RATES = {"visual_encoder": 2e-3, "pos_embed": 5e-3, "llama_proj": 3e-3, "layer_norm": 3e-3, "hybrid": 5e-3, "gate_proj": 2e-2, "warm_up_gate": 2e-2}
+RATES = {"visual_encoder": 5e-3, "pos_embed": 2e-2, "llama_proj": 5e-3, "layer_norm": 5e-3, "hybrid": 5e-3, "gate_proj": 5e-3, "warm_up_gate": 5e-3}
 
 
 def teach(
@@ -116,7 +117,7 @@ def teach(
     folder: Path,
     *,
     steps: int = 500,
-    batch: int = 32,
+    batch: int = 16,
     reading: int = 200,
     seed: int = 0,
     rates: dict[str, float] = RATES,
@@ -128,13 +129,16 @@ def teach(
     torch.manual_seed(seed)
     model = Emrrg(config, llm, tokenizer)
     model.visual_encoder.requires_grad_(True)  # nobody has taught this tower to see: it learns along
+    with torch.no_grad():
+        for _, layer in model.hybrid.items():
+            layer.gate_proj.bias.fill_(1.0)
     encoded = [tokens_and_weights(model, *short_report(p)) for p in phantoms]
     seen = films(phantoms, config.vision.image_size)
 
     def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
         rng = np.random.default_rng([seed, step])
         chosen = rng.integers(len(phantoms), size=batch)
-        images = torch.from_numpy(normalise(np.stack([augment(seen[i], rng) for i in chosen]))).unsqueeze(1)
+        images = torch.from_numpy(normalise(seen[chosen])).unsqueeze(1)
         ids = pad([encoded[i][0] for i in chosen], IGNORED, torch.long)
         weights = pad([encoded[i][1] for i in chosen], 0.0, torch.float32)
         return model(images, None, ids, weights), {}

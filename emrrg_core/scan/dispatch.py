@@ -29,7 +29,7 @@ def selective_scan(
     autocast. Differentiable in every input, once.
 
     Raises ValueError if shapes or devices do not fit together, a tensor is not floating point, or `backend` cannot
-    compute on the tensors' device; ConfigError if EMRRG_SCAN holds no backend's name.
+    compute on the tensors' device; ConfigError if EMRRG_SCAN holds no backend's name, or one for another device.
     Source: Mamba (arXiv 2312.00752), algorithm 2.
     """
     _check("selective_scan", {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D}, _scan_shapes(u, A))
@@ -81,9 +81,11 @@ def _choose(backend: Backend, device: torch.device, dtype: torch.dtype) -> str:
     if wanted == "auto":
         wanted = cast(Backend, device.type if device.type in ("cpu", "cuda") else "reference")
     if wanted in ("cpu", "cuda") and wanted != device.type:
+        if backend == "auto":
+            raise ConfigError(f"EMRRG_SCAN is {wanted!r}, but this model runs on {device.type!r}: unset EMRRG_SCAN.")
         raise ValueError(
             f"The scan backend {wanted!r} was asked for, but the tensors are on {device.type!r}: move them, "
-            'or leave the choice to backend="auto" and unset EMRRG_SCAN.'
+            'or leave the choice to backend="auto".'
         )
     if dtype == torch.float64:  # only the reference computes in double precision
         return "reference"
