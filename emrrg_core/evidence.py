@@ -67,7 +67,7 @@ def overlay(pixels: np.ndarray, heat: np.ndarray | None, opacity: float = 0.5) -
     if heat is not None and opacity > 0 and heat.max() > 0:
         level = heat / heat.max()
         colour = matplotlib.colormaps["inferno"](0.25 + 0.75 * level)[..., :3] * 255
-        alpha = (opacity * np.sqrt(level))[..., None]
+        alpha = (opacity * level)[..., None]
         grey = (1 - alpha) * grey + alpha * colour
     return np.round(grey).astype(np.uint8)
 

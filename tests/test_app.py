@@ -399,6 +399,22 @@ def shown_map(page) -> str:
     return page.evaluate("getComputedStyle(document.querySelector('.film-0 .rr-map')).backgroundImage")
 
 
+def take_pictures(page, folder: Path) -> None:
+    """The screen as it is, on a desk and on a telephone: read-1440.png and read-390.png."""
+    for width, least in ((1440, 900), (390, 1500)):
+        page.set_viewport_size({"width": width, "height": least})
+        page.evaluate("window.scrollTo(0, 0)")
+        tall = min(1450, page.evaluate("document.documentElement.scrollHeight")) if width > 1000 else least
+        page.set_viewport_size({"width": width, "height": tall})
+        picture = np.asarray(Image.open(io.BytesIO(page.screenshot(animations="disabled"))).convert("RGB"))
+        for step in (1, 4, 6, 8, 12):  # tones as coarse as a small file needs
+            coarse = (np.rint(picture / step) * step).clip(0, 255).astype(np.uint8)
+            Image.fromarray(coarse).save(folder / f"read-{width}.png", optimize=True)
+            if (folder / f"read-{width}.png").stat().st_size < 400_000:
+                break
+    page.set_viewport_size({"width": 1440, "height": 900})
+
+
 def test_the_whole_job_in_a_browser(server: Server, tmp_path: Path) -> None:
     """Upload, draft, edit, select a sentence, see its map and gates, fade the map, download; then a CT is refused."""
     rg1 = Path(str(get_testdata_file("RG1_UNCR.dcm", download=False)))
@@ -426,7 +442,8 @@ def test_the_whole_job_in_a_browser(server: Server, tmp_path: Path) -> None:
         expect(page.locator("#write")).to_be_enabled()
         findings = page.locator("#findings textarea")
         expect(findings).to_be_enabled()
-        findings.fill("Edited by the reader.")
+        drafted = findings.input_value()
+        findings.fill(f"{drafted} Edited by the reader.")
 
         sentences = page.locator("#sentences .token.highlighted")
         assert shown_map(page) == "none"
@@ -444,6 +461,8 @@ def test_the_whole_job_in_a_browser(server: Server, tmp_path: Path) -> None:
                 "old => getComputedStyle(document.querySelector('.film-0 .rr-map')).backgroundImage != old", arg=before
             )
 
+        if folder := os.environ.get("EMRRG_SCREENSHOTS"):  # how docs/screenshots are made
+            take_pictures(page, Path(folder))
         page.locator("#opacity input[type=range]").focus()
         page.keyboard.press("Home")
         page.wait_for_function("getComputedStyle(document.querySelector('.film-0 .rr-map')).opacity == 0")
@@ -459,15 +478,15 @@ def test_the_whole_job_in_a_browser(server: Server, tmp_path: Path) -> None:
             page.click("#save-json")
         report = json.loads(Path(whole.value.path()).read_text())
         assert report["schema"] == "emrrg.draft/1"
-        assert report["edited"]["findings"] == "Edited by the reader."
-        assert report["findings"] != "Edited by the reader."
+        assert report["edited"]["findings"] == f"{drafted} Edited by the reader."
+        assert report["findings"] == drafted
         assert report["films"][0]["view"] == "PA"
         assert "DOE" not in json.dumps(report)
 
         ct = Path(str(get_testdata_file("CT_small.dcm", download=False)))
         page.set_input_files("#drop input[type=file]", str(ct))
         expect(page.locator("#notice [role=alert]")).to_contain_text("File 1 was not taken. This file holds a CT image")
-        expect(findings).to_have_value("Edited by the reader.")
+        expect(findings).to_have_value(f"{drafted} Edited by the reader.")
 
         page.click("#new")
         expect(page.locator("#films")).to_contain_text("No film yet")
