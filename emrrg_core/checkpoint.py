@@ -97,14 +97,7 @@ def load(
     """
     directory = Path(directory)
     config: ModelConfig = read_config(directory)["model"]
-    weights = directory / _WEIGHTS
-    if not weights.is_file():
-        raise CheckpointError(f"{directory} has no {_WEIGHTS}; the checkpoint is incomplete. Copy the folder again.")
-    try:
-        with safe_open(weights, framework="pt", device=device) as file:
-            state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 — not a dict
-    except SafetensorError as error:
-        raise CheckpointError(f"{weights} is damaged ({error}). Copy the checkpoint again.") from error
+    _weights(directory)  # what is missing is said before the language model is loaded
     language = load_language_model(language_model or config.language, device=device, download=download)
     try:
         model = Emrrg(config, language.model, language.tokenizer).to(device)
@@ -112,6 +105,22 @@ def load(
         raise CheckpointError(
             f"{directory} cannot be built beside {language.name}: {str(error).rstrip('.')}."
         ) from error
+    restore(model, directory)
+    model.requires_grad_(False)
+    return model.eval(), language
+
+
+def restore(model: Emrrg, directory: Path | str) -> None:
+    """Put a checkpoint's weights into a model of the same configuration, for instance to train it on.
+
+    Strict: raises CheckpointError when the file is damaged or a key is missing, unexpected or of another shape.
+    """
+    weights = _weights(Path(directory))
+    try:
+        with safe_open(weights, framework="pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 — not a dict
+    except SafetensorError as error:
+        raise CheckpointError(f"{weights} is damaged ({error}). Copy the checkpoint again.") from error
     own = model.own_state()
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if missing or unexpected:
@@ -126,5 +135,10 @@ def load(
                 "The checkpoint was trained beside another language model or configuration."
             )
     model.load_state_dict(state, strict=False)  # strict above; what is absent is the borrowed language model
-    model.requires_grad_(False)
-    return model.eval(), language
+
+
+def _weights(directory: Path) -> Path:
+    weights = directory / _WEIGHTS
+    if not weights.is_file():
+        raise CheckpointError(f"{directory} has no {_WEIGHTS}; the checkpoint is incomplete. Copy the folder again.")
+    return weights

@@ -209,6 +209,7 @@ class ModelConfig(_Config):
     prompt: PromptConfig = field(default_factory=PromptConfig)
     language: str = "smollm2-135m"  # a preset of emrrg_core.language, or a folder
     language_lora: LanguageLoraConfig = field(default_factory=LanguageLoraConfig)
+    contrast: float = 0.0  # drafts are written this strongly against the average film, which the checkpoint then holds
 
     def __post_init__(self) -> None:
         _require(
@@ -225,12 +226,16 @@ class DecodeConfig(_Config):
     max_new_tokens: int = 160
     length_penalty: float = 1.0  # beams are ranked by log-probability / length ** length_penalty
     repetition_penalty: float = 1.0  # 1 is off; the published settings use 2.0
+    contrast: float | None = (
+        None  # how strongly to write against the average film; None is what the checkpoint asks for, 0 is off
+    )
     seed: int = 0  # recorded with the draft; greedy and beam search draw no random numbers
 
     def __post_init__(self) -> None:
         _require(1 <= self.beams <= 16, f"beams must be from 1 to 16, not {self.beams}")
         _require(self.max_new_tokens >= 1, f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
         _require(self.repetition_penalty > 0, f"repetition_penalty must be above 0, not {self.repetition_penalty}")
+        _require(self.contrast is None or self.contrast >= 0, f"contrast must be 0 (off) or more, not {self.contrast}")
 
 
 # `small`: 8 layers of width 256 are 6.6 M parameters, about 2.6 GFLOP a view: under a quarter of a second on two cores, and 13 MB in float16.

@@ -228,6 +228,77 @@ class Matcher:
         return not denied & wanted and (not abnormal or bool(affirmed & wanted))
 
 
+_PLACES = {  # what a normal sentence speaks of, and the labels that forbid it beside a finding
+    "heart": (re.compile(r"\b(?:heart|cardi\w+|mediastin\w+)", re.I), {"Cardiomegaly", "Enlarged Cardiomediastinum"}),
+    "lungs": (re.compile(r"\blungs?\b", re.I), {*SIGHTS, "Lung Lesion", "Edema", "Atelectasis"}),
+    "pleura": (
+        re.compile(r"\b(?:effusions?|pneumothora\w+)\b", re.I),
+        {"Pleural Effusion", "Pneumothorax", "Pleural Other"},
+    ),
+    "bones": (re.compile(r"\b(?:bon\w+|osseous|skelet\w+|spine)\b", re.I), {"Fracture"}),
+}
+_ORDERS = (("heart", "lungs", "pleura", "bones"), ("lungs", "heart", "pleura", "bones"), ("pleura", "heart", "lungs", "bones"),
+           ("lungs", "pleura", "bones", "heart"))  # fmt: skip
+
+
+class Wording:
+    """Chooses among equivalent normal sentences by how a film looks, so that every sentence has to come from the film.
+
+    Report texts that are drawn at random teach a model that the film does not matter for its words, and its drafts become one draft. Here a
+    film's code (CODE_BITS booleans from its appearance) picks the order of the sentences and one of four common wordings for each place. The
+    choice means nothing medically.
+    """
+
+    CODE_BITS = 2 * (len(_PLACES) + 2)  # four wordings a place, four impressions, four orders
+
+    def __init__(self, reports: Sequence[ReportText]) -> None:
+        counts: dict[str, dict[str, int]] = {place: {} for place in (*_PLACES, "impression")}
+        for report in reports:
+            if report.abnormal:
+                continue
+            for sentence in (report.findings[i:j] for i, j in sentences(report.findings)):
+                places = [place for place, (pattern, _) in _PLACES.items() if pattern.search(sentence)]
+                if len(places) == 1 and _states(sentence)[1] <= _PLACES[places[0]][1]:
+                    counts[places[0]][sentence] = counts[places[0]].get(sentence, 0) + 1
+            counts["impression"][report.impression] = counts["impression"].get(report.impression, 0) + 1
+        self._wordings = {
+            place: sorted(found, key=lambda sentence: (-found[sentence], sentence))[:4]
+            for place, found in counts.items()
+        }
+        if short := [place for place, found in self._wordings.items() if len(found) < 4]:
+            raise DataError(f"The report texts have fewer than four normal wordings for {short}.")
+
+    def normal(self, code: Sequence[bool]) -> tuple[str, str]:
+        """Findings and impression of a normal film with this code."""
+        return self._sentences(code, frozenset()), self._wordings["impression"][self._pick(code, 5)]
+
+    def abnormal(
+        self, findings: str, impression: str, code: Sequence[bool], positive: frozenset[str]
+    ) -> tuple[str, str]:
+        """The abnormal sentences of a matched text, followed by normal ones of places that `positive` leaves free."""
+        stated = " ".join(s for s in (findings[i:j] for i, j in sentences(findings)) if _states(s)[2])
+        return f"{stated} {self._sentences(code, positive | _states(stated)[0])}".strip(), impression
+
+    def _sentences(self, code: Sequence[bool], positive: frozenset[str]) -> str:
+        chosen = []
+        for place in _ORDERS[self._pick(code, 4)]:
+            if not _PLACES[place][1] & positive:
+                chosen.append(self._wordings[place][self._pick(code, list(_PLACES).index(place))])
+        return " ".join(chosen)
+
+    @staticmethod
+    def _pick(code: Sequence[bool], which: int) -> int:
+        return 2 * int(code[2 * which]) + int(code[2 * which + 1])
+
+
+def codes(features: np.ndarray, bits: int = Wording.CODE_BITS) -> np.ndarray:
+    """Appearance codes (n, bits) of films from their features (n, d): each leading principal component, split at its median."""
+    centred = (features - features.mean(0)).astype(np.float64)
+    _, _, components = np.linalg.svd(centred, full_matrices=False)
+    scores = centred @ components[:bits].T
+    return scores > np.median(scores, axis=0)
+
+
 class FilmCache:
     """Films of a set, decoded and resized once to 8-bit squares in one file on disk, shared by all runs.
 

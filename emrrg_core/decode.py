@@ -5,6 +5,7 @@ b films (studies) · k beams · rows = films × beams · v visual tokens
 The visual keys and values are computed once per draft and ride along with every call, so each generated token looks at the film.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from emrrg_core.config import DecodeConfig
+from emrrg_core.errors import ConfigError
 from emrrg_core.hybrid import Look
 from emrrg_core.model import Emrrg
 
@@ -77,27 +79,43 @@ def stream(model: Emrrg, visual: Tensor, config: DecodeConfig) -> Iterator[list[
     """Write about b films at once. Yields, after every step, the best text so far of each film; the last yield is the result.
 
     visual: (b, v, h) from `Emrrg.encode`. With beams, a text may change between yields. Each film's text is what it would be alone.
+    With contrast, every film has a twin row that reads the same words under the average film. Raises ConfigError for a contrast that the
+    checkpoint has no average film for.
     """
     if model.training:
         raise RuntimeError("the model is in training mode; call eval() before drafting")
+    contrast = model.config.contrast if config.contrast is None else config.contrast
+    if contrast and not model.config.contrast:
+        raise ConfigError("This checkpoint has no average film to write against: leave contrast at 0.")
     llm, eos = model.llm, model.tokenizer.eos_token_id
     k, b = config.beams, visual.shape[0]
     films = [_Film() for _ in range(b)]
     active = list(range(b))  # films still being written; their rows lie in this order, k each after the first step
     cache = DynamicCache(config=llm.config)
-    seen = model.look_at(visual)
-    embeds, is_text = model.prompt(visual)
     looks: list[Look] = []
-    call = seen.at(is_text, looks=looks)
+    if contrast:
+        average = model.average_film.unsqueeze(0)
+        seen = model.look_at(torch.cat([visual, average]))  # the average film is number b
+        embeds, is_text = model.prompt(torch.cat([visual, average.expand(b, -1, -1)]))
+        twins = torch.tensor([*range(b), *[b] * b], device=visual.device)
+        call = seen.select(twins).at(is_text, looks=looks)
+    else:
+        seen = model.look_at(visual)
+        embeds, is_text = model.prompt(visual)
+        call = seen.at(is_text, looks=looks)
     width = 1  # beams per film so far
     for step_number in range(1, config.max_new_tokens + 1):
         hidden = llm.get_decoder()(
             inputs_embeds=embeds, past_key_values=cache, use_cache=True, visual=call
         ).last_hidden_state[:, -1]
-        logits = llm.get_output_embeddings()(hidden).float()  # (rows, vocabulary)
-        gates, attention = _last(looks, model, logits.shape[0])  # (rows, layers), (rows, layers, patches)
+        logits = llm.get_output_embeddings()(hidden).float()  # (rows and their twins, vocabulary)
+        gates, attention = _last(looks, model, logits.shape[0])  # (rows, layers), (rows, layers, patches); twins after
+        own_rows = len(active) * width
+        logits, twin_logits = logits[:own_rows], logits[own_rows:]
         log_probs = F.log_softmax(logits, -1)
         ranked = log_probs if config.repetition_penalty == 1 else _penalised(logits, films, active, config)
+        if contrast:
+            ranked = _contrasted(ranked, F.log_softmax(twin_logits, -1), contrast)
         totals = torch.tensor([[score for score, _ in films[f].beams] for f in active], device=logits.device)
         candidates = (totals[..., None] + ranked.view(len(active), width, -1)).flatten(1)  # (films, width · vocabulary)
         top, flat = candidates.topk(min(2 * k, candidates.shape[1]), dim=1)
@@ -132,14 +150,18 @@ def stream(model: Emrrg, visual: Tensor, config: DecodeConfig) -> Iterator[list[
         if stop:
             return
         # only living films keep their rows; a film that has fewer than k beams cannot occur past the first step (2k candidates)
+        film_numbers = [f for f in still for _ in range(k)]
+        if contrast:
+            rows = [*rows, *(row + own_rows for row in rows)]
+            film_numbers = [*film_numbers, *[b] * len(film_numbers)]
         index = torch.tensor(rows, device=logits.device)
         cache.batch_select_indices(index)
-        films_of_rows = torch.tensor([f for f in still for _ in range(k)], device=logits.device)
+        films_of_rows = torch.tensor(film_numbers, device=logits.device)
         looks = []
         call = seen.select(films_of_rows).at(looks=looks) if still != active or width != k else call.at(looks=looks)
         active, width = still, k
         last = torch.tensor([[steps[-1].id] for f in active for _, steps in films[f].beams], device=logits.device)
-        embeds = model.embed(last)
+        embeds = model.embed(last.repeat(2, 1) if contrast else last)
 
 
 def write(model: Emrrg, visual: Tensor, config: DecodeConfig) -> list[Writing]:
@@ -159,6 +181,18 @@ def _last(looks: list[Look], model: Emrrg, rows: int) -> tuple[np.ndarray, np.nd
     attention = torch.stack([look.attention[:, -1] for look in looks], 1)
     patches = torch.cat([attention[..., :middle], attention[..., middle + 1 :]], -1)
     return gates.float().cpu().numpy(), patches.float().cpu().numpy()
+
+
+PLAUSIBLE = 0.1  # share of the most probable token's probability that a token needs to be written at all
+
+
+def _contrasted(own: Tensor, average: Tensor, contrast: float) -> Tensor:
+    """Log-probabilities (rows, vocabulary) that favour what this film makes likelier than the average film does, among plausible tokens.
+
+    Contrastive decoding (Li et al. 2022, arXiv 2210.15097): (1 + c) · own - c · average, where own is at least a tenth of its maximum.
+    """
+    implausible = own < own.max(-1, keepdim=True).values + math.log(PLAUSIBLE)
+    return F.log_softmax(((1 + contrast) * own - contrast * average).masked_fill(implausible, -torch.inf), -1)
 
 
 def _penalised(logits: Tensor, films: list[_Film], active: list[int], config: DecodeConfig) -> Tensor:

@@ -35,6 +35,9 @@ class Emrrg(nn.Module):
         self.layer_norm = nn.LayerNorm(width)
         llm.requires_grad_(False)
         self.hybrid = HybridDecoder(llm, config.hybrid)
+        self.average_film: Tensor  # (l, h): mean visual tokens of training films, what a draft is contrasted with
+        if config.contrast:
+            self.register_buffer("average_film", torch.zeros(config.vision.tokens, width))
         if config.language_lora.rank:
             lora = config.language_lora
             inject_adapter_in_model(

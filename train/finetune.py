@@ -3,10 +3,13 @@
     python -m train.finetune --recipe train/recipes/small.toml --films FILMS.jsonl --reports REPORTS.jsonl \
         --tower runs/warmup/tower.safetensors --out runs/finetune
 
+and then, with --stage refine --start runs/finetune/checkpoint, the second stage, in which wording follows appearance (data.Wording).
+
 Films that have labels but no report are paired, anew at every step, with report texts of the training split whose findings agree.
 """
 
 import argparse
+import functools
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,12 +21,24 @@ from torch import Tensor
 
 from emrrg_core import checkpoint
 from emrrg_core.config import ModelConfig
-from emrrg_core.data import FilmCache, Matcher, augment, development, normalise, read_reports, read_studies
+from emrrg_core.data import (
+    FilmCache,
+    Matcher,
+    Study,
+    Wording,
+    augment,
+    codes,
+    development,
+    normalise,
+    read_reports,
+    read_studies,
+)
 from emrrg_core.errors import CheckpointError
 from emrrg_core.findings import is_abnormal, sentences
 from emrrg_core.language import load_language_model, prefers_bfloat16
 from emrrg_core.model import IGNORED, Emrrg
-from emrrg_core.report import compose
+from emrrg_core.report import compose, split
+from emrrg_core.vision import VisionMamba
 from train.loop import Run, train
 from train.warmup import BalancedSampler
 
@@ -43,8 +58,8 @@ def tokens_and_weights(model: Emrrg, findings: str, impression: str) -> tuple[li
     text = compose(findings, impression)
     encoded = model.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     telling = np.zeros(len(text) + 1, dtype=bool)
-    for section in (findings, impression):
-        start = text.index(section)
+    for start, end in split(text).values():  # not by searching: an impression may repeat a sentence of the findings
+        section = text[start:end]
         for number, (i, j) in enumerate(sentences(section)):
             if number == 0 or is_abnormal(section[i:j]):
                 telling[start + i : start + j] = True
@@ -63,7 +78,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--recipe", type=Path, required=True)
     parser.add_argument("--films", type=Path, required=True)
     parser.add_argument("--reports", type=Path, required=True)
-    parser.add_argument("--tower", type=Path, required=True)
+    parser.add_argument("--tower", type=Path, required=True, help="tower.safetensors of the warm-up")
+    parser.add_argument("--stage", default="finetune", help="section of the recipe: finetune, then refine")
+    parser.add_argument("--start", type=Path, help="checkpoint of the stage before this one")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"))
     parser.add_argument("--language-model", default=None)
@@ -71,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     recipe = tomllib.loads(args.recipe.read_text())
-    run, config = Run.from_dict(recipe["finetune"]), ModelConfig.from_dict(recipe["model"])
+    run, config = Run.from_dict(recipe[args.stage]), ModelConfig.from_dict(recipe["model"])
     margin = float(
         recipe["margin"]["log_prob"]
     )  # a report must be this much more probable, a token, under its own film
@@ -94,17 +111,33 @@ def main(argv: Sequence[str] | None = None) -> None:
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     load_tower(model, args.tower)
-    texts = {pair for study in {tuple(s.labels.items()): s for s in learn}.values() for pair in matcher.texts(study)}
-    encoded = {pair: tokens_and_weights(model, *pair) for pair in sorted(texts)}
+    if args.start:
+        checkpoint.restore(model, args.start)
+    wording, code_of = None, {}
+    if "films" in recipe.get(args.stage + "_wording", {}):
+        wording = Wording(reports)
+        learn = some(learn, recipe[args.stage + "_wording"]["films"], run)
+        code_of = dict(zip([s.id for s in learn], codes(features(args.tower, config, learn, cache)), strict=True))
+        sampler = BalancedSampler(learn, run.sources, run.seed)
+
+    @functools.cache
+    def encoded(pair: tuple[str, str]) -> tuple[list[int], list[float]]:
+        return tokens_and_weights(model, *pair)
+
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    print(f"{len(encoded)} texts; {trained:,} trainable parameters", flush=True)
+    print(f"{trained:,} trainable parameters", flush=True)
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         chosen, rng = sampler.batch(step, run.batch)
         pairs = []
         for study in chosen:
             texts = matcher.texts(study)
-            pairs.append(encoded[texts[rng.integers(len(texts))]])
+            pair = texts[rng.integers(len(texts))]
+            if wording is not None:
+                code = code_of[study.id].tolist()
+                positive = frozenset(name for name, value in study.labels.items() if value)
+                pair = wording.abnormal(*pair, code, positive) if study.abnormal else wording.normal(code)
+            pairs.append(encoded(pair))
         images = torch.from_numpy(normalise(np.stack([augment(cache[s], rng) for s in chosen]))).unsqueeze(1)
         ids = pad([p[0] for p in pairs], IGNORED, torch.long)
         weights = pad([p[1] for p in pairs], 0.0, torch.float32)
@@ -139,6 +172,29 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"step {step}: saved", flush=True)
 
     train(model, run, loss_of, args.out, after=after)
+
+
+def some(studies: Sequence[Study], count: int, run: Run) -> list[Study]:
+    """About `count` studies, from every source its share of the batches; a source that has fewer gives all."""
+    rng, total = np.random.default_rng(run.seed), sum(run.sources.values())
+    chosen: list[Study] = []
+    for source, share in run.sources.items():
+        mine = [s for s in studies if s.source == source]
+        chosen += [mine[i] for i in rng.permutation(len(mine))[: round(count * share / total)]]
+    return chosen
+
+
+@torch.inference_mode()
+def features(tower: Path, config: ModelConfig, studies: Sequence[Study], cache: FilmCache) -> np.ndarray:
+    """Mean token of the warmed-up tower for every film, (n, d)."""
+    encoder = VisionMamba(config.vision).eval()
+    encoder.load_state_dict(load_file(tower), strict=True)
+    rows = []
+    for i in range(0, len(studies), 16):
+        films = normalise(np.stack([cache[s] for s in studies[i : i + 16]]))
+        with torch.autocast("cpu", torch.bfloat16, enabled=prefers_bfloat16()):
+            rows.append(encoder(torch.from_numpy(films)).mean(1).float())
+    return torch.cat(rows).numpy()
 
 
 def _others(abnormal: Sequence[bool], rng: np.random.Generator) -> list[int]:

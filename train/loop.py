@@ -32,6 +32,7 @@ class Run(_Config):
     clip: float = 1.0  # of the gradient's norm
     seed: int = 0
     save_every: int = 100
+    stop: int = 0  # end after this many steps, the schedule unfinished; 0 is all of them
     sources: dict = dataclasses.field(default_factory=dict)  # source of the films -> share of the batches
 
     def __post_init__(self) -> None:
@@ -97,7 +98,8 @@ def train(
         first = state["step"]
     model.train()
     begun = time.perf_counter()
-    for step in range(first, run.steps):
+    last = run.stop or run.steps
+    for step in range(first, last):
         torch.manual_seed(step_seed(run.seed, step))
         for group, rate in zip(optimizer.param_groups, base, strict=True):
             group["lr"] = rate * schedule(step, run)
@@ -109,7 +111,7 @@ def train(
         optimizer.zero_grad(set_to_none=True)
         elapsed = time.perf_counter() - begun
         _log(log_path, {"step": step, "loss": loss.item(), "norm": norm.item(), **numbers, "seconds": elapsed})
-        if (step + 1) % run.save_every == 0 or step + 1 == run.steps:
+        if (step + 1) % run.save_every == 0 or step + 1 == last:
             names = {name for name, p in model.named_parameters() if p.requires_grad}
             state = {
                 "step": step + 1,
