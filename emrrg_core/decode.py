@@ -183,13 +183,13 @@ def _last(looks: list[Look], model: Emrrg, rows: int) -> tuple[np.ndarray, np.nd
     return gates.float().cpu().numpy(), patches.float().cpu().numpy()
 
 
-PLAUSIBLE = 0.1  # share of the most probable token's probability that a token needs to be written at all
+PLAUSIBLE = 0.3  # share of the most probable token's probability that a token needs to be written at all; 0.1 let broken words through
 
 
 def _contrasted(own: Tensor, average: Tensor, contrast: float) -> Tensor:
     """Log-probabilities (rows, vocabulary) that favour what this film makes likelier than the average film does, among plausible tokens.
 
-    Contrastive decoding (Li et al. 2022, arXiv 2210.15097): (1 + c) · own - c · average, where own is at least a tenth of its maximum.
+    Contrastive decoding (Li et al. 2022, arXiv 2210.15097): (1 + c) · own - c · average, where own is at least PLAUSIBLE of its maximum.
     """
     implausible = own < own.max(-1, keepdim=True).values + math.log(PLAUSIBLE)
     return F.log_softmax(((1 + contrast) * own - contrast * average).masked_fill(implausible, -torch.inf), -1)

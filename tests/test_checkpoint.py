@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -245,3 +246,17 @@ def test_a_loaded_checkpoint_is_an_emrrg_beside_the_language_model_it_names(chec
     assert isinstance(model, Emrrg)
     assert model.llm is language.model
     assert language.folder == language_folder
+
+
+def test_a_checkpoint_that_writes_against_an_average_film_brings_it(tmp_path, build, images, language_folder):
+    model = build(seed=2)
+    model.config = replace(model.config, contrast=1.5)
+    model.register_buffer("average_film", model.encode(images).mean(0).detach())
+    folder = checkpoints.save(model, tmp_path / "contrasted", **NOTES)
+    loaded, _ = checkpoints.load(folder, language_model=language_folder, download=False)
+    assert loaded.config.contrast == 1.5
+    torch.testing.assert_close(loaded.average_film, model.average_film, rtol=1e-3, atol=1e-3)
+    state = load_file(folder / "model.safetensors")
+    del state["average_film"]
+    save_file(state, folder / "model.safetensors")
+    assert "average_film" in refusal(folder, language_folder)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from emrrg_core.config import DecodeConfig
-from emrrg_core.decode import Token, stream, write
+from emrrg_core.decode import PLAUSIBLE, Token, stream, write
+from emrrg_core.errors import ConfigError
 from emrrg_core.hybrid import Look
 
 SHORT = DecodeConfig(max_new_tokens=12)
@@ -335,3 +336,70 @@ def test_a_token_is_a_plain_record():
     token = Token(5, "a", -0.5, (0.1,), np.zeros((1, 4), np.float32))
     with pytest.raises(AttributeError):
         token.text = "b"
+
+
+# ---------------------------------------------------------------------------------------------------------- contrast
+
+
+@pytest.fixture
+def contrasted(model, images):
+    """A model that writes against the mean of three films: `contrasted(seed)`."""
+
+    def make(seed: int = 0):
+        made = model(seed)
+        made.config = replace(made.config, contrast=2.0)
+        made.register_buffer("average_film", made.encode(images).mean(0))
+        return made
+
+    return make
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_contrast_is_the_argmax_of_what_the_film_adds_to_the_average_film_among_plausible_tokens(
+    contrasted, images, seed
+):
+    tiny = contrasted(seed)
+    visual, average = tiny.encode(images[:1]), tiny.average_film.unsqueeze(0)
+    written: list[int] = []
+    expected: list[float] = []
+    for _ in range(SHORT.max_new_tokens):
+        own, other = (next_log_probs(tiny, seen, written) for seen in (visual, average))
+        score = 3.0 * own - 2.0 * other
+        score[own.exp() < PLAUSIBLE * own.exp().max()] = -torch.inf
+        best = int(score.argmax())
+        if best == tiny.tokenizer.eos_token_id:
+            break
+        written.append(best)
+        expected.append(float(own[best]))
+    (got,) = write(tiny, visual, SHORT)
+    assert ids(got) == written
+    # a token keeps its probability under its own film, whatever it was chosen by
+    np.testing.assert_allclose([t.log_prob for t in got.tokens], expected, atol=1e-4)
+
+
+def test_contrast_zero_is_the_plain_search_and_contrast_changes_texts(contrasted, images):
+    tiny = contrasted()
+    visual = tiny.encode(images)
+    against, off = (write(tiny, visual, replace(SHORT, contrast=c)) for c in (None, 0.0))
+    tiny.config = replace(tiny.config, contrast=0.0)
+    assert [ids(w) for w in write(tiny, visual, SHORT)] == [ids(w) for w in off]
+    assert [ids(w) for w in against] != [ids(w) for w in off]
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_contrasted_films_of_a_batch_are_written_as_each_alone(contrasted, images, beams):
+    tiny = contrasted(1)
+    visual, config = tiny.encode(images), replace(SHORT, beams=beams)
+    together = write(tiny, visual, config)
+    alone = [write(tiny, visual[i : i + 1], config)[0] for i in range(len(visual))]
+    assert [ids(w) for w in together] == [ids(w) for w in alone]
+    for one, other in zip(together, alone, strict=True):
+        for a, b in zip(one.tokens, other.tokens, strict=True):
+            np.testing.assert_allclose(a.gates, b.gates, atol=1e-5)
+            np.testing.assert_allclose(a.attention, b.attention, atol=1e-5)
+
+
+def test_contrast_without_an_average_film_is_refused(model, images):
+    tiny = model()
+    with pytest.raises(ConfigError, match="no average film"):
+        write(tiny, tiny.encode(images[:1]), replace(SHORT, contrast=1.0))
