@@ -2,6 +2,8 @@
 
 import json
 from dataclasses import fields, is_dataclass, replace
+from types import NoneType
+from typing import get_args
 
 import pytest
 
@@ -78,6 +80,8 @@ def test_values_of_another_type_are_refused_by_the_name_of_the_setting(kind):
         if is_dataclass(f.type):
             continue
         for value in ({}, None, object()):
+            if value is None and NoneType in get_args(f.type):
+                continue  # a setting that may be left to the checkpoint
             with pytest.raises(ConfigError, match=rf"{kind.__name__}.{f.name}"):
                 kind.from_dict({f.name: value})
 
