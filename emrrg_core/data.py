@@ -71,10 +71,16 @@ def _rows(path: Path, split: str | None) -> Iterator[tuple[int, dict[str, Any]]]
                     row = json.loads(line)
                 except json.JSONDecodeError as error:
                     raise DataError(f"{path.name}, line {number}: not JSON ({error}).") from error
+                if not isinstance(row, dict):
+                    raise DataError(
+                        f"{path.name}, line {number}: a study is an object with names, not {type(row).__name__}."
+                    )
                 if split is None or row.get("split") == split:
                     yield number, row
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path.name} is not UTF-8 text: {error}.") from error
 
 
 def read_studies(path: Path | str, split: str | None = None) -> list[Study]:
@@ -308,14 +314,13 @@ class FilmCache:
     def __init__(self, studies: Sequence[Study], folder: Path | str, size: int = 224) -> None:
         self.size = size
         self._at = {study.id: i for i, study in enumerate(studies)}
-        key = hashlib.sha256(json.dumps([size, [s.id for s in studies]]).encode()).hexdigest()[:16]
+        stamps = [[s.id, (stat := s.files[0].stat()).st_size, stat.st_mtime_ns] for s in studies]
+        key = hashlib.sha256(json.dumps([size, stamps]).encode()).hexdigest()[:16]
         path = Path(folder) / f"films-{size}-{key}.npy"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
+            array = np.stack([self._decode(study) for study in studies])
             with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npy", delete=False) as file:
-                array = np.empty((len(studies), size, size), np.uint8)
-                for i, study in enumerate(studies):
-                    array[i] = self._decode(study)
                 np.save(file, array)
             os.replace(file.name, path)
         self._films = np.load(path, mmap_mode="r")

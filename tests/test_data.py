@@ -287,14 +287,17 @@ def test_the_cache_holds_what_the_model_would_see(write, tmp_path):
         np.testing.assert_allclose(normalise(grey), direct, atol=0.5 / 255 / 0.224 + 1e-5)
 
 
-def test_films_are_decoded_once_for_all_runs(write, folder, tmp_path):
+def test_films_are_decoded_once_for_all_runs_and_again_when_a_file_changes(write, folder, tmp_path, monkeypatch):
     path = tmp_path / "films"
     path.mkdir()
     make_phantom(3, height=128, width=128).save_png(path / "one.png")
     one = replace(read_studies(write(ROW))[0], files=(path / "one.png",))
     first = FilmCache([one], tmp_path, SIZE)[one].copy()
-    (path / "one.png").unlink()
-    np.testing.assert_array_equal(FilmCache([one], tmp_path, SIZE)[one], first)
+    with monkeypatch.context() as patch:
+        patch.setattr(FilmCache, "_decode", None)  # whoever decodes again fails
+        np.testing.assert_array_equal(FilmCache([one], tmp_path, SIZE)[one], first)
+    make_phantom(4, height=130, width=128).save_png(path / "one.png")
+    assert not np.array_equal(FilmCache([one], tmp_path, SIZE)[one], first)
 
 
 def test_a_film_that_cannot_be_read_is_refused_by_its_study(write, folder, tmp_path):
@@ -381,3 +384,13 @@ def test_codes_split_films_in_halves_and_follow_their_features():
     assert (made.sum(0) == 20).all()
     again = codes(np.concatenate([features, features[:1]]), 6)
     assert (again[-1] == again[0]).all()
+
+
+def test_rows_that_are_no_objects_and_files_that_are_no_text_are_refused(tmp_path):
+    path = tmp_path / "films.jsonl"
+    path.write_text("[1, 2]\n")
+    with pytest.raises(DataError, match="line 1"):
+        read_studies(path)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match="UTF-8"):
+        read_studies(path)

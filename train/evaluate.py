@@ -58,7 +58,8 @@ def see(model: Emrrg, studies: Sequence[Study], batch: int) -> torch.Tensor:
     """Visual tokens of the first film of every study, (n, l, h)."""
     seen = []
     for i in range(0, len(studies), batch):
-        films = np.stack([model_input(read_film(s.files[0])) for s in studies[i : i + batch]])
+        size = model.config.vision.image_size
+        films = np.stack([model_input(read_film(s.files[0]), size) for s in studies[i : i + batch]])
         seen.append(model.encode(torch.from_numpy(films).unsqueeze(1)))
     return torch.cat(seen)
 

@@ -378,7 +378,7 @@ def _caption(sentence: Any, *, blind: bool) -> str:
     words += (
         "No map: every gate was shut while this sentence was written, so the model did not look at the film here."
         if blind
-        else "The brighter a place, the more the model looked there while writing. That is not why it wrote this."
+        else "The brighter a place, the more the model looked there while writing. It does not prove why it wrote this."
     )
     return f'<p role="status">{words}</p>'
 
