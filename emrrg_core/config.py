@@ -238,7 +238,7 @@ class DecodeConfig(_Config):
         _require(self.contrast is None or self.contrast >= 0, f"contrast must be 0 (off) or more, not {self.contrast}")
 
 
-# `small`: 8 layers of width 256 are 6.6 M parameters, about 2.6 GFLOP a view: under a quarter of a second on two cores, and 13 MB in float16.
+# `small`: 8 layers of width 256 are 6.7 M parameters, about 2.6 GFLOP a view: under a quarter of a second on two cores, and 13 MB in float16.
 VISION_PRESETS: dict[str, VisionConfig] = {
     "small": VisionConfig(d_model=256, depth=8),
     "base": VisionConfig(d_model=768, depth=12),

@@ -29,9 +29,8 @@ class Token:
     text: str  # its characters; the texts of all tokens joined are the draft
     log_prob: float  # natural logarithm, under the model itself (before any penalty)
     gates: tuple[float, ...]  # per hybrid layer: mean over heads
-    attention: (
-        np.ndarray
-    )  # (hybrid layers, patches) float32, patches in raster order; the rest of 1 is the class token's
+    # (hybrid layers, patches) float32: weights on the patches in raster order; the rest of 1 is the class token's
+    attention: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +39,9 @@ class Writing:
 
     tokens: tuple[Token, ...]
     finished: bool  # the model ended it, not the limit
-    log_prob: float  # of the whole text as it was searched: after the repetition penalty, the end symbol included once finished
+    log_prob: (
+        float  # of the whole text as it was searched: after penalty and contrast, the end symbol included once finished
+    )
 
     @property
     def text(self) -> str:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -67,6 +68,8 @@ class Reporter:
     def stream(self, films: Sequence[Film], decoding: DecodeConfig | None = None) -> Iterator[Draft]:
         """As `draft`, but yields the draft so far after every token; the last one is whole and carries timings and warnings."""
         decoding = decoding or DecodeConfig()
+        if decoding.contrast is None:  # the draft records what was done, not that it was left open
+            decoding = replace(decoding, contrast=self._model.config.contrast)
         if not films:
             raise FilmError("Choose a chest film first.")
         if len(films) > MOST_FILMS:

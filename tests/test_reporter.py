@@ -171,3 +171,7 @@ def test_a_checkpoint_beside_other_language_weights_says_so_in_every_draft(check
     assert any("other weights" in warning for warning in said)
     unsaid = Reporter.load(checkpoint).draft(films[:1], DecodeConfig(max_new_tokens=2)).warnings
     assert not any("other weights" in warning for warning in unsaid)
+
+
+def test_a_draft_records_the_contrast_that_it_was_written_with(reporter, films):
+    assert reporter.draft(films[:1], SHORT).decoding["contrast"] == 0.0

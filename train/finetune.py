@@ -89,9 +89,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(args.threads)
     recipe = tomllib.loads(args.recipe.read_text())
     run, config = Run.from_dict(recipe[args.stage]), ModelConfig.from_dict(recipe["model"])
-    margin = float(
-        recipe["margin"]["log_prob"]
-    )  # a report must be this much more probable, a token, under its own film
+    # a report must be this much more probable, a token, under its own film
+    margin = float(recipe["margin"]["log_prob"])
     weight_of_margin = float(recipe["margin"]["weight"])
 
     studies = read_studies(args.films)
@@ -145,7 +144,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         scores = model.log_probs(visual, ids)
         loss = -(scores * weights).sum() / weights.sum()
         numbers = {"nll": -(scores.sum() / (ids != IGNORED).sum()).item(), "preferred": float("nan"), "margin": 0.0}
-        numbers["gate"] = float(np.mean([layer.warm_up_gate.tanh().item() for _, layer in model.hybrid.items()]))
+        warming = [layer.warm_up_gate.tanh().item() for _, layer in model.hybrid.items() if layer.gate.has_warmup]
+        numbers["gate"] = float(np.mean(warming)) if warming else float("nan")
         if weight_of_margin and step % 4 == 0:
             # the same reports under films of the other class: the telling sentences must become less probable
             other = _others([bool(s.abnormal) for s in chosen], rng)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from emrrg_core.config import ModelConfig, _Config
+from emrrg_core.config import _Config
 from emrrg_core.errors import ConfigError
 from emrrg_core.language import prefers_bfloat16
 
@@ -134,4 +134,4 @@ def _log(path: Path, row: Mapping[str, float]) -> None:
         writer.writerow([f"{value:.6g}" for value in row.values()])
 
 
-__all__ = ["ModelConfig", "Run", "groups", "schedule", "step_seed", "train"]
+__all__ = ["Run", "groups", "schedule", "step_seed", "train"]
