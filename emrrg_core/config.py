@@ -13,6 +13,8 @@ from typing import Any, Self
 
 from emrrg_core.errors import ConfigError
 
+MOST_FILMS = 4  # of one study
+
 
 class Gate(StrEnum):
     """How a hybrid layer weighs what it saw (METHOD §4.2). `a` is the self-attention output, `ctx` the cross-attention's."""
@@ -28,6 +30,15 @@ class Gate(StrEnum):
         return self.value.endswith("warmup")
 
 
+class Stem(StrEnum):
+    """How a film becomes patch tokens."""
+
+    PATCH = "patch"  # one linear projection a patch: the published towers (METHOD §1.2)
+    CONVOLUTION = (
+        "convolution"  # strided convolutions with residual blocks: learns from thousands of films, not millions
+    )
+
+
 class PromptTokens(StrEnum):
     """Which visual tokens stand in the prompt; cross-attention always sees all of them."""
 
@@ -35,7 +46,7 @@ class PromptTokens(StrEnum):
     ALL = "all"  # all of them, as in METHOD §5.1
 
 
-class _Config:
+class Settings:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON or TOML; `from_dict` reads them back."""
         return dataclasses.asdict(self)  # type: ignore[call-overload]
@@ -69,7 +80,7 @@ def _typed(hint: Any, value: Any) -> Any:
             raise TypeError(f"{value!r} is not a list")
         (inner, *_) = typing.get_args(hint)
         return tuple(_typed(inner, v) for v in value)
-    if isinstance(hint, type) and issubclass(hint, _Config):
+    if isinstance(hint, type) and issubclass(hint, Settings):
         return hint.from_dict(value)
     if isinstance(hint, type) and issubclass(hint, StrEnum):
         if value not in list(hint):
@@ -91,7 +102,7 @@ def _require(condition: bool, message: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VisionConfig(_Config):
+class VisionConfig(Settings):
     """The tower (METHOD §1.1). Expansion is 1: the scans are as wide as the model."""
 
     image_size: int = 224  # pixels, square
@@ -101,6 +112,7 @@ class VisionConfig(_Config):
     d_state: int = 16
     d_conv: int = 4
     drop_path: float = 0.1  # of the last layer; rises linearly from 0
+    stem: Stem = Stem.PATCH
 
     def __post_init__(self) -> None:
         for name in ("image_size", "patch_size", "d_model", "depth", "d_state", "d_conv"):
@@ -110,6 +122,16 @@ class VisionConfig(_Config):
             f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}",
         )
         _require(0 <= self.drop_path < 1, f"drop_path {self.drop_path} is not in [0, 1)")
+        if self.stem is Stem.CONVOLUTION:
+            _require(
+                self.patch_size >= 4 and self.patch_size & (self.patch_size - 1) == 0,
+                f"a convolutional stem halves the film until a patch is left: patch_size {self.patch_size} is no power of 2 from 4 on",
+            )
+            widest = 8 * self.patch_size // 2
+            _require(
+                self.d_model % widest == 0,
+                f"a convolutional stem needs d_model in steps of {widest}, not {self.d_model}",
+            )
 
     @property
     def grid(self) -> int:
@@ -140,7 +162,7 @@ class VisionConfig(_Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LowRankConfig(_Config):
+class LowRankConfig(Settings):
     """One low-rank update of METHOD §3: weight += scale · up @ down. Rank 0 turns it off."""
 
     rank: int = 16
@@ -152,16 +174,47 @@ class LowRankConfig(_Config):
         _require(0 <= self.dropout < 1, f"dropout {self.dropout} is not in [0, 1)")
 
 
-@dataclass(frozen=True, kw_only=True)
-class AdapterConfig(_Config):
-    """Adapters of the tower: LoRA_p(X) on the first d_inner rows of in_proj (§3.1) and LoRA on all of it (§3.2)."""
-
-    x: LowRankConfig = field(default_factory=LowRankConfig)
-    in_proj: LowRankConfig = field(default_factory=LowRankConfig)
+def _off() -> LowRankConfig:
+    return LowRankConfig(rank=0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class LanguageLoraConfig(_Config):
+class AdapterConfig(Settings):
+    """What of the tower learns: a low-rank update of each of these slices, the rows of the ablation (METHOD §3.4). The rest is frozen.
+
+    The default is the paper's design, LoRA_p(X) and LoRA(in_proj). `emrrg_core.adapters.ablate` gives each row alone.
+    """
+
+    x: LowRankConfig = field(default_factory=LowRankConfig)  # in_proj, rows of X: before convolution and scan (§3.1)
+    in_proj: LowRankConfig = field(default_factory=LowRankConfig)  # in_proj, all rows: X and Z (§3.2)
+    z: LowRankConfig = field(default_factory=_off)  # in_proj, rows of the gate Z
+    out_proj: LowRankConfig = field(default_factory=_off)  # all rows
+    x_proj: LowRankConfig = field(default_factory=_off)  # of each direction: all rows (dt, B and C)
+    dt: LowRankConfig = field(default_factory=_off)  # x_proj of each direction, rows of dt
+    b: LowRankConfig = field(default_factory=_off)  # x_proj of each direction, rows of B
+    c: LowRankConfig = field(default_factory=_off)  # x_proj of each direction, rows of C
+    dt_proj: LowRankConfig = field(default_factory=_off)  # of each direction: all rows, not the bias
+    embedding: LowRankConfig = field(default_factory=_off)  # the convolutions that make patches
+    full: bool = False  # no adapters: the tower itself learns, as in MambaXray-VL's stage 3 (METHOD §2.4)
+
+    def __post_init__(self) -> None:
+        _require(
+            not (self.full and self.low_rank()), "a tower that is trained in full has no adapters: set their ranks to 0"
+        )
+
+    def low_rank(self) -> dict[str, LowRankConfig]:
+        """The slices that have an update, by name."""
+        slots = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "full"}
+        return {name: slot for name, slot in slots.items() if slot.rank}
+
+    @classmethod
+    def only(cls, **slots: LowRankConfig) -> Self:
+        """These slices and no other, the default ones neither; `only()` freezes all of the tower."""
+        return cls(**{"x": _off(), "in_proj": _off(), **slots})  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageLoraConfig(Settings):
     """LoRA inside the language model, through peft. Rank 0 turns it off."""
 
     rank: int = 0
@@ -174,7 +227,7 @@ class LanguageLoraConfig(_Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HybridConfig(_Config):
+class HybridConfig(Settings):
     """Which decoder layers look at the image, and how (METHOD §4)."""
 
     every_n: int = 8  # layers 0, n, 2n, … are hybrid; 0 turns the hybrid decoder off
@@ -187,7 +240,7 @@ class HybridConfig(_Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptConfig(_Config):
+class PromptConfig(Settings):
     """What the language model reads before it writes (METHOD §5.1)."""
 
     before: str = "Human: <Img>"
@@ -200,12 +253,29 @@ class PromptConfig(_Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig(_Config):
+class SignsConfig(Settings):
+    """What the tower alone says about the film, as evidence tokens of the prompt (emrrg_core.signs). 0 tokens turn it off."""
+
+    tokens: int = 0
+    appearance: int = 12  # principal components of the tower's mean token
+    dropout: float = (
+        0.15  # share of training films whose evidence is withheld, so that the visual tokens are learned too
+    )
+
+    def __post_init__(self) -> None:
+        _require(self.tokens >= 0, f"there are 0 (off) or more evidence tokens, not {self.tokens}")
+        _require(self.appearance >= 0, f"appearance must be 0 or more numbers, not {self.appearance}")
+        _require(0 <= self.dropout < 1, f"dropout {self.dropout} is not in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(Settings):
     """Everything that a checkpoint must know to be built again."""
 
     vision: VisionConfig = field(default_factory=VisionConfig)
     adapters: AdapterConfig = field(default_factory=AdapterConfig)
     hybrid: HybridConfig = field(default_factory=HybridConfig)
+    signs: SignsConfig = field(default_factory=SignsConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
     language: str = "smollm2-135m"  # a preset of emrrg_core.language, or a folder
     language_lora: LanguageLoraConfig = field(default_factory=LanguageLoraConfig)
@@ -219,7 +289,7 @@ class ModelConfig(_Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecodeConfig(_Config):
+class DecodeConfig(Settings):
     """How a draft is written. No forced minimum length: a draft ends where the model ends it."""
 
     beams: int = 1  # 1 is greedy
@@ -238,9 +308,10 @@ class DecodeConfig(_Config):
         _require(self.contrast is None or self.contrast >= 0, f"contrast must be 0 (off) or more, not {self.contrast}")
 
 
-# `small`: 8 layers of width 256 are 6.7 M parameters, about 2.6 GFLOP a view: under a quarter of a second on two cores, and 13 MB in float16.
+# `small`: a convolutional stem and 4 layers of width 256 are 5.7 M parameters. Of the same size without the stem, 8 layers learned from 8,000 films
+# far less in the same time (docs/experiments.md), and cost more.
 VISION_PRESETS: dict[str, VisionConfig] = {
-    "small": VisionConfig(d_model=256, depth=8),
+    "small": VisionConfig(d_model=256, depth=4, stem=Stem.CONVOLUTION),
     "base": VisionConfig(d_model=768, depth=12),
     "large": VisionConfig(d_model=1024, depth=24),
 }

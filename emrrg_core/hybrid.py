@@ -210,11 +210,11 @@ def hybrid_attention(
         mixed = torch.where(looking[..., None, None], mixed, a)
         gate = gate * looking[..., None]
     if visual.looks is not None:
-        strength = gate.detach().float().abs()
+        strength = gate.float().abs()
         share = strength / strength.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
         share = torch.where(strength.sum(-1, keepdim=True) > 0, share, torch.full_like(share, 1 / layer.heads))
-        seen = torch.einsum("blh,bhlv->blv", share, weights.detach())
-        visual.looks.append(Look(index, gate.detach().float().mean(-1), seen))
+        seen = torch.einsum("blh,bhlv->blv", share, weights)  # differentiable: training may guide where sentences look
+        visual.looks.append(Look(index, gate.float().mean(-1), seen))
     return mixed.to(a.dtype), None
 
 

@@ -1,6 +1,7 @@
 """The whole model: tower, projector, hybrid decoder and the frozen language model (METHOD §5).
 
 b studies · w views (films of one study) · l tower tokens (patches + class token) · d tower width · h language-model width · t report tokens
+v visual tokens: the l projected tower tokens, followed by the evidence tokens (config.signs), which stand in the prompt only
 """
 
 import torch
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from emrrg_core.adapters import attach
 from emrrg_core.config import ModelConfig, PromptTokens
 from emrrg_core.hybrid import HybridDecoder, Look, Visual
+from emrrg_core.signs import SignReader, Signs, width_of
 from emrrg_core.vision import VisionMamba
 
 IGNORED = -100  # a label that no loss counts
@@ -35,9 +37,13 @@ class Emrrg(nn.Module):
         self.layer_norm = nn.LayerNorm(width)
         llm.requires_grad_(False)
         self.hybrid = HybridDecoder(llm, config.hybrid)
-        self.average_film: Tensor  # (l, h): mean visual tokens of training films, what a draft is contrasted with
+        if config.signs.tokens:
+            self.signs = SignReader(config.vision.d_model, config.signs.appearance)
+            self.sign_proj = nn.Linear(width_of(config.signs.appearance), config.signs.tokens * width)
+            self.sign_norm = nn.LayerNorm(width)
+        self.average_film: Tensor  # (v, h): mean visual tokens of training films, what a draft is contrasted with
         if config.contrast:
-            self.register_buffer("average_film", torch.zeros(config.vision.tokens, width))
+            self.register_buffer("average_film", torch.zeros(config.vision.tokens + config.signs.tokens, width))
         if config.language_lora.rank:
             lora = config.language_lora
             inject_adapter_in_model(
@@ -57,8 +63,12 @@ class Emrrg(nn.Module):
         """Each view through the tower, averaged over the views of its study (METHOD §5.1), into the language model's width.
 
         images: (b, w, 3, s, s), ImageNet-normalised. views: (b, w) bool, False where a study has no such view; None: all are there.
-        Returns (b, l, h). Raises ValueError for a study without any view.
+        Returns (b, v, h). Raises ValueError for a study without any view.
         """
+        return self.project(self.see(images, views))
+
+    def see(self, images: Tensor, views: Tensor | None = None) -> Tensor:
+        """As `encode`, but in the tower's own width: (b, l, d)."""
         b, w = images.shape[:2]
         if views is None:
             views = torch.ones(b, w, dtype=torch.bool, device=images.device)
@@ -68,15 +78,30 @@ class Emrrg(nn.Module):
         tokens = self.visual_encoder(images[views])  # (views in all, l, d)
         study = torch.arange(b, device=images.device).unsqueeze(1).expand(b, w)[views]
         total = tokens.new_zeros(b, *tokens.shape[1:]).index_add(0, study, tokens)
-        return self.project(total / counts[:, None, None])
+        return total / counts[:, None, None]
 
     def project(self, tokens: Tensor) -> Tensor:
-        """Tower tokens (b, l, d) to visual tokens in the language model's width (b, l, h)."""
-        return self.layer_norm(self.llama_proj(tokens))
+        """Tower tokens (b, l, d) to visual tokens in the language model's width (b, v, h)."""
+        visual = self.layer_norm(self.llama_proj(tokens))
+        if not self.config.signs.tokens:
+            return visual
+        evidence = self.sign_proj(2 * self.read_signs(tokens).vector() - 1).unflatten(1, (self.config.signs.tokens, -1))
+        evidence = self.sign_norm(evidence)
+        if self.training and self.config.signs.dropout:
+            kept = torch.rand(len(evidence), 1, 1, device=evidence.device) >= self.config.signs.dropout
+            evidence = evidence * kept
+        return torch.cat([visual, evidence.to(visual.dtype)], dim=1)
+
+    def read_signs(self, tokens: Tensor) -> Signs:
+        """What the readers say of tower tokens (b, l, d). Raises ValueError when the model has none (config.signs.tokens 0)."""
+        if not self.config.signs.tokens:
+            raise ValueError("this model has no readers of signs")
+        middle = self.config.vision.class_position
+        return self.signs(torch.cat([tokens[:, :middle], tokens[:, middle + 1 :]], dim=1))
 
     def look_at(self, visual: Tensor) -> Visual:
-        """What the hybrid layers see of the visual tokens (b, l, h), for a whole draft."""
-        return self.hybrid.look_at(self.llm, visual.to(self.llm.dtype))
+        """What the hybrid layers see of the visual tokens (b, v, h), for a whole draft: the tower's, not the evidence."""
+        return self.hybrid.look_at(self.llm, visual[:, : self.config.vision.tokens].to(self.llm.dtype))
 
     # -- what is read -------------------------------------------------------------------------------------------------
 
@@ -96,15 +121,15 @@ class Emrrg(nn.Module):
         return embeds, text
 
     def _prompt_tokens(self, visual: Tensor) -> Tensor:
-        """All visual tokens, or the class token followed by the patches averaged on a coarse grid."""
+        """All visual tokens, or the class token, the patches averaged on a coarse grid, and the evidence."""
         if self.config.prompt.tokens is PromptTokens.ALL:
             return visual
         middle, grid = self.config.vision.class_position, self.config.vision.grid
         cls = visual[:, middle : middle + 1]
-        patches = torch.cat([visual[:, :middle], visual[:, middle + 1 :]], dim=1)  # (b, g², h)
+        patches = torch.cat([visual[:, :middle], visual[:, middle + 1 : grid * grid + 1]], dim=1)  # (b, g², h)
         size = grid // self.config.prompt.pooled_grid
         pooled = F.avg_pool2d(patches.transpose(1, 2).unflatten(-1, (grid, grid)), size)
-        return torch.cat([cls, pooled.flatten(2).transpose(1, 2)], dim=1)
+        return torch.cat([cls, pooled.flatten(2).transpose(1, 2), visual[:, grid * grid + 1 :]], dim=1)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids (b, t) to embeddings (b, t, h)."""
@@ -115,7 +140,7 @@ class Emrrg(nn.Module):
     def log_probs(self, visual: Tensor, reports: Tensor, *, looks: list[Look] | None = None) -> Tensor:
         """Log-probability of every report token given the film and the tokens before it.
 
-        visual: (b, l, h). reports: (b, t) token ids, IGNORED after the end of a report. Returns (b, t) float32, 0 where ignored.
+        visual: (b, v, h). reports: (b, t) token ids, IGNORED after the end of a report. Returns (b, t) float32, 0 where ignored.
         looks: receives what each hybrid layer looked at, restricted to the positions that predict report tokens, in order.
         """
         b, t = reports.shape

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from emrrg_core.config import VisionConfig
+from emrrg_core.config import Stem, VisionConfig
 from emrrg_core.scan import causal_conv_silu, selective_scan
 
 DIRECTIONS = (
@@ -73,6 +73,44 @@ class PatchEmbed(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         return self.proj(image).flatten(2).transpose(1, 2)
+
+
+class _Residual(nn.Module):
+    """relu(x + f(x)), f two normalised 3 × 3 convolutions."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm1 = nn.GroupNorm(8, width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm2 = nn.GroupNorm(8, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x))))))
+
+
+class ConvolutionalStem(nn.Module):
+    """(b, 3, image, image) -> (b, g², d) in raster order: halved by strided convolutions, each time twice as wide, until a patch is left.
+
+    No batch statistics: a film's tokens never depend on its neighbours in a batch. Neighbouring tokens have seen parts of the same pixels, so
+    next-patch pretraining (METHOD §2.1), which must not, refuses this stem.
+    """
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        halvings = config.patch_size.bit_length() - 1
+        layers: list[nn.Module] = []
+        narrow = 3
+        for i in range(halvings):
+            width = config.d_model >> (halvings - 1 - i)
+            layers += [nn.Conv2d(narrow, width, 3, stride=2, padding=1, bias=False), nn.GroupNorm(8, width), nn.ReLU()]
+            # where most of the film's detail is left and convolutions are still cheap
+            layers += [_Residual(width) for _ in range((0, 1, 2, 1)[min(i, 3)] if i < halvings - 1 else 1)]
+            narrow = width
+        self.stages = nn.Sequential(*layers)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.stages(image).flatten(2).transpose(1, 2)
 
 
 class SwiGLU(nn.Module):
@@ -162,7 +200,7 @@ class VisionMamba(nn.Module):
         self.config = config
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.d_model))
         self.pos_embed = nn.Parameter(torch.zeros(1, config.tokens, config.d_model))
-        self.patch_embed = PatchEmbed(config)
+        self.patch_embed = ConvolutionalStem(config) if config.stem is Stem.CONVOLUTION else PatchEmbed(config)
         # layer 0 and 1 keep everything, the rate rises from there (METHOD §1.1): entry i - 1 of depth points from 0 to drop_path
         rates = [config.drop_path * max(i - 1, 0) / max(config.depth - 1, 1) for i in range(config.depth)]
         self.layers = nn.ModuleList(Block(config, rate) for rate in rates)
@@ -194,10 +232,11 @@ class VisionMamba(nn.Module):
                 nn.init.zeros_(module.bias)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        fan_in = 3 * c.patch_size**2
-        nn.init.trunc_normal_(self.patch_embed.proj.weight, std=math.sqrt(1 / fan_in) / 0.87962566103423978)  # lecun
-        assert self.patch_embed.proj.bias is not None
-        nn.init.zeros_(self.patch_embed.proj.bias)
+        if isinstance(self.patch_embed, PatchEmbed):
+            fan_in = 3 * c.patch_size**2
+            nn.init.trunc_normal_(self.patch_embed.proj.weight, std=math.sqrt(1 / fan_in) / 0.87962566103423978)  # lecun
+            assert self.patch_embed.proj.bias is not None
+            nn.init.zeros_(self.patch_embed.proj.bias)
         states = torch.arange(1, c.d_state + 1, dtype=torch.float32)
         for block in self.blocks():
             mixer = block.mixer

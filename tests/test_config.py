@@ -9,6 +9,7 @@ import pytest
 
 from emrrg_core.config import (
     MODEL_PRESETS,
+    VISION_PRESETS,
     AdapterConfig,
     DecodeConfig,
     Gate,
@@ -18,6 +19,8 @@ from emrrg_core.config import (
     ModelConfig,
     PromptConfig,
     PromptTokens,
+    SignsConfig,
+    Stem,
     VisionConfig,
 )
 from emrrg_core.errors import ConfigError
@@ -29,6 +32,7 @@ KINDS = [
     LanguageLoraConfig,
     HybridConfig,
     PromptConfig,
+    SignsConfig,
     ModelConfig,
     DecodeConfig,
 ]
@@ -46,11 +50,13 @@ def test_presets_come_back_from_json_as_they_were(preset):
         hybrid=HybridConfig(gate=Gate.CHANNEL_WISE_DYNAMIC_SIGMOID),
         prompt=PromptConfig(tokens=PromptTokens.ALL),
         language_lora=LanguageLoraConfig(rank=4, targets=("q_proj", "k_proj", "v_proj")),
+        signs=SignsConfig(tokens=2, appearance=3),
     )
     for config in (preset, changed):
         back = ModelConfig.from_dict(json.loads(json.dumps(config.to_dict())))
         assert back == config
         assert isinstance(back.hybrid.gate, Gate)
+        assert isinstance(back.vision.stem, Stem)
         assert isinstance(back.language_lora.targets, tuple)
 
 
@@ -95,6 +101,7 @@ def test_values_of_another_type_are_refused_by_the_name_of_the_setting(kind):
         (LowRankConfig, {"scale": "1"}, "LowRankConfig.scale: '1' is not a number"),
         (HybridConfig, {"keys_from_llm": "no"}, "HybridConfig.keys_from_llm: 'no' is not true or false"),
         (HybridConfig, {"keys_from_llm": 1}, "HybridConfig.keys_from_llm: 1 is not true or false"),
+        (VisionConfig, {"stem": "cnn"}, "VisionConfig.stem: 'cnn' is none of patch, convolution"),
         (HybridConfig, {"gate": "tanh"}, "HybridConfig.gate: 'tanh' is none of whole-dynamic, whole-dynamic-tanh"),
         (PromptConfig, {"before": 5}, "PromptConfig.before: 5 is not text"),
         (LanguageLoraConfig, {"targets": ["q_proj", 1]}, "LanguageLoraConfig.targets: 1 is not text"),
@@ -126,6 +133,12 @@ def test_a_whole_number_serves_as_a_number():
         (VisionConfig, {"drop_path": 1.0}),
         (LowRankConfig, {"rank": -1}),
         (LowRankConfig, {"dropout": 1.0}),
+        (VisionConfig, {"stem": Stem.CONVOLUTION, "patch_size": 14, "d_model": 256}),
+        (VisionConfig, {"stem": Stem.CONVOLUTION, "patch_size": 2, "d_model": 256}),
+        (VisionConfig, {"stem": Stem.CONVOLUTION, "d_model": 96}),
+        (SignsConfig, {"tokens": -1}),
+        (SignsConfig, {"appearance": -1}),
+        (SignsConfig, {"dropout": 1.0}),
         (LanguageLoraConfig, {"rank": -2}),
         (HybridConfig, {"every_n": -1}),
         (PromptConfig, {"pooled_grid": 0}),
@@ -151,3 +164,11 @@ def test_derived_sizes_follow_from_the_settings(size, patch):
     c = VisionConfig(image_size=size, patch_size=patch, d_model=100)
     assert (c.grid, c.patches, c.tokens) == (size // patch, (size // patch) ** 2, (size // patch) ** 2 + 1)
     assert (c.class_position, c.dt_rank, c.mlp_hidden) == (c.patches // 2, 7, 266)
+
+
+def test_the_published_towers_keep_their_patches():
+    assert {name for name, config in VISION_PRESETS.items() if config.stem is Stem.PATCH} == {"base", "large"}
+    assert all(MODEL_PRESETS[name].signs.tokens == 0 for name in ("base", "large"))
+    # what older checkpoints do not say of themselves
+    assert VisionConfig.from_dict({"d_model": 768}).stem is Stem.PATCH
+    assert ModelConfig.from_dict({}).signs.tokens == 0
