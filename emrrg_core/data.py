@@ -7,10 +7,14 @@ A report set is a `reports.jsonl`: `id`, `split`, `findings`, `impression`.
 
 import hashlib
 import json
+import multiprocessing
 import os
 import re
+import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -41,6 +45,10 @@ class Study:
     view: str | None
     findings: str
     impression: str
+    lung_mask: Path | None = None  # of the first film, of its size
+    boxes: tuple[
+        tuple[str, tuple[float, float, float, float]], ...
+    ] = ()  # label and (x, y, width, height) in pixels of the first film
 
     @property
     def abnormal(self) -> bool | None:
@@ -107,15 +115,24 @@ def read_studies(path: Path | str, split: str | None = None) -> list[Study]:
                     view=row.get("view"),
                     findings=row.get("findings") or "",
                     impression=row.get("impression") or "",
+                    lung_mask=path.parent / row["lung_mask"] if row.get("lung_mask") else None,
+                    boxes=tuple((str(box["label"]), _box(box["xywh"])) for box in row.get("boxes") or ()),
                 )
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"{path.name}, line {number}, study {name}: {error}.") from error
-    if missing := [s.id for s in studies if not all(f.is_file() for f in s.files)]:
+    if missing := [s.id for s in studies if not all(f.is_file() for f in (*s.files, s.lung_mask or path))]:
         raise DataError(
-            f"{path.name}: {len(missing)} studies have films that are not there, the first is {missing[0]}."
+            f"{path.name}: {len(missing)} studies have films or masks that are not there, the first is {missing[0]}."
         )
     return studies
+
+
+def _box(values: Sequence[float]) -> tuple[float, float, float, float]:
+    x, y, width, height = (float(value) for value in values)
+    if width <= 0 or height <= 0:
+        raise ValueError(f"a box of {width} × {height} pixels")
+    return x, y, width, height
 
 
 def development(studies: Sequence[Study]) -> tuple[list[Study], list[Study]]:
@@ -274,68 +291,130 @@ class Wording:
         if short := [place for place, found in self._wordings.items() if len(found) < 4]:
             raise DataError(f"The report texts have fewer than four normal wordings for {short}.")
 
-    def normal(self, code: Sequence[bool]) -> tuple[str, str]:
-        """Findings and impression of a normal film with this code."""
-        return self._sentences(code, frozenset()), self._wordings["impression"][self._pick(code, 5)]
+    def impression(self, code: Sequence[bool]) -> str:
+        """The impression of a normal film with this code."""
+        return self._wordings["impression"][self.pick(code, 5)]
 
-    def abnormal(
-        self, findings: str, impression: str, code: Sequence[bool], positive: frozenset[str]
-    ) -> tuple[str, str]:
-        """The abnormal sentences of a matched text, followed by normal ones of places that `positive` leaves free."""
-        stated = " ".join(s for s in (findings[i:j] for i, j in sentences(findings)) if _states(s)[2])
-        return f"{stated} {self._sentences(code, positive | _states(stated)[0])}".strip(), impression
-
-    def _sentences(self, code: Sequence[bool], positive: frozenset[str]) -> str:
-        chosen = []
-        for place in _ORDERS[self._pick(code, 4)]:
-            if not _PLACES[place][1] & positive:
-                chosen.append(self._wordings[place][self._pick(code, list(_PLACES).index(place))])
-        return " ".join(chosen)
+    def sentences(self, code: Sequence[bool], positive: Collection[str] = ()) -> list[tuple[str, str]]:
+        """(place, sentence) of a film with this code, in order, about the places that no label of `positive` forbids."""
+        return [
+            (place, self._wordings[place][self.pick(code, list(_PLACES).index(place))])
+            for place in _ORDERS[self.pick(code, 4)]
+            if not _PLACES[place][1] & set(positive)
+        ]
 
     @staticmethod
-    def _pick(code: Sequence[bool], which: int) -> int:
+    def pick(code: Sequence[bool], which: int) -> int:
+        """One of four, by the two bits of slot `which` of a code."""
         return 2 * int(code[2 * which]) + int(code[2 * which + 1])
 
 
-def codes(features: np.ndarray, bits: int = Wording.CODE_BITS) -> np.ndarray:
-    """Appearance codes (n, bits) of films from their features (n, d): each leading principal component, split at its median."""
-    centred = (features - features.mean(0)).astype(np.float64)
-    _, _, components = np.linalg.svd(centred, full_matrices=False)
-    scores = centred @ components[:bits].T
-    return scores > np.median(scores, axis=0)
+def appearance(features: np.ndarray, count: int = Wording.CODE_BITS) -> tuple[np.ndarray, np.ndarray]:
+    """Weights (count, d) and biases (count,) that turn a film's feature (d,) into logits of how it looks, from those of many films (n, d).
+
+    Each is a leading principal component with its median at 0 and a deviation of 4: most films lie clearly on one side.
+    """
+    centre = features.mean(0)
+    _, _, components = np.linalg.svd((features - centre).astype(np.float64), full_matrices=False)
+    scores = (features - centre) @ components[:count].T
+    weights = components[:count] * (4 / scores.std(0))[:, None]
+    return weights, -np.median(features @ weights.T, axis=0)
 
 
 class FilmCache:
-    """Films of a set, decoded and resized once to 8-bit squares in one file on disk, shared by all runs.
+    """Films of a set, decoded and resized once to 8-bit squares in files on disk, shared by all runs.
 
-    Raises DataError naming the study whose film cannot be read.
+    One file holds the first film of every study, and another, where studies have more, all the rest: (n, size, size) uint8 each, written
+    film by film, so that memory does not grow with the set. Until it is whole it has another name: an interrupted build leaves nothing that
+    could be taken for a cache, and of two processes that build the same one, the later replaces equal by equal.
+
+    workers: processes that decode; 0 means this one. They import the main module anew, so a script needs its `if __name__ == "__main__":`.
+    Raises DataError naming the study whose film cannot be read (`films.read_film` caps its bytes and pixels), or when the disk is full.
     """
 
-    def __init__(self, studies: Sequence[Study], folder: Path | str, size: int = 224) -> None:
+    def __init__(self, studies: Sequence[Study], folder: Path | str, size: int = 224, *, workers: int = 0) -> None:
         self.size = size
         self._at = {study.id: i for i, study in enumerate(studies)}
-        stamps = [[s.id, (stat := s.files[0].stat()).st_size, stat.st_mtime_ns] for s in studies]
-        key = hashlib.sha256(json.dumps([size, stamps]).encode()).hexdigest()[:16]
-        path = Path(folder) / f"films-{size}-{key}.npy"
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            array = np.stack([self._decode(study) for study in studies])
-            with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npy", delete=False) as file:
-                np.save(file, array)
-            os.replace(file.name, path)
-        self._films = np.load(path, mmap_mode="r")
+        if len(self._at) != len(studies):
+            raise DataError(f"Of {len(studies)} studies only {len(self._at)} have an id of their own.")
+        self._films = self._open(folder, "films", [(s.id, s.files[0].absolute()) for s in studies], workers)
+        more = [(s.id, file.absolute()) for s in studies for file in s.files[1:]]
+        self._more = self._open(folder, "views", more, workers)
+        self._rows: dict[str, list[int]] = {}  # a study's films in the second file
+        for row, (name, _) in enumerate(more):
+            self._rows.setdefault(name, []).append(row)
 
-    def _decode(self, study: Study) -> np.ndarray:
+    def _open(self, folder: Path | str, kind: str, films: list[tuple[str, Path]], workers: int) -> np.ndarray:
+        if not films:
+            return np.zeros((0, self.size, self.size), np.uint8)
+        stamps = []
+        for name, file in films:
+            try:
+                stamps.append([name, (stat := file.stat()).st_size, stat.st_mtime_ns])
+            except OSError as error:
+                raise DataError(f"study {name}: its film {file.name} cannot be read: {error.strerror}.") from error
+        key = hashlib.sha256(json.dumps([self.size, stamps]).encode()).hexdigest()[:16]
+        path = Path(folder) / f"{kind}-{self.size}-{key}.npy"
+        if not path.exists():
+            try:
+                self._build(path, films, workers)
+            except OSError as error:
+                raise DataError(f"The film cache {path} cannot be written: {error.strerror or error}.") from error
+            except BrokenProcessPool as error:
+                raise DataError("A process that decoded films was ended, for want of memory perhaps: try fewer workers.") from error  # fmt: skip
+        return np.load(path, mmap_mode="r")
+
+    def _build(self, path: Path, films: list[tuple[str, Path]], workers: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        area, many = self.size * self.size, 32  # a task: enough films that handing it over costs nothing beside them
+        if (free := shutil.disk_usage(path.parent).free) < len(films) * area:
+            raise DataError(f"The film cache {path} needs {len(films) * area:,} bytes, and the disk has {free:,} left.")
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as part:
+            header = {"descr": "|u1", "fortran_order": False, "shape": (len(films), self.size, self.size)}
+            np.lib.format.write_array_header_1_0(part, header)
+            begin = part.tell()
+        starts = range(0, len(films), many)
+        tasks = ((part.name, begin + i * area, films[i : i + many], self.size) for i in starts)
         try:
-            film = model_input(read_film(study.files[0]), self.size)
+            if workers:
+                # not by fork: this process has torch's threads, and a child would inherit the locks that they hold
+                method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+                context = multiprocessing.get_context(method)
+                context.set_forkserver_preload([__name__])  # imported once instead of in every worker
+                with ProcessPoolExecutor(workers, context) as pool:
+                    for _ in pool.map(self._fill, *zip(*tasks, strict=True)):
+                        pass
+            else:
+                for task in tasks:
+                    self._fill(*task)
+            os.replace(part.name, path)
+        except BaseException:  # an interruption too
+            os.unlink(part.name)
+            raise
+
+    @staticmethod
+    def _fill(part: str, begin: int, films: list[tuple[str, Path]], size: int) -> None:
+        with open(part, "r+b") as file:
+            file.seek(begin)
+            for name, film in films:
+                file.write(FilmCache._decode(name, film, size).tobytes())
+
+    @staticmethod
+    def _decode(name: str, file: Path, size: int) -> np.ndarray:
+        try:
+            film = model_input(read_film(file), size)
         except FilmError as error:
-            raise DataError(f"study {study.id}: {error}") from error
+            raise DataError(f"study {name}: {error}") from error
         grey = film.transpose(1, 2, 0) * _STD + _MEAN
         return np.round(grey[..., 0] * 255).astype(np.uint8)
 
     def __getitem__(self, study: Study) -> np.ndarray:
-        """(size, size) uint8."""
+        """(size, size) uint8: the first film."""
         return self._films[self._at[study.id]]
+
+    def views(self, study: Study) -> np.ndarray:
+        """(views, size, size) uint8: every film, in the order of the study's files."""
+        return np.concatenate([self[study][None], self._more[self._rows.get(study.id, [])]])
 
 
 def normalise(grey: np.ndarray) -> np.ndarray:
@@ -344,10 +423,12 @@ def normalise(grey: np.ndarray) -> np.ndarray:
     return (scaled - _MEAN[:, None, None]) / _STD[:, None, None]
 
 
-def augment(grey: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def augment(
+    grey: np.ndarray, rng: np.random.Generator, planes: Sequence[np.ndarray] = ()
+) -> tuple[np.ndarray, list[np.ndarray]]:
     """A film as another technician might have taken it: slightly turned, scaled, shifted, exposed. Never mirrored: sides matter.
 
-    grey: (size, size) uint8; returns float32 in [0, 255].
+    grey: (size, size) in [0, 255]; returns it as float32, and `planes` (masks of the same size) turned, scaled and shifted with it.
     """
     size = grey.shape[0]
     angle, scale = rng.uniform(-8, 8), rng.uniform(0.88, 1.15)
@@ -356,6 +437,15 @@ def augment(grey: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     matrix[0, 1] *= stretch
     matrix[:, 2] += rng.uniform(-0.06, 0.06, 2) * size
     turned = cv2.warpAffine(np.ascontiguousarray(grey), matrix, (size, size), flags=cv2.INTER_LINEAR).astype(np.float32)
+    moved = [cv2.warpAffine(np.asarray(p, np.float32), matrix, (size, size), flags=cv2.INTER_LINEAR) for p in planes]
     gamma, gain, shift = rng.uniform(0.75, 1.3), rng.uniform(0.85, 1.15), rng.uniform(-18, 18)
     exposed = 255 * (turned / 255) ** gamma * gain + shift
-    return np.clip(exposed + rng.normal(0, rng.uniform(0, 5), turned.shape), 0, 255).astype(np.float32)
+    return np.clip(exposed + rng.normal(0, rng.uniform(0, 5), turned.shape), 0, 255).astype(np.float32), moved
+
+
+def lung_mask(study: Study, size: int = 224) -> np.ndarray:
+    """A study's lung mask as the tower sees its film, (size, size) bool. Raises DataError when it cannot be read."""
+    mask = cv2.imread(str(study.lung_mask), cv2.IMREAD_GRAYSCALE)
+    if mask is None:
+        raise DataError(f"study {study.id}: its lung mask cannot be read.")
+    return cv2.resize((mask > 0).astype(np.float32), (size, size), interpolation=cv2.INTER_AREA) >= 0.5
