@@ -20,9 +20,10 @@ label is wider than the column, the other headings that mean it are joined to it
     normal                    → not is_abnormal(text); rows that the indexers left open ("No Indexing") do not count
 
 Doubt. The indexers code what a report gives as borderline, as probable or as one of two named alternatives ("A versus
-B", "A or B"), and leave out what "may" or "could" be: so do we here (CODED_DOUBTS). Enlarged Cardiomediastinum has no
-faithful heading and is not scored. `columns_alone` is the same score against the NegBio columns with nothing joined,
-without Lung Opacity, which has no column of its own.
+B", "A or B"), and leave out what "may" or "could" be: so does `findings.present`, which is what is scored here.
+`doubt_is_negative` and `doubt_is_positive` score the three-valued `findings.labels` instead, with every uncertain label
+taken one way. Enlarged Cardiomediastinum has no faithful heading and is not scored. `columns_alone` is the first score
+against the NegBio columns with nothing joined, without Lung Opacity, which has no column of its own.
 
 The headline is over the labels with a NegBio column; the labels coded by MeSH alone are printed below it.
 """
@@ -32,18 +33,15 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import re
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from emrrg_core.findings import Status, is_abnormal, read_findings
+from emrrg_core.findings import Status, is_abnormal, labels, present, read_findings, report_text
 
 ENOUGH = 20  # positives a label needs to enter the macro average
-
-CODED_DOUBTS = ("or", "versus", "vs", "borderline", "probable", "probably", "likely")  # Mention.cue
 
 Row = dict[str, Any]
 
@@ -110,8 +108,7 @@ GOLD_BY_CODE_ALONE: dict[str, Callable[[Row], bool]] = {
 
 
 def text_of(row: Row) -> str:
-    """The report as read: findings, then impression."""
-    return f"{row['findings'] or ''}\n\n{row['impression'] or ''}".strip()
+    return report_text(row["findings"], row["impression"])
 
 
 def scores(gold: Sequence[bool], ours: Sequence[bool]) -> dict[str, float]:
@@ -122,16 +119,6 @@ def scores(gold: Sequence[bool], ours: Sequence[bool]) -> dict[str, float]:
         "positives": sum(gold), "hits": hit, "called": sum(ours), "precision": precision, "recall": recall,
         "f1": 2 * hit / max(sum(gold) + sum(ours), 1),
     }  # fmt: skip
-
-
-def coded(text: str) -> set[str]:
-    """The labels that an indexer would code as present: affirmed, or in a doubt that indexers code."""
-    return {
-        m.label
-        for m in read_findings(text)
-        if m.status is Status.POSITIVE
-        or (m.status is Status.UNCERTAIN and not set(CODED_DOUBTS).isdisjoint(re.split(r"\W+", m.cue)))
-    }
 
 
 def averages(table: dict[str, dict[str, float]]) -> dict[str, float]:
@@ -169,14 +156,19 @@ def sides(rows: Sequence[Row]) -> dict[str, int]:
 def measure(rows: Sequence[Row]) -> dict[str, Any]:
     texts = [text_of(row) for row in rows]
     began = time.perf_counter()
-    read = [coded(text) for text in texts]
+    read = [set(present(text)) for text in texts]
     seconds = time.perf_counter() - began
 
-    def table(golds: dict[str, Callable[[Row], bool]]) -> dict[str, dict[str, float]]:
+    def table(golds: dict[str, Callable[[Row], bool]], read: Sequence[set[str]] = read) -> dict[str, dict[str, float]]:
         return {
             label: scores([gold(row) for row in rows], [label in found for found in read])
             for label, gold in golds.items()
         }
+
+    def stated(*statuses: Status) -> dict[str, float]:
+        return averages(table(GOLD, [{label for label, said in row.items() if said in statuses} for row in every]))
+
+    every = [labels(text) for text in texts]
 
     headline = table(GOLD)
     decided = [(row, text) for row, text in zip(rows, texts, strict=True) if row["mesh"] != ["No Indexing"]]
@@ -184,6 +176,8 @@ def measure(rows: Sequence[Row]) -> dict[str, Any]:
         "reports": len(rows),
         **averages(headline),
         "columns_alone": averages(table(COLUMNS_ALONE)),
+        "doubt_is_negative": stated(Status.POSITIVE),
+        "doubt_is_positive": stated(Status.POSITIVE, Status.UNCERTAIN),
         "labels": {**headline, **table(GOLD_BY_CODE_ALONE)},
         "abnormal": scores(
             [not _mesh("normal")(row) for row, _ in decided], [is_abnormal(text) for _, text in decided]
@@ -202,7 +196,7 @@ def _errors(rows: Sequence[Row], label: str) -> None:
             gold, ours = not _mesh("normal")(row), is_abnormal(text)
         else:
             gold = {**GOLD, **GOLD_BY_CODE_ALONE}[label](row)
-            ours = label in coded(text)
+            ours = label in present(text)
         if gold != ours:
             said = [(text[m.start : m.end], m.status.value, m.cue) for m in read_findings(text) if m.label == label]
             print("MISSED" if gold else "EXTRA ", row["id"], said, row["mesh"], "|", " ".join(text.split()), "\n")
@@ -234,7 +228,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"  recall {score['recall']:.3f}  F1 {score['f1']:.3f}"
         )
     print(f"sides: {result['sides']['right']} of {result['sides']['of']} as coded")
-    for name, average in (("all joined codes", result), ("NegBio columns alone", result["columns_alone"])):
+    for name, average in (
+        ("all joined codes", result),
+        ("NegBio columns alone", result["columns_alone"]),
+        ("all joined codes, every doubt negative", result["doubt_is_negative"]),
+        ("all joined codes, every doubt positive", result["doubt_is_positive"]),
+    ):
         print(
             f"{name}: micro-F1 {average['micro_f1']:.3f} over {average['micro_over']} labels;"
             f" macro-F1 {average['macro_f1']:.3f} over the {average['macro_over']} with at least {ENOUGH} positives"

@@ -1,4 +1,7 @@
-"""The command line: `python -m emrrg_core draft FILE...` and `python -m emrrg_core doctor`. It parses, calls and prints."""
+"""The command line: `python -m emrrg_core draft | label | convert | doctor`. It parses, calls and prints.
+
+Each command imports what it needs when it runs: torch takes seconds, and `label` does without.
+"""
 
 import argparse
 import contextlib
@@ -7,22 +10,14 @@ import platform
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import numpy as np
-import torch
-import transformers
+from emrrg_core.config import MOST_FILMS
+from emrrg_core.errors import CheckpointError, ConfigError, DataError, EmrrgError, FilmError
 
-from emrrg_core import checkpoint as checkpoints
-from emrrg_core.config import VISION_PRESETS, DecodeConfig
-from emrrg_core.errors import CheckpointError, ConfigError, EmrrgError, FilmError
-from emrrg_core.evidence import heat_map
-from emrrg_core.films import Film, read_film
-from emrrg_core.language import language_status, prefers_bfloat16
-from emrrg_core.report import Draft
-from emrrg_core.reporter import DEFAULT_CHECKPOINT, MOST_FILMS, Reporter
-from emrrg_core.scan import available_backends, chosen_backend
-from emrrg_core.vision import VisionMamba
+if TYPE_CHECKING:
+    from emrrg_core.films import Film
+    from emrrg_core.report import Draft
 
 DOCTOR_SCHEMA = "emrrg.doctor/1"
 
@@ -57,16 +52,87 @@ def _parser() -> argparse.ArgumentParser:
     draft.set_defaults(run=_draft)
     doctor = commands.add_parser("doctor", help="tell what runs here", description="Tells what runs on this machine.")
     doctor.set_defaults(run=_doctor)
+    convert = commands.add_parser(
+        "convert", help="bring released weights into our format", description="Converts a released .pth file, strictly."
+    )
+    convert.add_argument("file", type=Path, metavar="FILE.pth", help="weights that the authors released")
+    convert.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder for what comes of it")
+    convert.add_argument("--json", action="store_true", help="print one JSON object that names every key")
+    convert.set_defaults(run=_convert)
+    label = commands.add_parser(
+        "label",
+        help="read the labels in report text",
+        description="Reads CheXpert's 14 labels in report text; prints JSON.",
+    )
+    what = label.add_mutually_exclusive_group(required=True)
+    what.add_argument("file", nargs="?", metavar="FILE.txt", help="the text of one report; - for standard input")
+    what.add_argument(
+        "--reports", metavar="FILE.jsonl", help="many: rows with id, findings and impression; prints a line for each"
+    )
+    label.set_defaults(run=_label)
     for command in (draft, doctor):
         command.add_argument("--checkpoint", type=Path, metavar="DIR", help="default: the one that comes with EMRRG")
         command.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     return parser
 
 
+# ------------------------------------------------------------------------------------------------------------ convert
+
+
+def _convert(arguments: argparse.Namespace) -> str:
+    from emrrg_core.convert import Stage
+    from emrrg_core.convert import convert as convert_released
+
+    done = convert_released(arguments.file, arguments.out)
+    if arguments.json:
+        return json.dumps(done.to_dict(), indent=2)
+    what = "checkpoint" if done.stage is Stage.FINETUNED else "tower"
+    lines = [f"A {done.stage} {what} of size {done.size}, in {done.folder}: {len(done.placed)} weights placed."]
+    for why in dict.fromkeys(done.left_out.values()):
+        names = [name for name, reason in done.left_out.items() if reason == why]
+        more = f" and {len(names) - 3} more (--json names all)" if len(names) > 3 else ""
+        lines.append(f"Left out {', '.join(names[:3])}{more}: {why}.")
+    if done.fresh:
+        lines.append(f"Not in the file, and started anew: {', '.join(done.fresh)}.")
+    return "\n".join(lines)
+
+
+# -------------------------------------------------------------------------------------------------------------- label
+
+
+def _label(arguments: argparse.Namespace) -> str:
+    from emrrg_core.findings import as_dict, labels_of_row
+
+    if arguments.file:
+        return json.dumps(as_dict(_text(arguments.file)), indent=2)
+    rows = []
+    for number, line in enumerate(_text(arguments.reports).split("\n"), 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+                rows.append(json.dumps(labels_of_row(row if isinstance(row, dict) else {})))
+            except (json.JSONDecodeError, DataError) as error:
+                raise DataError(f"{Path(arguments.reports).name}, line {number}: {error}") from error
+    return "\n".join(rows)
+
+
+def _text(file: str) -> str:
+    try:
+        data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+        return data.decode("utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{file} cannot be read ({error.strerror or error}).") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is not UTF-8 text (byte {error.start}): save it as UTF-8.") from error
+
+
 # -------------------------------------------------------------------------------------------------------------- draft
 
 
 def _draft(arguments: argparse.Namespace) -> str:
+    from emrrg_core.config import DecodeConfig
+    from emrrg_core.reporter import Reporter
+
     decoding = DecodeConfig(beams=arguments.beams)
     films = _films(arguments.films)  # before the models: what will not do is refused at once
     if arguments.maps:
@@ -82,8 +148,10 @@ def _draft(arguments: argparse.Namespace) -> str:
     return "".join([draft.text().rstrip("\n"), "\n" if warnings or paths else "", *warnings, *paths])
 
 
-def _films(paths: Sequence[str]) -> list[Film]:
+def _films(paths: Sequence[str]) -> "list[Film]":
     """The films under neutral names: a path or a header may hold a patient's."""
+    from emrrg_core.films import read_film
+
     if len(paths) > MOST_FILMS:
         raise FilmError(f"One study has at most {MOST_FILMS} films here; {len(paths)} were given. Leave some out.")
     films = []
@@ -95,8 +163,12 @@ def _films(paths: Sequence[str]) -> list[Film]:
     return films
 
 
-def _save_maps(draft: Draft, folder: Path) -> dict[int, list[str]]:
+def _save_maps(draft: "Draft", folder: Path) -> dict[int, list[str]]:
     """One file per sentence and film; a sentence for which the model did not look has none. Paths by sentence number."""
+    import numpy as np
+
+    from emrrg_core.evidence import heat_map
+
     saved: dict[int, list[str]] = {}
     for number, sentence in enumerate(draft.sentences):
         for film in range(len(draft.films)):
@@ -122,6 +194,13 @@ def _writing_to(folder: Path) -> Iterator[None]:
 
 
 def _doctor(arguments: argparse.Namespace) -> str:
+    import torch
+    import transformers
+
+    from emrrg_core.config import VISION_PRESETS
+    from emrrg_core.language import language_status, prefers_bfloat16
+    from emrrg_core.reporter import DEFAULT_CHECKPOINT
+
     checkpoint, language = _checkpoint_status(arguments.checkpoint or DEFAULT_CHECKPOINT)
     found = {
         "schema": DOCTOR_SCHEMA,
@@ -139,6 +218,8 @@ def _doctor(arguments: argparse.Namespace) -> str:
 
 
 def _scan_status() -> dict[str, Any]:
+    from emrrg_core.scan import available_backends, chosen_backend
+
     status: dict[str, Any] = {"available": list(available_backends()), "in_use": None}
     try:
         status["in_use"] = chosen_backend("cpu")  # where the command line and the app run their models
@@ -149,6 +230,8 @@ def _scan_status() -> dict[str, Any]:
 
 def _checkpoint_status(folder: Path) -> tuple[dict[str, Any], str]:
     """What a checkpoint is, and the language model that it names; of one that cannot be used, why, and the default."""
+    from emrrg_core import checkpoint as checkpoints
+
     status: dict[str, Any] = {"name": folder.absolute().name, "folder": str(folder), "found": False}
     language = "smollm2-135m"
     try:
@@ -164,6 +247,11 @@ def _checkpoint_status(folder: Path) -> tuple[dict[str, Any], str]:
 
 
 def _tower_size(preset: str) -> dict[str, int]:
+    import torch
+
+    from emrrg_core.config import VISION_PRESETS
+    from emrrg_core.vision import VisionMamba
+
     with torch.device("meta"):  # shapes only
         tower = VisionMamba(VISION_PRESETS[preset])
     return {

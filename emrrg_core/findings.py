@@ -7,6 +7,8 @@ al. 2019); the phrases are our own.
     sentences      text → spans
     read_findings  text → every mention with its status, side and place
     labels         text → one status per label, CheXpert's way
+    present        text → the labels that a human indexer would code, yes or no
+    as_dict        text → all of this as JSON ("emrrg.labels/1")
     is_abnormal    text → does it state anything abnormal at all
 """
 
@@ -14,13 +16,14 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
 from importlib import resources
+from typing import Any
 
-from emrrg_core.errors import ConfigError
+from emrrg_core.errors import ConfigError, DataError
 
 LABELS: tuple[str, ...] = (
     "No Finding",
@@ -202,7 +205,7 @@ def _find(pattern: re.Pattern[str] | None, text: str) -> Spans:
 
 _CUES = {
     *("negation_before", "negation_after", "not_negation", "doubt_before", "doubt_after", "doubt_between"),
-    *("ends", "not_now"),
+    *("ends", "not_now", "coded"),
 }
 _KINDS = ("present", "doubtful", "absent")
 
@@ -443,14 +446,95 @@ def labels(text: str) -> dict[str, Status | None]:
     not from what the report calls itself: it is positive exactly when the text is not empty and no other label,
     Support Devices aside, is positive or uncertain; negative when one is; None for an empty text.
     """
+    return _statuses(text, read_findings(text))
+
+
+def _statuses(text: str, mentions: Iterable[Mention]) -> dict[str, Status | None]:
     result: dict[str, Status | None] = dict.fromkeys(LABELS)
-    for mention in read_findings(text):
+    for mention in mentions:
         if mention.label != NO_FINDING and _RANK[mention.status] > _RANK[result[mention.label]]:
             result[mention.label] = mention.status
     if text.strip():
         found = (result[label] for label in LABELS if label not in (NO_FINDING, SUPPORT_DEVICES))
         result[NO_FINDING] = Status.NEGATIVE if any(map(_affirmed, found)) else Status.POSITIVE
     return result
+
+
+def present(text: str) -> tuple[str, ...]:
+    """The labels that a human indexer would code, in the order of LABELS: affirmed, or in a doubt that leans towards them.
+
+    Indexers leave out what "may" or "could" be, and code what is borderline or probable and both of "A or B" ([cues] coded
+    in findings.toml; measured in docs/findings.md). For the three-valued reading see `labels`; No Finding as there.
+    """
+    return _present(text, read_findings(text))
+
+
+def _present(text: str, mentions: Sequence[Mention]) -> tuple[str, ...]:
+    coded = _rules().cues["coded"]
+    found = {
+        mention.label
+        for mention in mentions
+        if mention.status is Status.POSITIVE
+        or (mention.status is Status.UNCERTAIN and _find(coded, mention.cue.replace("less likely", "")))
+    } - {NO_FINDING}
+    if _statuses(text, mentions)[NO_FINDING] is Status.POSITIVE:
+        found.add(NO_FINDING)
+    return tuple(label for label in LABELS if label in found)
+
+
+LABELS_SCHEMA = "emrrg.labels/1"
+NOT_MENTIONED = "not mentioned"
+
+
+def as_dict(text: str) -> dict[str, Any]:
+    """All that is read from one report, as plain values: what `python -m emrrg_core label` prints. Places count characters of `text`."""
+    mentions = read_findings(text)
+    return {
+        "schema": LABELS_SCHEMA,
+        **_labels_as_dict(text, mentions),
+        "sentences": [{"start": start, "end": end, "text": text[start:end]} for start, end in sentences(text)],
+        "mentions": [
+            {
+                "label": m.label,
+                "status": m.status.value,
+                "side": m.side,
+                "cue": m.cue,
+                "sentence": m.sentence,
+                "start": m.start,
+                "end": m.end,
+                "text": text[m.start : m.end],
+            }
+            for m in mentions
+        ],
+    }
+
+
+def labels_of_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The labels of one row of a report set (`id`, `findings`, `impression`; either text may be null, not both be absent).
+
+    Raises DataError, naming the row, for one of another form.
+    """
+    name = row.get("id")
+    texts = [row.get(section) for section in ("findings", "impression")]
+    if not isinstance(name, str) or not name:
+        raise DataError("A report has no id: give each row one.")
+    if not {"findings", "impression"} & row.keys() or not all(isinstance(text, str | None) for text in texts):
+        raise DataError(f"Report {name} has no text under findings or impression.")
+    text = report_text(*texts)
+    return {"schema": LABELS_SCHEMA, "id": name, **_labels_as_dict(text, read_findings(text))}
+
+
+def report_text(findings: str | None, impression: str | None) -> str:
+    """A report as the reader takes it: findings, then impression."""
+    return f"{findings or ''}\n\n{impression or ''}".strip()
+
+
+def _labels_as_dict(text: str, mentions: Sequence[Mention]) -> dict[str, Any]:
+    statuses = _statuses(text, mentions)
+    return {
+        "labels": {label: status.value if status else NOT_MENTIONED for label, status in statuses.items()},
+        "present": list(_present(text, mentions)),
+    }
 
 
 def is_abnormal(text: str) -> bool:

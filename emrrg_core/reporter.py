@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from emrrg_core import checkpoint as checkpoints
-from emrrg_core.config import DecodeConfig
+from emrrg_core.config import MOST_FILMS, DecodeConfig
 from emrrg_core.decode import Writing
 from emrrg_core.decode import stream as write_stream
 from emrrg_core.errors import EmrrgError, FilmError
@@ -20,7 +20,6 @@ from emrrg_core.model import Emrrg
 from emrrg_core.report import Draft, FilmRecord, sections
 
 DEFAULT_CHECKPOINT = Path(__file__).resolve().parent.parent / "assets" / "checkpoints" / "small"
-MOST_FILMS = 4
 
 
 class Reporter:
