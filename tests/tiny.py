@@ -2,13 +2,17 @@
 
 Everything that matters is the project's own: tower, hybrid decoder, training loop, decoding. Only the sizes are toys, and the language model,
 which must be of some use before it is frozen, first reads the phantoms' reports for some seconds, without their films.
+
+Besides, a film set of phantoms on disk and report texts of our own making, for whoever reads such files.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -24,17 +28,18 @@ from emrrg_core.config import (
     PromptConfig,
     VisionConfig,
 )
-from emrrg_core.data import normalise
+from emrrg_core.data import ReportText, normalise
 from emrrg_core.decode import Writing, write
 from emrrg_core.films import model_input
-from emrrg_core.findings import sentences
+from emrrg_core.findings import LABELS, sentences
 from emrrg_core.model import IGNORED, Emrrg
 from emrrg_core.report import compose
 from tests.phantom import Phantom
-from train.finetune import pad, tokens_and_weights
-from train.loop import Run, train
+from train.finetune import pad, tokens_of
+from train.loop import Part, Run, train
+from train.telling import Statement
 
-Loss = Callable[[int], tuple[torch.Tensor, dict[str, float]]]
+Loss = Callable[[Part], tuple[torch.Tensor, dict[str, float]]]
 
 SIZE = 32  # pixels; 8 × 8 patches, so that a lesion is a patch or a few
 HEIGHT = WIDTH = 128  # of the phantoms
@@ -58,10 +63,53 @@ def short_report(phantom: Phantom) -> tuple[str, str]:
     return phantom.findings[start:end], phantom.impression
 
 
+def statements(phantom: Phantom) -> tuple[list[Statement], list[Statement]]:
+    """The short report as the training takes it: a statement a sentence, none with a place to look at."""
+    return tuple([Statement(text)] for text in short_report(phantom))
+
+
 def films(phantoms: Sequence[Phantom], size: int = SIZE) -> np.ndarray:
     """(n, size, size) uint8, as `data.FilmCache` keeps them."""
     seen = np.stack([model_input(p.pixels, size)[0] for p in phantoms])
     return np.round((seen * 0.229 + 0.485) * 255).astype(np.uint8)
+
+
+def normal_reports() -> list[ReportText]:
+    """Reports without a film, of our own making: four wordings of every place, the first of each the most frequent."""
+    hearts = ["The heart is of normal size.", "Normal heart.", "Cardiac size is normal.", "The mediastinum is normal."]
+    lungs = ["The lungs are clear.", "Clear lungs.", "Both lungs are clear.", "The lungs are well aerated."]
+    pleura = ["No pleural effusion.", "No pneumothorax.", "No effusion is seen.", "There is no pneumothorax."]
+    bones = ["The bones are intact.", "Bony structures are normal.", "Normal bones.", "The spine is normal."]
+    impressions = ["Normal chest.", "No acute disease.", "No acute abnormality.", "No active disease."]
+    none = dict.fromkeys(LABELS, 0)
+    return [
+        ReportText(f"{i}", " ".join((hearts[i], lungs[i], pleura[i], bones[i])), impressions[i], none, False)
+        for i in range(4)
+    ]
+
+
+LABEL_OF = {"nodule": "Lung Lesion", "opacity": "Lung Opacity", "effusion": "Pleural Effusion"}
+
+
+def film_set(folder: Path, rows: Sequence[tuple[Phantom, dict]]) -> Path:
+    """A films.jsonl of phantoms with their labels, lung masks and boxes, and a reports.jsonl of normal reports beside it.
+
+    rows: phantoms and what else their rows say; `split` is needed, `source` is "ours" unless it is said.
+    """
+    lines = []
+    for number, (phantom, row) in enumerate(rows):
+        phantom.save_png(folder / f"{number}.png")
+        cv2.imwrite(str(folder / f"{number}-lungs.png"), phantom.lungs.astype(np.uint8) * 255)
+        label = LABEL_OF[phantom.lesion] if phantom.lesion else "No Finding"
+        known: dict = {"id": f"{number}", "source": "ours", "files": [f"{number}.png"], "labels": {label: 1}}
+        boxes = [{"label": label, "xywh": list(phantom.box)}] if phantom.box else []
+        lines.append(json.dumps(known | {"lung_mask": f"{number}-lungs.png", "boxes": boxes} | row))
+    (folder / "films.jsonl").write_text("\n".join(lines))
+    texts = [(r.findings, r.impression) for r in normal_reports()]
+    texts += [(p.findings, p.impression) for p, row in rows if p.lesion and row["split"] == "train"]
+    reports = [{"id": f"{i}", "split": "train", "findings": f, "impression": s} for i, (f, s) in enumerate(texts)]
+    (folder / "reports.jsonl").write_text("\n".join(map(json.dumps, reports)))
+    return folder / "films.jsonl"
 
 
 def make_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
@@ -130,11 +178,11 @@ def new_model(llm: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, *, seed
 
 def lesson(model: Emrrg, phantoms: Sequence[Phantom], *, batch: int, seed: int) -> Loss:
     """The loss of a step, for `train.loop.train`: some of these films under their own reports."""
-    encoded = [tokens_and_weights(model, *short_report(p)) for p in phantoms]
+    encoded = [tokens_of(model, *statements(p)) for p in phantoms]
     seen = films(phantoms)
 
-    def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
-        chosen = np.random.default_rng([seed, step]).integers(len(phantoms), size=batch)
+    def loss_of(part: Part) -> tuple[torch.Tensor, dict[str, float]]:
+        chosen = np.random.default_rng([seed, part.step]).integers(len(phantoms), size=batch)
         images = torch.from_numpy(normalise(seen[chosen])).unsqueeze(1)
         ids = pad([encoded[i][0] for i in chosen], IGNORED, torch.long)
         weights = pad([encoded[i][1] for i in chosen], 0.0, torch.float32)
