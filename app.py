@@ -1,6 +1,7 @@
 """The app: python app.py [--port N] [--checkpoint DIR]. Starts the screen on this machine, then loads the model."""
 
 import argparse
+import gc
 import os
 import shutil
 import signal
@@ -13,7 +14,15 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import gradio as gr
+if __name__ == "__main__":
+    # From here until the model is loaded, millions of objects come to stay: looking for garbage among them again and
+    # again would take a sixth of the whole start.
+    gc.disable()
+
+from ui.stubs import without_stubs
+
+with without_stubs():
+    import gradio as gr
 from starlette.middleware import Middleware
 
 from ui import read
@@ -103,6 +112,9 @@ def load_behind(soon: "Future[Reporter]", checkpoint: Path | None) -> None:
         except Exception as error:  # a broken installation or a bug: it shows as one
             soon.set_exception(error)
             raise
+        finally:
+            gc.freeze()  # what is there now stays: a draft must not pause for half a second while it is searched
+            gc.enable()
 
     threading.Thread(target=load, name="load", daemon=True).start()
 

@@ -1,11 +1,15 @@
 """EMRRG drafts a chest X-ray report and shows where it looked. Research and teaching only, not a medical device."""
 
-from emrrg_core.config import DecodeConfig
-from emrrg_core.errors import CheckpointError, ConfigError, DataError, EmrrgError, FilmError, LanguageModelError
-from emrrg_core.evidence import gate_figure, heat_map, overlay
-from emrrg_core.films import Film, read_film
-from emrrg_core.report import DISCLAIMER, Draft, Sentence, as_text
-from emrrg_core.reporter import Reporter
+import importlib as _importlib
+import typing as _typing
+
+if _typing.TYPE_CHECKING:
+    from emrrg_core.config import DecodeConfig
+    from emrrg_core.errors import CheckpointError, ConfigError, DataError, EmrrgError, FilmError, LanguageModelError
+    from emrrg_core.evidence import gate_figure, heat_map, overlay
+    from emrrg_core.films import Film, read_film
+    from emrrg_core.report import DISCLAIMER, Draft, Sentence, as_text
+    from emrrg_core.reporter import Reporter
 
 __all__ = [
     "DISCLAIMER",
@@ -26,3 +30,26 @@ __all__ = [
     "overlay",
     "read_film",
 ]
+
+# Where these names are at home. Each is fetched when first asked for (PEP 562), so that a film can be read and an error
+# caught without waiting seconds for torch and transformers.
+_HOMES = {
+    "config": {"DecodeConfig"},
+    "errors": {"CheckpointError", "ConfigError", "DataError", "EmrrgError", "FilmError", "LanguageModelError"},
+    "evidence": {"gate_figure", "heat_map", "overlay"},
+    "films": {"Film", "read_film"},
+    "report": {"DISCLAIMER", "Draft", "Sentence", "as_text"},
+    "reporter": {"Reporter"},
+}
+
+if not _typing.TYPE_CHECKING:  # a type checker that saw it would take any name for a public one
+
+    def __getattr__(name: str) -> object:
+        for home, names in _HOMES.items():
+            if name in names:
+                value = globals()[name] = getattr(_importlib.import_module(f"emrrg_core.{home}"), name)
+                return value
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

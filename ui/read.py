@@ -9,6 +9,8 @@ import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +55,11 @@ class Wish:
 
 
 def core() -> Any:
-    """emrrg_core. It brings torch, seconds of work: imported when first needed, so that the page answers at once."""
+    """emrrg_core, imported when first needed, so that the page answers at once.
+
+    Its films and errors come quickly. What drafts brings torch and transformers, seconds of work that the loading thread
+    does; who needs it waits for the reporter first, so that no two threads import them in different orders.
+    """
     import emrrg_core
 
     return emrrg_core
@@ -80,6 +86,11 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", example: Callable[[], 
                 try_example = gr.Button("Try the example film", size="sm", min_width=120, elem_id="example")
                 new_study = gr.Button("New study", size="sm", min_width=120, elem_id="new")
             notice = gr.HTML("", elem_id="notice")
+            with gr.Row(visible=False, elem_id="removers") as removing:
+                removers = [
+                    gr.Button(f"Remove Film {number}", size="sm", min_width=100, elem_id=f"remove-{number}")
+                    for number in range(1, MOST_FILMS + 1)
+                ]
             with gr.Column(elem_id="viewer"):  # stays in sight while the draft is read
                 figures = gr.HTML(viewer.figures(()), elem_id="films")
                 layers = gr.HTML("", elem_id="layers")
@@ -107,6 +118,16 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", example: Callable[[], 
                 placeholder="The draft appears here and can be edited.",
             )
             impression = gr.Textbox(label="Impression", lines=3, max_lines=10, elem_id="impression")
+            earlier = gr.Textbox(
+                label="Your earlier text",
+                info="What you had written or edited before the report was drafted anew.",
+                lines=4,
+                max_lines=10,
+                interactive=False,
+                buttons=["copy"],
+                visible="hidden",
+                elem_id="earlier",
+            )
             with gr.Row():
                 save_text = gr.Button("Download text", size="sm", min_width=120, elem_id="save-text")
                 save_json = gr.Button("Download JSON", size="sm", min_width=120, elem_id="save-json")
@@ -145,21 +166,36 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", example: Callable[[], 
                     OSError
                 ):  # the folder is named after the content: an equal film of another reader may lie there
                     path.parent.rmdir()
-        return {drop: None, films: held, figures: viewer.figures(held), notice: _warn(words)}
+        return {drop: None, notice: _warn(words), **_show(held, fixed=written is not None)}
 
     def add_example(held: Any, written: Any) -> Any:
         path = example()
         if path is None:
             return {notice: _warn(["The example film is not installed. Install it with: pip install pydicom-data"])}
         held, words = receive([path], held, drafted=written is not None, first=None)
-        return {films: held, figures: viewer.figures(held), notice: _warn(words)}
+        return {notice: _warn(words), **_show(held, fixed=written is not None)}
+
+    def remove(number: int, held: Any, written: Any) -> Any:
+        """Take one film out of a study that has no draft yet; those behind it move up."""
+        if written is None:
+            kept = [film for place, film in enumerate(held, start=1) if place != number]
+            held = tuple(replace(film, name=f"Film {place}") for place, film in enumerate(kept, start=1))
+        return {notice: "", **_show(held, fixed=written is not None)}
+
+    def _show(held: Any, *, fixed: bool) -> dict[Any, Any]:
+        return {films: held, figures: viewer.figures(held), **_removers(held, fixed=fixed)}
+
+    def _removers(held: Any, *, fixed: bool) -> dict[Any, Any]:
+        """A button for each film, unless they are fixed: a draft speaks of them."""
+        shown = {button: gr.Button(visible=number < len(held)) for number, button in enumerate(removers)}
+        return {removing: gr.Row(visible=bool(held) and not fixed), **shown}
 
     def reset() -> Any:
         return {
-            films: (),
             draft: None,
             notice: "",
-            figures: viewer.figures(()),
+            earlier: gr.Textbox(value="", visible="hidden"),
+            **_show((), fixed=False),
             findings: gr.Textbox(value="", interactive=True),
             impression: gr.Textbox(value="", interactive=True),
             parcel: "",
@@ -186,15 +222,21 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", example: Callable[[], 
             new_study: gr.Button(interactive=idle),  # stop first: a draft's last words must not reach the next study
         }
 
-    def begin(held: Any) -> Any:
-        """At once, though another reader's draft may be under way: empty the room for the new draft and say so."""
+    def begin(held: Any, written: Any, found: str, concluded: str, before: str) -> Any:
+        """At once, though another reader's draft may be under way: empty the room for the new draft and say so.
+
+        What the reader wrote or edited is never thrown away: it moves to "Your earlier text", the newest above.
+        """
         if not held:
             return {status: _say(NO_FILM, bad=True)}
+        kept = "\n\n".join(text for text in (own_words(written, found, concluded), before) if text)
         first = "Waiting for the model…" if reporter.done() else "The model is loading; the draft starts after that…"
         return {
             draft: None,
             wish: Wish(),
             notice: "",
+            earlier: gr.Textbox(value=kept, visible=True if kept else "hidden"),
+            **_removers(held, fixed=True),
             status: _say(first, busy=True),
             findings: gr.Textbox(value="", interactive=False),
             impression: gr.Textbox(value="", interactive=False),
@@ -217,14 +259,14 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", example: Callable[[], 
                 said = _say(f"Drafting… {len(latest.tokens)} tokens", busy=True)
                 yield {draft: latest, findings: latest.findings, impression: latest.impression, status: said}
         except core().EmrrgError as error:
-            yield {status: _say(str(error), bad=True), **_open(latest)}
+            yield {status: _say(str(error), bad=True), **_open(latest, held)}
         except Exception:  # a bug: it shows as one on the server's console, but the screen must not stay locked
-            yield {status: _say("The draft failed; the server's console says more.", bad=True), **_open(latest)}
+            yield {status: _say("The draft failed; the server's console says more.", bad=True), **_open(latest, held)}
             raise
         else:
-            yield {status: _stopped(latest) if wish.stop else _finished(latest), **_open(latest)}
+            yield {status: _stopped(latest) if wish.stop else _finished(latest), **_open(latest, held)}
 
-    def _open(latest: Any) -> dict[Any, Any]:
+    def _open(latest: Any, held: Any) -> dict[Any, Any]:
         """No draft is under way any more: what there is may be edited and asked."""
         texts = {} if latest is None else {"findings": latest.findings, "impression": latest.impression}
         return {
@@ -232,6 +274,7 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", example: Callable[[], 
             findings: gr.Textbox(value=texts.get("findings", ""), interactive=True),
             impression: gr.Textbox(value=texts.get("impression", ""), interactive=True),
             **_sentences(latest),
+            **_removers(held, fixed=latest is not None),
             **_buttons(idle=True),
         }
 
@@ -263,6 +306,7 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", example: Callable[[], 
                 title="Nothing to download",
                 print_exception=False,
             )
+        wait([reporter])
         return pack("emrrg-report.txt", "text/plain;charset=utf-8", core().as_text(found, concluded))
 
     def as_json(latest: Any, found: str, concluded: str) -> Any:
@@ -275,11 +319,20 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", example: Callable[[], 
 
     hidden: dict[str, Any] = {"api_visibility": "private"}
     demo.load(ready, None, status, show_progress="hidden", **hidden)
-    adding = {"outputs": [drop, films, figures, notice], "show_progress_on": figures, **hidden}
+    study = [films, figures, notice, removing, *removers]
+    adding = {"outputs": [drop, *study], "show_progress_on": figures, **hidden}
     drop.upload(add, [drop, films, draft], **adding)
     try_example.click(add_example, [films, draft], **adding)
-    locked = [findings, impression, sentences, write, stop, drop, try_example, new_study]
-    write.click(begin, films, [draft, wish, notice, status, *locked, *evidence], show_progress="hidden", **hidden).then(
+    for number, button in enumerate(removers, start=1):
+        button.click(partial(remove, number), [films, draft], study, show_progress="hidden", **hidden)
+    locked = [findings, impression, sentences, write, stop, drop, try_example, new_study, removing, *removers]
+    write.click(
+        begin,
+        [films, draft, findings, impression, earlier],
+        [draft, wish, notice, status, earlier, *locked, *evidence],
+        show_progress="hidden",
+        **hidden,
+    ).then(
         draft_report,
         [films, wish, beams],
         [draft, status, *locked],
@@ -291,7 +344,7 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", example: Callable[[], 
     new_study.click(
         reset,
         None,
-        [films, draft, notice, figures, parcel, status, *locked, *evidence],
+        [films, draft, notice, figures, earlier, parcel, status, *locked, *evidence],
         show_progress="hidden",
         **hidden,
     )
@@ -335,6 +388,15 @@ def receive(
         else:
             held = (*held, film)
     return held, words
+
+
+def own_words(draft: "Draft | None", found: str, concluded: str) -> str:
+    """The report on the screen where a reader had a hand in it, else nothing. draft: what the model wrote, None for nothing."""
+    drafted = ("", "") if draft is None else (draft.findings.strip(), draft.impression.strip())
+    here = (found.strip(), concluded.strip())
+    if here == drafted:
+        return ""
+    return "\n".join(f"{name}: {text}" for name, text in zip(("Findings", "Impression"), here, strict=True) if text)
 
 
 def marked(draft: "Draft", selected: int | None = None) -> list[tuple[str, str | None, int | None]]:
