@@ -1,0 +1,269 @@
+"""What learns, and what share of what that is: measured on the built model, for every recipe and every design of the ablation (METHOD §3.4, §3.6).
+
+    python train/parameters.py > docs/parameters.md
+    python train/parameters.py --json train/recipes/small.toml
+
+Nothing is downloaded or computed: models are built on torch's meta device, where weights have a shape and no values. A language model counts with
+its published sizes.
+"""
+
+import argparse
+import functools
+import json
+import sys
+import tomllib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, Python looks beside the script only
+
+import torch
+from tokenizers import Tokenizer, models
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+
+from emrrg_core.adapters import DESIGNS, ablate
+from emrrg_core.config import ModelConfig
+from emrrg_core.errors import ConfigError, EmrrgError
+from emrrg_core.language import find_language_model
+from emrrg_core.model import Emrrg
+from emrrg_core.pretraining import ClusterPredictor, PretrainingConfig
+
+RECIPES = Path(__file__).resolve().parent / "recipes"
+CLAIM = 2.3  # per cent, "compared to full fine-tuning": the paper's abstract
+LANGUAGE: dict[str, dict[str, Any]] = {  # published sizes of the presets of emrrg_core.language
+    "smollm2-135m": {
+        "vocab_size": 49_152,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "tie_word_embeddings": True,
+    },
+    "llama2-7b": {
+        "vocab_size": 32_000,
+        "hidden_size": 4096,
+        "intermediate_size": 11_008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "tie_word_embeddings": False,
+    },
+}
+WHOLES = {  # what a share may be of
+    "tower": ("tower",),
+    "full fine-tuning": ("tower", "projector"),
+    "tower + LLM": ("tower", "LLM"),
+    "everything": (),
+}
+PARTS = {
+    "visual_encoder": "tower",
+    "llama_proj": "projector",
+    "layer_norm": "projector",
+    "hybrid": "hybrid",
+    "signs": "signs",
+    "sign_proj": "signs",
+    "sign_norm": "signs",
+    "llm": "LLM",
+}
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Parameters of one built model by part: tower, adapters, projector (with its norm), hybrid, signs (evidence tokens), LLM, LLM LoRA."""
+
+    all: dict[str, int]
+    trainable: dict[str, int]
+
+    @property
+    def learned(self) -> int:
+        return sum(self.trainable.values())
+
+    def whole(self, name: str) -> int:
+        """How many parameters one of WHOLES has."""
+        return sum(self.all[part] for part in WHOLES[name] or self.all)
+
+    def percent(self, name: str, learned: int | None = None) -> float:
+        """What learns, or `learned` parameters, in per cent of one of WHOLES."""
+        return 100 * (self.learned if learned is None else learned) / self.whole(name)
+
+    def to_dict(self) -> dict[str, Any]:
+        known = [name for name, parts in WHOLES.items() if self.all.keys() >= set(parts)]
+        of = {name: {"parameters": self.whole(name), "percent": round(self.percent(name), 4)} for name in known}
+        return {"trainable": self.learned, "parts": self.trainable, "of": of}
+
+
+def variants(recipe: dict[str, Any]) -> dict[str, ModelConfig]:
+    """The models of a recipe: its [model], under the name of its tower, and that with the changes of each of its [variants].
+
+    Raises ConfigError for a recipe without model or tower and for settings that make no sense.
+    """
+    if missing := {"vision", "model"} - recipe.keys():
+        raise ConfigError(f"A recipe names its tower (vision) and its [model]; {sorted(missing)} is missing.")
+    changes: dict[str, dict[str, Any]] = {recipe["vision"]: {}, **recipe.get("variants", {})}
+    return {name: ModelConfig.from_dict({**recipe["model"], **change}) for name, change in changes.items()}
+
+
+@functools.cache
+def count(config: ModelConfig) -> Counts:
+    """Build a model without values and count. Raises LanguageModelError when its language model is neither known nor here."""
+    if config.language in LANGUAGE:
+        language = LlamaConfig(**LANGUAGE[config.language])
+    else:
+        language = AutoConfig.from_pretrained(find_language_model(config.language, download=False))
+    # a tokenizer has no parameters: the smallest will do
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"?": 0}, unk_token="?")))
+    with torch.device("meta"):
+        model = Emrrg(config, AutoModelForCausalLM.from_config(language), tokenizer)
+    return _count(model, _part_of)
+
+
+def _part_of(name: str) -> str:
+    part = PARTS[name.split(".")[0]]
+    if ".lora." in name or ".lora_" in name:
+        return "adapters" if part == "tower" else "LLM LoRA"
+    return part
+
+
+def _count(model: nn.Module, part_of: Callable[[str], str]) -> Counts:
+    counted = Counts({}, {})
+    for name, parameter in model.named_parameters():
+        part = part_of(name)
+        counted.all[part] = counted.all.get(part, 0) + parameter.numel()
+        if parameter.requires_grad:
+            counted.trainable[part] = counted.trainable.get(part, 0) + parameter.numel()
+    return counted
+
+
+def _part_of_pretraining(name: str) -> str:
+    return "tower" if name.startswith(("patch_embed.", "layers.")) else "decoder"
+
+
+def pretraining(recipe: dict[str, Any]) -> dict[str, Counts]:
+    """Counts of each section of a recipe that pretrains a tower (train/pretrain.py)."""
+    counted = {}
+    for section, settings in recipe.items():
+        if isinstance(settings, dict) and "taps" in settings.get("model", ()):
+            with torch.device("meta"):
+                model = ClusterPredictor(PretrainingConfig.from_dict(settings["model"]))
+            counted[section] = _count(model, _part_of_pretraining)
+    return counted
+
+
+def designs(config: ModelConfig) -> dict[str, tuple[str, ModelConfig]]:
+    """What is counted of a model: the recipe as it stands, then every design, by name, with a title."""
+    rows = {name: (title, ablate(config, name)) for name, title in DESIGNS.items() if _possible(config, name)}
+    return {"recipe": ("**as in the recipe**", config), **rows}
+
+
+def _possible(config: ModelConfig, design: str) -> bool:
+    return design != "combined" or bool(config.hybrid.every_n)
+
+
+def table(config: ModelConfig) -> Iterable[str]:
+    """The designs of one model as a Markdown table, and what becomes of the paper's claim, in lines."""
+    counted = {name: (title, count(made)) for name, (title, made) in designs(config).items()}
+    own = counted["recipe"][1]
+    sizes = ", ".join(f"{name} {own.whole(name):,}" for name in ("tower", "full fine-tuning", "tower + LLM"))
+    yield f"{sizes} parameters."
+    yield ""
+    parts = [p for p in PARTS_SHOWN if any(p in counts.trainable for _, counts in counted.values())]
+    yield f"| design | learns | {' | '.join(parts)} | {' | '.join(f'% of {name}' for name in WHOLES)} |"
+    yield f"|---|{'---:|' * (1 + len(parts) + len(WHOLES))}"
+    for title, counts in counted.values():
+        numbers = [f"{counts.learned:,}", *(f"{counts.trainable[p]:,}" if p in counts.trainable else "" for p in parts)]
+        yield f"| {title} | {' | '.join([*numbers, *(f'{counts.percent(name):.2f}' for name in WHOLES)])} |"
+    if "combined" in counted:
+        yield ""
+        yield verdict(dict(counted.values()), counted["combined"][1])
+
+
+def verdict(counted: dict[str, Counts], combined: Counts) -> str:
+    """The paper's per cent beside ours, in sentences."""
+    adapters = combined.trainable["adapters"]
+    tuned = adapters + combined.trainable["projector"]
+    nearest = min(
+        (abs(counts.percent(whole) - CLAIM), f"{counts.percent(whole):.2f} % ({title.strip('*')}, of {whole})")
+        for title, counts in counted.items()
+        for whole in WHOLES
+    )
+    return (
+        f"The paper says {CLAIM} % of full fine-tuning. Ours, LoRA_p(X) and LoRA(in_proj) of rank 16 with the projector: "
+        f"{tuned:,} parameters, {combined.percent('full fine-tuning', tuned):.2f} % of full fine-tuning. With all that "
+        f"learns beside them, most of it hybrid layers: {combined.learned:,}, {combined.percent('full fine-tuning'):.2f} % "
+        f"of full fine-tuning, {combined.percent('tower + LLM'):.2f} % of tower and language model together. The adapters "
+        f"alone: {combined.percent('tower', adapters):.2f} % of the tower. Nearest to {CLAIM} in this table: {nearest[1]}."
+    )
+
+
+PARTS_SHOWN = ("tower", "adapters", "projector", "hybrid", "signs", "LLM LoRA")
+INTRODUCTION = f"""\
+# What learns
+
+`python train/parameters.py` builds every model of the recipes, without values, and prints this page; `--json` has the same numbers.
+
+A percentage is of something: of the **tower** without its adapters; of **full fine-tuning**, which trains tower and projector (MambaXray-VL's
+third stage); of **tower + LLM**; or of **everything** that the model holds. The projector (`llama_proj` and `layer_norm`) learns in every design,
+and so do evidence tokens (`signs`) where a recipe has them. The eleven rows of the ablation, LoRA(LLM) to LoRA_p(X), have rank 16 and no hybrid
+layers; LoRA(LLM) is the paper's LoRA(Llama2). A language model counts with its published size.
+
+The paper's "{CLAIM} % of the parameters compared to full fine-tuning" comes without a table that it could be traced to; ours is below each table.
+"""
+
+
+def report(recipes: dict[str, dict[str, ModelConfig]], pretrained: dict[str, dict[str, Counts]]) -> str:
+    """All of it as a Markdown page; recipes that make the same model share a table."""
+    shared: dict[ModelConfig, list[str]] = {}
+    for recipe, configs in recipes.items():
+        for name, config in configs.items():
+            shared.setdefault(config, []).append(f"{recipe} ({name})")
+    lines = [INTRODUCTION]
+    for config, names in shared.items():
+        lines += [f"## {', '.join(names)} beside {config.language}", "", *table(config), ""]
+    for recipe, sections in pretrained.items():
+        lines += [f"## {recipe}", "", "| section | learns | tower | decoder | % of everything |", f"|---|{'---:|' * 4}"]
+        for section, counts in sections.items():
+            numbers = [counts.learned, *(counts.trainable[part] for part in ("tower", "decoder"))]
+            cells = [section, *(f"{number:,}" for number in numbers), f"{counts.percent('everything'):.2f}"]
+            lines.append(f"| {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "recipe", type=Path, nargs="*", help="recipes to count; all of train/recipes when none is named"
+    )
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args(argv)
+    try:
+        paths = args.recipe or sorted(RECIPES.glob("*.toml"))
+        read = {path.stem: tomllib.loads(path.read_text(encoding="utf-8")) for path in paths}
+        pretrained = {name: sections for name, recipe in read.items() if (sections := pretraining(recipe))}
+        recipes = {name: variants(recipe) for name, recipe in read.items() if name not in pretrained}
+        if not args.json:
+            print(report(recipes, pretrained))
+            return 0
+        rows = [
+            {"recipe": recipe, "variant": name, "language": config.language, "design": design} | count(made).to_dict()
+            for recipe, configs in recipes.items()
+            for name, config in configs.items()
+            for design, (_, made) in designs(config).items()
+        ] + [
+            {"recipe": recipe, "variant": section, "language": None, "design": "pretraining"} | counts.to_dict()
+            for recipe, sections in pretrained.items()
+            for section, counts in sections.items()
+        ]
+        print(json.dumps(rows, indent=1))
+    except (EmrrgError, OSError, tomllib.TOMLDecodeError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
