@@ -16,18 +16,20 @@ from emrrg_core.data import (
     Study,
     Wording,
     abnormal_first,
+    appearance,
     augment,
     clean_sentences,
-    codes,
     development,
+    lung_mask,
     normalise,
     read_reports,
     read_studies,
 )
 from emrrg_core.errors import DataError
 from emrrg_core.films import model_input, read_film
-from emrrg_core.findings import LABELS, Status, is_abnormal, labels, read_findings
+from emrrg_core.findings import Status, is_abnormal, labels, read_findings
 from tests.phantom import make_phantom
+from tests.tiny import normal_reports
 
 ROW = {"id": "one", "source": "ours", "split": "train", "files": ["one.png"], "labels": {"Pleural Effusion": 1}}
 SIZE = 64
@@ -319,7 +321,7 @@ def test_an_augmented_film_is_another_film_of_the_same_shape_and_never_mirrored(
     grey = np.zeros((SIZE, SIZE), np.uint8)
     cv2.circle(grey, (SIZE // 4, SIZE // 2), 6, 255, -1)  # bright on the image's left
     rng = np.random.default_rng(0)
-    made = [augment(grey, rng) for _ in range(50)]
+    made = [augment(grey, rng)[0] for _ in range(50)]
     for film in made:
         assert (film.shape, film.dtype) == ((SIZE, SIZE), np.float32)
         assert film.min() >= 0
@@ -327,49 +329,117 @@ def test_an_augmented_film_is_another_film_of_the_same_shape_and_never_mirrored(
         bright = film > 0.6 * film.max()
         assert bright.nonzero()[1].mean() < SIZE / 2
     assert len({film.tobytes() for film in made}) == 50
-    np.testing.assert_array_equal(augment(grey, np.random.default_rng(4)), augment(grey, np.random.default_rng(4)))
+    again, same = (augment(grey, np.random.default_rng(4))[0] for _ in range(2))
+    np.testing.assert_array_equal(again, same)
 
 
-def normal_reports() -> list[ReportText]:
-    """Reports without a film, of our own making: four wordings of every place, the first of each the most frequent."""
-    hearts = ["The heart is of normal size.", "Normal heart.", "Cardiac size is normal.", "The mediastinum is normal."]
-    lungs = ["The lungs are clear.", "Clear lungs.", "Both lungs are clear.", "The lungs are well aerated."]
-    pleura = ["No pleural effusion.", "No pneumothorax.", "No effusion is seen.", "There is no pneumothorax."]
-    bones = ["The bones are intact.", "Bony structures are normal.", "Normal bones.", "The spine is normal."]
-    impressions = ["Normal chest.", "No acute disease.", "No acute abnormality.", "No active disease."]
-    none = dict.fromkeys(LABELS, 0)
-    return [
-        ReportText(f"{i}", " ".join((hearts[i], lungs[i], pleura[i], bones[i])), impressions[i], none, False)
-        for i in range(4)
-    ]
+def test_masks_move_with_their_film_and_keep_their_values():
+    grey = np.zeros((SIZE, SIZE), np.uint8)
+    cv2.circle(grey, (20, 40), 8, 255, -1)
+    disc, half = (grey > 0).astype(np.float32), (grey > 0).astype(np.float32) / 2
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        film, (whole, weak) = augment(grey, rng, [disc, half])
+        assert (whole.shape, whole.dtype) == ((SIZE, SIZE), np.float32)
+        assert 0 <= whole.min() <= whole.max() <= 1
+        np.testing.assert_allclose(weak, whole / 2, atol=1e-6)
+        bright = film > (film.min() + film.max()) / 2
+        assert (bright & (whole > 0.5)).sum() > 0.85 * (bright | (whole > 0.5)).sum()
+    film, planes = augment(grey, np.random.default_rng(1))
+    assert planes == []
+    np.testing.assert_array_equal(film, augment(grey, np.random.default_rng(1), [disc])[0])
+
+
+# ---------------------------------------------------------------------------------------------------------- masks, boxes
+
+
+def test_boxes_and_a_lung_mask_come_with_their_study(write, folder):
+    cv2.imwrite(str(folder / "lungs.png"), np.full((128, 144), 255, np.uint8))
+    boxes = [{"label": "Lung Opacity", "xywh": [1, 2, 30.5, 4]}]
+    (one,) = read_studies(write(ROW | {"lung_mask": "lungs.png", "boxes": boxes}))
+    assert one.lung_mask == folder / "lungs.png"
+    assert one.boxes == (("Lung Opacity", (1.0, 2.0, 30.5, 4.0)),)
+    (bare,) = read_studies(write(ROW | {"lung_mask": None, "boxes": None}))
+    assert (bare.lung_mask, bare.boxes) == (None, ())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"lung_mask": "nowhere.png"}, "masks that are not there"),
+        ({"boxes": [{"label": "Edema", "xywh": [1, 2, 0, 4]}]}, r"study one: a box of 0\.0 × 4\.0 pixels"),
+        ({"boxes": [{"label": "Edema", "xywh": [1, 2, 3]}]}, "study one"),
+        ({"boxes": [{"xywh": [1, 2, 3, 4]}]}, "study one: 'label'"),
+    ],
+)
+def test_masks_and_boxes_that_cannot_be_used_are_refused(write, change, words):
+    with pytest.raises(DataError, match=words):
+        read_studies(write(ROW | change))
+
+
+def test_a_lung_mask_is_seen_as_the_tower_sees_its_film(write, folder):
+    mask = np.zeros((128, 144), np.uint8)
+    mask[32:96, 36:72] = 255  # the second quarter of the columns, the middle half of the rows
+    cv2.imwrite(str(folder / "lungs.png"), mask)
+    (one,) = read_studies(write(ROW | {"lung_mask": "lungs.png"}))
+    seen = lung_mask(one, SIZE)
+    assert (seen.shape, seen.dtype) == ((SIZE, SIZE), np.bool_)
+    expected = np.zeros((SIZE, SIZE), bool)
+    expected[SIZE // 4 : SIZE * 3 // 4, SIZE // 4 : SIZE // 2] = True
+    np.testing.assert_array_equal(seen, expected)
+    (folder / "lungs.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match="study one: its lung mask cannot be read"):
+        lung_mask(one, SIZE)
+
+
+# ---------------------------------------------------------------------------------------------------------- wording
+
+
+def told(wording: Wording, code: list[bool], positive: tuple[str, ...] = ()) -> tuple:
+    return wording.impression(code), wording.sentences(code, positive)
 
 
 def test_the_same_code_gives_the_same_words_and_every_bit_changes_them():
     wording = Wording(normal_reports())
     code = [False] * Wording.CODE_BITS
-    first = wording.normal(code)
-    assert wording.normal(code) == first
+    first = told(wording, code)
+    assert told(wording, code) == first
     for bit in range(Wording.CODE_BITS):
-        assert wording.normal([b == bit for b in range(Wording.CODE_BITS)]) != first
+        assert told(wording, [b == bit for b in range(Wording.CODE_BITS)]) != first
 
 
-def test_words_beside_a_finding_neither_deny_it_nor_call_its_place_normal():
+def test_a_normal_film_is_told_of_every_place_once_in_the_orders_of_its_code():
+    wording = Wording(normal_reports())
+    rng, orders = np.random.default_rng(0), set()
+    for _ in range(40):
+        code = (rng.random(Wording.CODE_BITS) > 0.5).tolist()
+        said = wording.sentences(code)
+        orders.add(tuple(place for place, _ in said))
+        assert sorted(place for place, _ in said) == ["bones", "heart", "lungs", "pleura"]
+        assert not is_abnormal(" ".join(text for _, text in said) + " " + wording.impression(code))
+    assert len(orders) == 4
+
+
+@pytest.mark.parametrize(
+    ("positive", "silent"),
+    [
+        ("Pneumonia", "lungs"),
+        ("Lung Lesion", "lungs"),
+        ("Edema", "lungs"),
+        ("Pleural Effusion", "pleura"),
+        ("Pneumothorax", "pleura"),
+        ("Cardiomegaly", "heart"),
+        ("Fracture", "bones"),
+    ],
+)
+def test_nothing_is_said_of_the_place_of_a_finding(positive, silent):
     wording = Wording(normal_reports())
     rng = np.random.default_rng(0)
-    for _ in range(20):
-        code = (rng.random(Wording.CODE_BITS) > 0.5).tolist()
-        findings, impression = wording.abnormal(
-            "There is a right lower lobe opacity. The heart is large.",
-            "Right pneumonia.",
-            code,
-            frozenset({"Pneumonia"}),
-        )
-        assert findings.startswith("There is a right lower lobe opacity. The heart is large.")
-        assert impression == "Right pneumonia."
-        rest = findings.removeprefix("There is a right lower lobe opacity. The heart is large.")
-        assert "lungs" not in rest.lower()
-        assert "heart" not in rest.lower()
-        assert not is_abnormal(rest)
+    for _ in range(8):
+        said = wording.sentences((rng.random(Wording.CODE_BITS) > 0.5).tolist(), {positive})
+        assert {place for place, _ in said} == {"heart", "lungs", "pleura", "bones"} - {silent}
+        text = " ".join(sentence for _, sentence in said)
+        assert labels(text)[positive] is None
 
 
 def test_too_few_wordings_are_refused():
@@ -377,13 +447,19 @@ def test_too_few_wordings_are_refused():
         Wording(normal_reports()[:2])
 
 
-def test_codes_split_films_in_halves_and_follow_their_features():
-    features = np.random.default_rng(0).normal(size=(40, 16))
-    made = codes(features, 6)
-    assert made.shape == (40, 6)
-    assert (made.sum(0) == 20).all()
-    again = codes(np.concatenate([features, features[:1]]), 6)
-    assert (again[-1] == again[0]).all()
+def test_appearance_splits_films_in_halves_by_what_varies_most():
+    rng = np.random.default_rng(0)
+    features = (rng.normal(size=(41, 3)) * [5, 2, 1]) @ np.linalg.qr(rng.normal(size=(16, 16)))[0][:3] + rng.normal(
+        size=16
+    )
+    weights, biases = appearance(features, 3)
+    logits = features @ weights.T + biases
+    assert (weights.shape, biases.shape) == ((3, 16), (3,))
+    np.testing.assert_allclose(np.median(logits, 0), 0, atol=1e-8)
+    np.testing.assert_allclose(logits.std(0), 4)
+    np.testing.assert_allclose(np.corrcoef(logits.T), np.eye(3), atol=1e-8)
+    spread = 1 / np.linalg.norm(weights, axis=1)  # of the films along each component
+    assert spread[0] > spread[1] > spread[2]
 
 
 def test_rows_that_are_no_objects_and_files_that_are_no_text_are_refused(tmp_path):

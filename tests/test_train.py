@@ -5,6 +5,7 @@ costophrenic angle, and a model may rightly look at the healthy one, but a nodul
 """
 
 import csv
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,22 +14,24 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from emrrg_core.config import DecodeConfig
+from emrrg_core.config import DecodeConfig, SignsConfig
 from emrrg_core.data import Study, normalise
 from emrrg_core.decode import Writing, write
 from emrrg_core.errors import CheckpointError, ConfigError
 from emrrg_core.evidence import heat_map, lay_over, patch_weights
-from emrrg_core.findings import LABELS, read_findings
+from emrrg_core.findings import LABELS, is_abnormal, read_findings
+from emrrg_core.hybrid import Look
 from emrrg_core.model import IGNORED, Emrrg
 from emrrg_core.report import compose, sections
 from emrrg_core.reporter import Reporter
 from emrrg_core.vision import VisionMamba
 from tests import tiny
+from tests.conftest import TINY
 from tests.phantom import Phantom, make_phantom
-from train.evaluate import interval
-from train.finetune import TELLING, load_tower, pad, tokens_and_weights
+from train import warmup
+from train.finetune import TELLING, Texts, away, load_start, pad, readings, some, stack, tokens_of
 from train.loop import Run, groups, schedule, train
-from train.warmup import BalancedSampler, LabelReader, balanced_accuracy, known_labels
+from train.telling import Statement
 
 KINDS = ("nodule", "nodule", None)
 
@@ -107,7 +110,7 @@ def test_a_report_is_more_probable_under_its_own_film_than_under_one_with_the_no
     model, ill = taught.model, taught.ill
     sides = np.array([p.side for p in ill])
     other = others(sides)
-    ids = pad([tokens_and_weights(model, *tiny.short_report(p))[0] for p in ill], IGNORED, torch.long)
+    ids = pad([tokens_of(model, *tiny.statements(p))[0] for p in ill], IGNORED, torch.long)
     with torch.inference_mode():
         visual = model.encode(torch.from_numpy(normalise(tiny.films(ill))).unsqueeze(1))
         own, swapped = (model.log_probs(v, ids).sum(1) for v in (visual, visual[other]))
@@ -308,14 +311,21 @@ def test_a_run_without_steps_is_refused():
 # ------------------------------------------------------------------------------------------------- what it is fed with
 
 
+def told(*texts: str) -> list[Statement]:
+    return [Statement(text) for text in texts]
+
+
+FINDINGS = told("There is a nodule in the right upper zone.", "The heart is of normal size.", "The lungs are hazy.")
+IMPRESSION = told("Nodule, right.", "The heart is of normal size.")
+
+
 def test_what_tells_films_apart_counts_more(build):
     model = build()
-    findings = "There is a nodule in the right upper zone. The heart is of normal size. The lungs are hazy."
-    impression = "Nodule, right. The heart is of normal size."
-    ids, weights = tokens_and_weights(model, findings, impression)
-    assert len(ids) == len(weights)
-    assert (ids[-1], weights[-1]) == (model.tokenizer.eos_token_id, 1.0)
-    assert model.tokenizer.decode(ids[:-1]) == compose(findings, impression)
+    ids, weights, owners = tokens_of(model, FINDINGS, IMPRESSION)
+    assert len(ids) == len(weights) == len(owners)
+    assert (ids[-1], weights[-1], owners[-1]) == (model.tokenizer.eos_token_id, 1.0, -1)
+    texts = [" ".join(s.text for s in section) for section in (FINDINGS, IMPRESSION)]
+    assert model.tokenizer.decode(ids[:-1]) == compose(*texts)
     loud = model.tokenizer.decode([i for i, w in zip(ids, weights, strict=True) if w == TELLING])
     quiet = model.tokenizer.decode([i for i, w in zip(ids[:-1], weights[:-1], strict=True) if w == 1])
     assert set(weights) == {1.0, TELLING}
@@ -326,10 +336,23 @@ def test_what_tells_films_apart_counts_more(build):
     assert quiet.count("The heart") == 2
 
 
-def test_an_impression_that_repeats_the_findings_counts_where_it_stands(build):
+def test_every_token_belongs_to_the_statement_that_it_writes(build):
     model = build()
-    findings, impression = "The lungs are hazy. The heart is of normal size.", "The heart is of normal size."
-    ids, weights = tokens_and_weights(model, findings, impression)
+    ids, _, owners = tokens_of(model, FINDINGS, IMPRESSION)
+    for number, statement in enumerate([*FINDINGS, *IMPRESSION]):
+        mine = [i for i, owner in zip(ids, owners, strict=True) if owner == number]
+        assert model.tokenizer.decode(mine).strip() == statement.text
+    nobody = model.tokenizer.decode([i for i, owner in zip(ids[:-1], owners[:-1], strict=True) if owner == -1])
+    assert nobody.split() == ["Findings:", "Impression:"]
+
+
+def test_a_statement_that_stands_in_both_sections_counts_where_it_stands(build):
+    model = build()
+    findings, impression = (
+        told("The lungs are hazy.", "The heart is of normal size."),
+        told("The heart is of normal size."),
+    )
+    ids, weights, _ = tokens_of(model, findings, impression)
     loud = model.tokenizer.decode([i for i, w in zip(ids, weights, strict=True) if w == TELLING])
     assert loud.index("The lungs are hazy.") < loud.index("The heart is of normal size.")
     assert loud.count("The heart is of normal size.") == 1  # the impression's, its first sentence; not the findings'
@@ -342,93 +365,187 @@ def test_rows_are_filled_up_on_the_right():
     assert pad([[0.5], [1, 2]], 0.0, torch.float32).dtype is torch.float32
 
 
-def test_a_tower_that_does_not_fit_is_refused(build, tmp_path):
-    model = build()
-    tower = VisionMamba(model.config.vision)
-    save_file(tower.state_dict(), tmp_path / "tower.safetensors")
-    load_tower(model, tmp_path / "tower.safetensors")
-    loaded = model.visual_encoder.state_dict()
-    assert all(torch.equal(loaded[name], value) for name, value in tower.state_dict().items())
-    for wrong in ({"extra": torch.zeros(1)}, {"pos_embed": None}):
-        state = {name: value for name, value in (tower.state_dict() | wrong).items() if value is not None}
-        save_file(state, tmp_path / "wrong.safetensors")
-        with pytest.raises(CheckpointError, match=next(iter(wrong))):
-            load_tower(model, tmp_path / "wrong.safetensors")
+def study(source: str, name: str, known: dict | None = None) -> Study:
+    return Study(
+        id=name,
+        source=source,
+        split="train",
+        patient=name,
+        files=(),
+        labels=known or {},
+        view=None,
+        findings="",
+        impression="",
+    )
 
 
-def _studies(source: str, normal: int, abnormal: int, unknown: int = 0) -> list[Study]:
-    known = [{"No Finding": 1}] * normal + [{"Edema": 1}] * abnormal + [{"Edema": 0}] * unknown
-    return [
-        Study(
-            id=f"{source} {i}",
-            source=source,
-            split="train",
-            patient=str(i),
-            files=(),
-            labels=labels,
-            view=None,
-            findings="",
-            impression="",
-        )
-        for i, labels in enumerate(known)
+SIGNS = SignsConfig(tokens=2, appearance=warmup.APPEARANCE, dropout=0.0)
+
+
+@pytest.fixture
+def reading(make_llm, tokenizer) -> Emrrg:
+    """A tiny model that reads signs."""
+    torch.manual_seed(0)
+    return Emrrg(replace(TINY, signs=SIGNS), make_llm(), tokenizer).eval()
+
+
+def test_the_warmed_up_tower_and_its_readers_lie_below_the_adapters(reading, tmp_path):
+    torch.manual_seed(1)
+    reader = warmup.Reader(VisionMamba(reading.config.vision), stem_only=False).eval()
+    save_file(reader.state_dict(), tmp_path / "reader.safetensors")
+    back = load_start(reading, tmp_path).eval()
+    image = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        told = [reader(image)[-1], back(image)[-1], reading.read_signs(reading.see(image.unsqueeze(1)))]
+    for signs in told[1:]:  # adapters start at nothing
+        torch.testing.assert_close(signs.vector(), told[0].vector(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"tower.extra": torch.zeros(1)}, {"tower.pos_embed": None}, {"signs.places.bias": None}]
+)
+def test_a_reader_that_does_not_fit_is_refused(reading, tmp_path, wrong):
+    reader = warmup.Reader(VisionMamba(reading.config.vision), stem_only=False)
+    state = {name: value for name, value in (reader.state_dict() | wrong).items() if value is not None}
+    save_file(state, tmp_path / "reader.safetensors")
+    with pytest.raises(CheckpointError, match=next(iter(wrong)).split(".", 1)[1]):
+        load_start(reading, tmp_path)
+
+
+def test_readings_are_probabilities_of_every_film(reading, images):
+    with torch.no_grad():
+        signs = reading.read_signs(reading.see(images))
+    read = readings(signs)
+    assert len(read) == 3
+    for i, one in enumerate(read):
+        assert list(one.labels) == list(LABELS)
+        assert one.labels["Edema"] == pytest.approx(signs.labels[i, LABELS.index("Edema")].sigmoid().item())
+        assert (one.regions.shape, one.places.shape, one.code.shape) == ((3, 2, 3), (16, 5), (warmup.APPEARANCE,))
+        np.testing.assert_allclose(one.regions.max(), one.places[:, 2:].max(), rtol=1e-5)
+        assert one.code.tolist() == (signs.appearance[i] > 0).tolist()
+
+
+# ---------------------------------------------------------------------------------------------- where sentences look
+
+
+def _look(attention: torch.Tensor, gate: float, layer: int = 0) -> Look:
+    """One token of one film. attention: (v,)."""
+    return Look(layer, torch.full((1, 1), gate), attention.view(1, 1, -1))
+
+
+def test_a_look_that_moves_to_where_the_sentence_speaks_of_costs_less():
+    where = torch.tensor([0.0, 1.0, 0.0, 0.0]).view(1, 1, 4)  # the class token is number 2 of 5
+    costs = [
+        away([_look(torch.tensor([0.6 - 0.5 * m, 0.1 + 0.5 * m, 0.1, 0.1, 0.1]), 0.5)], where, 2).item()
+        for m in (0.0, 0.5, 1.0)
     ]
+    assert costs == sorted(costs, reverse=True)
+    np.testing.assert_allclose(np.exp(-np.array(costs)), [0.1 / 0.9, 0.35 / 0.9, 0.6 / 0.9], rtol=0.02)
 
 
-def test_films_are_drawn_by_source_and_class_whatever_their_number():
-    studies = _studies("many", 5, 400, unknown=50) + _studies("few", 10, 10) + _studies("one class", 0, 30)
-    sampler = BalancedSampler(studies, {"many": 0.6, "few": 0.2, "one class": 0.2, "absent": 0.5}, seed=1)
-    drawn = [s for step in range(100) for s in sampler.batch(step, 40)[0]]
-    assert all(s.abnormal is not None for s in drawn)
-    count = {source: sum(s.source == source for s in drawn) / len(drawn) for source in ("many", "few", "one class")}
-    assert count == pytest.approx({"many": 0.6, "few": 0.2, "one class": 0.2}, abs=0.03)
-    for source in ("many", "few"):
-        assert np.mean([s.abnormal for s in drawn if s.source == source]) == pytest.approx(0.5, abs=0.06)
+def test_layers_count_by_their_gates_as_in_the_map():
+    where = torch.tensor([0.0, 1.0, 0.0, 0.0]).view(1, 1, 4)
+    there, elsewhere = torch.tensor([0.0, 1, 0, 0, 0]), torch.tensor([1.0, 0, 0, 0, 0])
+    cost = away([_look(there, -0.9), _look(elsewhere, 0.1, 1)], where, 2)
+    assert cost.neg().exp().item() == pytest.approx(0.9, abs=0.01)
 
 
-def test_the_films_of_a_step_depend_on_seed_and_step_alone():
-    studies = _studies("ours", 50, 50)
-    one, same = (BalancedSampler(studies, {"ours": 1.0}, seed=1) for _ in range(2))
-    one.batch(0, 8)
-    (films, rng), (again, other_rng) = one.batch(1, 8), same.batch(1, 8)
-    assert films == again
-    assert rng.random() == other_rng.random()
-    assert films != one.batch(2, 8)[0]
-    assert films != BalancedSampler(studies, {"ours": 1.0}, seed=2).batch(1, 8)[0]
+def test_tokens_that_speak_of_no_place_are_not_guided():
+    attention = torch.rand(2, 3, 5).softmax(-1).requires_grad_()
+    gate = torch.full((2, 3), 0.5, requires_grad=True)
+    where = torch.zeros(2, 3, 4)
+    assert away([Look(0, gate, attention)], where, 2).item() == 0
+    where[0, 1, 3] = 1
+    away([Look(0, gate, attention)], where, 2).backward()
+    guided = attention.grad.abs().sum(-1) > 0
+    assert guided.tolist() == [[False, True, False], [False, False, False]]
 
 
-def test_an_unknown_label_is_left_out_of_the_loss():
-    targets, known = known_labels(_studies("ours", 1, 1, unknown=1))
-    assert targets.shape == known.shape == (3, len(LABELS))
-    edema, healthy = LABELS.index("Edema"), LABELS.index("No Finding")
-    assert targets[:, edema].tolist() == [0, 1, 0]
-    assert known[:, edema].tolist() == [0, 1, 1]
-    assert known[:, healthy].tolist() == [1, 0, 0]
-    assert known.sum() == 3
+def test_guidance_reaches_the_keys_the_gates_and_the_projector(build, open_gates, images):
+    model = open_gates(build()).train()
+    looks: list[Look] = []
+    ids = torch.tensor([[5, 9, 7]] * 3)
+    model.log_probs(model.encode(images), ids, looks=looks)
+    where = torch.zeros(3, 3, 16)
+    where[:, 1, 5] = 1
+    away(looks, where, model.config.vision.class_position).backward()
+    touched = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    for part in (
+        "layers.0.kv_proj.weight",
+        "layers.2.kv_proj.weight",
+        "gate_proj.weight",
+        "warm_up_gate",
+        "llama_proj",
+    ):
+        assert any(part in name for name in touched), part
+    assert not any(name.startswith("llm.") for name in touched)
 
 
-def test_the_label_reader_gives_a_logit_for_every_label():
-    reader = LabelReader(VisionMamba(tiny.CONFIG.vision))
-    assert reader(torch.zeros(2, 3, tiny.SIZE, tiny.SIZE)).shape == (2, len(LABELS))
+# ---------------------------------------------------------------------------------------------------- which films
 
 
-# ------------------------------------------------------------------------------------------------------------- scores
+def test_films_for_a_purpose_are_drawn_by_the_shares_of_their_sources():
+    studies = [study("many", str(i)) for i in range(300)] + [study("few", str(i)) for i in range(8)]
+    run = _settings(sources={"many": 0.5, "few": 0.25, "absent": 0.25})
+    chosen = some(studies, 60, run)
+    assert sum(s.source == "many" for s in chosen) == 40
+    assert sum(s.source == "few" for s in chosen) == 8
+    assert len({(s.source, s.id) for s in chosen}) == len(chosen)
+    assert some(studies, 60, run) == chosen
 
 
-def test_balanced_accuracy_is_a_half_for_whoever_always_says_the_same():
-    truth = np.array([True] * 9 + [False])
-    assert balanced_accuracy(truth, np.ones(10, bool)) == 0.5
-    assert balanced_accuracy(truth, truth) == 1
-    assert balanced_accuracy(truth, ~truth) == 0
+@pytest.mark.parametrize(
+    ("known", "enough"),
+    [
+        ({"No Finding": 1}, True),
+        ({"Edema": 1}, True),
+        ({"No Finding": 0}, False),
+        ({"Support Devices": 1}, False),
+        ({"Edema": 0}, False),
+        ({}, False),
+    ],
+)
+def test_a_film_is_told_only_when_something_of_it_has_a_name(known, enough):
+    texts = Texts(tiny.normal_reports(), evidence=True)
+    assert texts.has(study("ours", "1", known)) is enough
+    assert texts.has(replace(study("ours", "1", known), findings="The lungs are clear."))
 
 
-def test_an_interval_holds_its_value_and_narrows_with_more_films():
+def test_a_film_with_its_own_report_learns_that_unless_a_finding_was_drawn_on_it(reading, images):
+    texts = Texts(tiny.normal_reports(), evidence=True)
+    one = replace(study("ours", "1", {"No Finding": 1}), findings="Everything looks fine.", impression="Fine.")
+    phantom = make_phantom(1, height=128, width=128, lesion=None)
+    with torch.no_grad():
+        read = readings(reading.read_signs(reading.see(images)))[0]
+    for simulate in (0.0, 1.0):
+        rng = np.random.default_rng(0)
+        made, drawn = warmup.example(phantom.pixels * 255, one, phantom.lungs, simulate, rng, true_mask=True)
+        findings, impression = texts.tell(one, made, drawn, read, 4, 0)
+        text = compose(" ".join(s.text for s in findings), " ".join(s.text for s in impression))
+        if drawn is None:
+            assert text == compose(one.findings, one.impression)
+        else:
+            assert "fine" not in text.lower()
+            assert is_abnormal(text)
+            assert findings[0].where.shape == (16,)
+            assert findings[0].where.max() > 0.9  # also a finding smaller than a patch is in one
+
+
+def test_without_evidence_a_film_meets_report_texts_that_agree_with_its_labels():
+    texts = Texts(tiny.normal_reports(), evidence=False)
+    normal = study("ours", "1", {"No Finding": 1})
+    assert texts.has(normal)
+    assert not texts.has(study("ours", "2", {"Edema": 1}))  # no report text states it
     rng = np.random.default_rng(0)
-    few, many = (interval((rng.random(n) < 0.7).astype(float)) for n in (20, 2000))
-    for one, n in ((few, 20), (many, 2000)):
-        assert one["n"] == n
-        assert 0 <= one["low"] < one["value"] < one["high"] <= 1
-    assert many["high"] - many["low"] < 0.3 * (few["high"] - few["low"])
-    assert many["low"] < 0.7 < many["high"]
-    assert interval(np.ones(5)) == {"value": 1.0, "low": 1.0, "high": 1.0, "n": 5}
-    assert interval(np.array([])) == {"value": None, "low": None, "high": None, "n": 0}
-    assert interval(np.ones(3), lambda rows: float("nan")) == {"value": None, "low": None, "high": None, "n": 3}
+    made, _ = warmup.example(np.zeros((64, 64)), normal, None, 0.0, rng, true_mask=False)
+    told_once = {texts.tell(normal, made, None, None, 4, seed)[0][0].text for seed in range(8)}
+    assert told_once == {r.findings for r in tiny.normal_reports()}
+
+
+def test_views_are_stacked_with_what_is_missing_marked():
+    rng = np.random.default_rng(0)
+    studies = [[rng.uniform(0, 255, (8, 8)) for _ in range(n)] for n in (1, 3)]
+    images, views = stack(studies)
+    assert images.shape == (2, 3, 3, 8, 8)
+    assert views.tolist() == [[True, False, False], [True, True, True]]
+    np.testing.assert_allclose(images[1, 2], normalise(studies[1][2]), rtol=1e-5)

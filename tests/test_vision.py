@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from emrrg_core.config import VISION_PRESETS, ConfigError, VisionConfig
+from emrrg_core.config import VISION_PRESETS, ConfigError, Stem, VisionConfig
 from emrrg_core.scan import available_backends
-from emrrg_core.vision import DIRECTIONS, VisionMamba, scan_orders
+from emrrg_core.vision import DIRECTIONS, ConvolutionalStem, VisionMamba, scan_orders
 
 GOLDEN = Path(__file__).parent / "golden" / "tower_golden.safetensors"
 
@@ -128,3 +128,71 @@ def test_a_wrong_image_size_says_which_is_right():
 def test_an_image_size_that_does_not_divide_is_refused():
     with pytest.raises(ConfigError, match="multiple"):
         VisionConfig(image_size=225)
+
+
+# ----------------------------------------------------------------------------------------------------------------- stem
+
+STEM = VisionConfig(image_size=128, d_model=64, depth=1, d_state=4, stem=Stem.CONVOLUTION)
+
+
+def stem() -> ConvolutionalStem:
+    torch.manual_seed(0)
+    return ConvolutionalStem(STEM).eval()
+
+
+@pytest.mark.parametrize(("patch", "width", "image"), [(16, 64, 64), (8, 32, 64), (4, 16, 16)])
+def test_a_stem_gives_a_token_for_every_patch(patch, width, image):
+    config = VisionConfig(image_size=image, patch_size=patch, d_model=width, stem=Stem.CONVOLUTION)
+    assert ConvolutionalStem(config)(torch.randn(2, 3, image, image)).shape == (2, (image // patch) ** 2, width)
+
+
+@pytest.mark.parametrize(("row", "column"), [(0, 0), (2, 13), (13, 2), (15, 15), (8, 7)])
+def test_stem_tokens_are_in_raster_order_and_look_near_themselves(row, column):
+    """Convolutions reach six patches far. Beyond them a film is one only through its statistics: the group norms, left out here."""
+    net = stem()
+    for i, layer in enumerate(net.stages):
+        if isinstance(layer, torch.nn.GroupNorm):
+            net.stages[i] = torch.nn.Identity()
+        for name in ("norm1", "norm2"):
+            if hasattr(layer, name):
+                setattr(layer, name, torch.nn.Identity())
+    image = torch.randn(1, 3, 256, 256)
+    changed = image.clone()
+    changed[..., 16 * row : 16 * row + 16, 16 * column : 16 * column + 16] += 1
+    with torch.no_grad():
+        moved = (net(image) != net(changed)).any(-1)[0].view(16, 16)
+    assert moved[row, column]
+    rows, columns = moved.nonzero().T
+    assert max((rows - row).abs().max(), (columns - column).abs().max()) <= 6
+
+
+def test_a_films_tokens_do_not_depend_on_its_neighbours_in_the_batch():
+    torch.manual_seed(1)
+    films, tower = torch.randn(3, 3, 128, 128), VisionMamba(STEM)
+    for net in (stem().train(), tower.eval()):
+        with torch.no_grad():
+            together, alone = net(films), net(films[1:2])
+        torch.testing.assert_close(together[1:2], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_every_parameter_of_the_stem_learns():
+    tower = VisionMamba(STEM)
+    tower(torch.randn(1, 3, 128, 128)).square().sum().backward()
+    assert [n for n, p in tower.patch_embed.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_the_small_tower_is_saved_and_loaded_strictly_and_takes_no_published_weights():
+    config = VISION_PRESETS["small"]
+    tower, other = VisionMamba(config).eval(), VisionMamba(config).eval()
+    other.load_state_dict(tower.state_dict(), strict=True)
+    image = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        assert torch.equal(tower(image), other(image))
+    keys = {name for name in tower.state_dict() if name.startswith("patch_embed.")}
+    assert keys
+    assert all(name.startswith("patch_embed.stages.") for name in keys)
+    plain = VisionMamba(VisionConfig(d_model=config.d_model, depth=config.depth))
+    with pytest.raises(RuntimeError, match=r"patch_embed\.stages"):
+        tower.load_state_dict(plain.state_dict(), strict=True)
+    rest = {name for name in plain.state_dict() if not name.startswith("patch_embed.")}
+    assert rest == tower.state_dict().keys() - keys  # everything else has the published names

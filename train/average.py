@@ -1,6 +1,6 @@
 """Gives a checkpoint the average film of its training films, so that drafts can be written against it (contrastive decoding).
 
-python -m train.average --checkpoint runs/refine/checkpoint --films FILMS.jsonl --contrast 3.0 --count 200 --out runs/small
+python -m train.average --checkpoint runs/finetune/checkpoint --films FILMS.jsonl --contrast 3.0 --count 200 --out runs/small
 """
 
 import argparse
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     model, _ = checkpoint.load(args.checkpoint)
     studies = read_studies(args.films)
     cache = FilmCache(studies, args.cache)
-    sources = sorted(config["training"]["recipe"]["refine"]["sources"])
+    sources = sorted(config["training"]["recipe"]["finetune"]["sources"])
     learn, _ = development(
         [s for s in studies if s.split == "train" and s.source in sources and s.abnormal is not None]
     )

@@ -1,0 +1,106 @@
+"""The programs that make a checkpoint, one after another as a user runs them, on a few phantoms and for a step or two."""
+
+import csv
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from emrrg_core import checkpoint
+from emrrg_core.checkpoint import read_config
+from tests import tiny
+from tests.phantom import make_phantom
+from train import average, finetune, warmup
+
+RECIPE = Path(__file__).parent.parent / "train" / "recipes" / "small.toml"
+KINDS = (None, "nodule", None, "effusion", None, "opacity")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, language_folder) -> Path:
+    """Everything that the shipped recipe's three stages leave behind, with other numbers of steps and films."""
+    folder = tmp_path_factory.mktemp("stages")
+    rows = [
+        (
+            make_phantom(i, height=128, width=128, lesion=KINDS[i % 6]),
+            {"split": "train", "source": ("kermany", "nih_talo")[i // 12]},
+        )
+        for i in range(24)
+    ]
+    films = tiny.film_set(folder, rows)
+    text = RECIPE.read_text()
+    for name, value in {"steps": 1, "batch": 3, "warmup": 1, "save_every": 1}.items():
+        text = re.sub(rf"^{name} = \d+", f"{name} = {value}", text, flags=re.M)
+    text = re.sub(r"^simulate = [\d.]+", "simulate = 1.0", text, flags=re.M)
+    text = re.sub(r"^sources = .*$", "sources = { kermany = 0.5, nih_talo = 0.5 }", text, flags=re.M)
+    (folder / "recipe.toml").write_text(text)
+    common = [
+        "--recipe",
+        f"{folder}/recipe.toml",
+        "--films",
+        f"{films}",
+        "--cache",
+        f"{folder}/cache",
+        "--threads",
+        "1",
+    ]
+    warmup.main([*common, "--stage", "stem", "--out", f"{folder}/stem"])
+    warmup.main([*common, "--stage", "tower", "--start", f"{folder}/stem", "--out", f"{folder}/tower"])
+    last = ["--start", f"{folder}/tower", "--out", f"{folder}/finetune", "--language-model", f"{language_folder}"]
+    finetune.main([*common, "--reports", f"{folder}/reports.jsonl", *last])
+    return folder
+
+
+def columns(path: Path) -> dict[str, float]:
+    with path.open() as file:
+        (row,) = csv.DictReader(file)
+    return {name: float(value) for name, value in row.items()}
+
+
+def test_every_stage_logs_what_it_learned_from(made):
+    for stage, names in (
+        ("stem", {"normal", "labels", "lungs", "places"}),
+        ("tower", {"normal", "labels", "lungs", "places"}),
+        ("finetune", {"nll", "away", "gate", "normal", "labels", "lungs", "places"}),
+    ):
+        row = columns(made / stage / "log.csv")
+        assert names <= row.keys()
+        assert all(row[name] > 0 for name in names), stage
+
+
+def test_a_stage_teaches_its_part_and_leaves_the_rest(made):
+    stem, tower = (load_file(made / stage / "reader.safetensors") for stage in ("stem", "tower"))
+    moved = {name for name in stem if not torch.equal(stem[name], tower[name])}
+    assert any(name.startswith("tower.layers.") for name in moved)
+    assert any(name.startswith("tower.patch_embed.") for name in moved)
+    assert {"signs.labels.weight", "signs.places.weight"} <= moved
+    assert not {name for name in moved if ".appearance." in name}  # which is fitted, never trained
+    saved = load_file(made / "finetune" / "checkpoint" / "model.safetensors")
+    for name, value in tower.items():
+        if name.startswith("tower."):  # frozen but for its adapters
+            kept = saved[name.replace("tower.", "visual_encoder.", 1)].float()
+            torch.testing.assert_close(kept, value, rtol=1e-3, atol=1e-6)
+    assert not torch.equal(saved["signs.appearance.weight"].float(), tower["signs.appearance.weight"])
+
+
+def test_the_checkpoint_is_the_recipes_model_and_can_be_given_its_average_film(made, language_folder):
+    first = made / "finetune" / "checkpoint"
+    config = read_config(first)
+    assert config["training"]["step"] == 1
+    assert config["model"].signs.tokens == 4
+    # the recipe names its language model by name; here there is only a folder of another
+    named = json.loads((first / "config.json").read_text())
+    named["model"]["language"] = str(language_folder)
+    (first / "config.json").write_text(json.dumps(named))
+    common = ["--films", f"{made}/films.jsonl", "--cache", f"{made}/cache", "--count", "8", "--contrast", "2"]
+    average.main(["--checkpoint", f"{first}", "--out", f"{made}/averaged", *common])
+    model, _ = checkpoint.load(made / "averaged")
+    vision = model.config.vision
+    assert model.config == replace(read_config(first)["model"], contrast=2.0)
+    assert model.average_film.shape == (vision.tokens + 4, 32)
+    assert model.average_film.abs().sum() > 0
+    assert read_config(made / "averaged")["training"]["average_of"] == 8

@@ -1,0 +1,85 @@
+"""Tables for people from the card that train.evaluate --json wrote.
+
+python -m train.results docs/results/small.json
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+_COLUMNS = {  # score -> heading
+    "normal_balanced_accuracy": "normal/abnormal, balanced accuracy",
+    "called_abnormal_of_normal": "normal films called abnormal",
+    "called_abnormal_of_abnormal": "abnormal films called abnormal",
+    "label_micro_f1": "label micro-F1",
+    "label_macro_f1": "label macro-F1",
+    "own_image_preferred_all": "own film preferred, all pairs",
+    "own_image_preferred": "own film preferred, labels differ",
+    "distinct": "distinct drafts",
+}
+_LOOKS = {
+    "blank_drop": "grey film, nats a token",
+    "noise_drop": "noise, nats a token",
+    "gate": "mean gate",
+    "mask_share_over_chance": "map in the lungs, times chance",
+    "pointing": "peak in a lesion's box",
+    "deletion_drop": "blanking the map's top tenth, nats more than random tenths",
+}
+_SIGNS = ("nodule", "opacity", "effusion", "heart")
+
+
+def cell(score: Mapping[str, Any] | None) -> str:
+    """value [low, high] (n), or a dash where it was not computed."""
+    if not score or score.get("value") is None:
+        return "–"
+    spread = "" if score.get("low") is None else f" [{score['low']:.2f}, {score['high']:.2f}]"
+    return f"{score['value']:.2f}{spread} (n {score['n']})"
+
+
+def table(first: str, rows: Mapping[str, Mapping[str, Any]], columns: Mapping[str, str]) -> str:
+    """A Markdown table: one row a name, one column a score."""
+    lines = [f"| {first} | " + " | ".join(columns.values()) + " |", "|---" * (len(columns) + 1) + "|"]
+    lines += [
+        f"| {name} | " + " | ".join(cell(row.get(score)) for score in columns) + " |" for name, row in rows.items()
+    ]
+    return "\n".join(lines)
+
+
+def tables(card: Mapping[str, Any]) -> str:
+    """Everything on the card that fits a page, as Markdown."""
+    scores = {name: row for name, row in card["scores"].items() if name != "simulated"}
+    parts = [table("source", scores, _COLUMNS), table("source", scores, _LOOKS)]
+    if made := card["scores"].get("simulated"):
+        rows = {sign: {name: made.get(f"{name}_{sign}") for name in ("found", "side", "pointing")} for sign in _SIGNS}
+        rows["all"] = {name: made.get(name) for name in ("found", "side", "pointing")}
+        parts.append(
+            table(
+                "simulated finding",
+                rows,
+                {"found": "stated", "side": "side right, where one is named", "pointing": "map peaks on it"},
+            )
+        )
+    if others := card.get("baselines"):
+        compared = {"label_micro_f1": "label micro-F1", "label_macro_f1": "label macro-F1", "normal_balanced_accuracy": "balanced accuracy",
+                    "distinct": "distinct", "bleu4": "BLEU-4", "rouge_l": "ROUGE-L"}  # fmt: skip
+        for source in [name for name, row in scores.items() if row["normal_balanced_accuracy"]["n"] >= 50]:
+            rows = {"this checkpoint": scores[source]} | {
+                name.replace("_", " "): own[source] for name, own in others.items()
+            }
+            parts.append(f"{source}:\n\n" + table("report from", rows, compared))
+    parts.append(
+        f"Checkpoint `{card['checkpoint_sha256'][:12]}…`, {card['precision']}, {card['decoding']}, {card['seconds']:.0f} s:\n\n    {card['command']}"
+    )
+    return "\n\n".join(parts)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("card", type=Path)
+    print(tables(json.loads(parser.parse_args(argv).card.read_text())))
+
+
+if __name__ == "__main__":
+    main()
