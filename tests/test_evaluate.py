@@ -17,6 +17,7 @@ from emrrg_core.report import compose
 from emrrg_core.simulate import LABEL_OF, Sign
 from tests import tiny
 from tests.phantom import Phantom, make_phantom
+from train import results
 from train.evaluate import (
     _looks,
     _maps,
@@ -67,7 +68,7 @@ def card(capsys, *arguments: object) -> dict:
 
 
 def test_every_score_is_there_for_every_source_and_baseline_and_a_seed_repeats_it(checkpoint, folder, capsys):
-    asked = ("--checkpoint", checkpoint, "--films", folder / "films.jsonl", "--deletions", 2)
+    asked = ("--checkpoint", checkpoint, "--films", folder / "films.jsonl", "--deletions", 2, "--beside", checkpoint)
     found = card(capsys, *asked)
     assert found["scores"].keys() == {"ours", "theirs", "overall", "simulated"}
     for source in ("ours", "theirs", "overall"):
@@ -92,12 +93,21 @@ def test_every_score_is_there_for_every_source_and_baseline_and_a_seed_repeats_i
                     assert score["low"] <= score["value"] + 1e-9 or score["n"] < 4, name
     for rows in found["baselines"].values():
         assert all(row.keys() >= TEXT_SCORES for row in rows.values())
+    beside = found["baselines"].pop(checkpoint.name)["overall"]  # the same model as its own baseline
+    assert all(found["scores"]["overall"][name] == score for name, score in beside.items())
     constant = found["baselines"]["constant"]["overall"]
     assert constant["distinct"]["value"] == 1 / 8
     assert constant["normal_balanced_accuracy"]["value"] == 0.5
-    again = card(capsys, *asked)
+    again = card(capsys, *asked[:-2])
     for name in ("scores", "baselines", "checkpoint_sha256", "seed"):
         assert again[name] == found[name], name
+    tables = results.tables(found)
+    lines = tables.splitlines()
+    for name, score in (("ours", "label_micro_f1"), ("overall", "blank_drop"), ("theirs", "distinct")):
+        cell = results.cell(found["scores"][name][score])
+        assert any(line.startswith(f"| {name} |") and f"| {cell} |" in line for line in lines), (name, score)
+    assert results.cell(found["scores"]["simulated"]["found_nodule"]) in tables
+    assert found["command"] in tables
 
 
 def test_fewer_films_without_reports_have_scores_but_no_baselines(checkpoint, folder, tmp_path, capsys):

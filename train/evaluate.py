@@ -31,7 +31,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,7 @@ _LUNGS = re.compile(
 )
 _TRUNCATED = 60  # tokens, what the released code leaves of an IU reference (METHOD §5.4)
 RANDOM_TENTHS = 8
+BLANKED = 300  # films at most, evenly spaced, whose drafts are read under a grey film and under noise
 
 
 @contextlib.contextmanager
@@ -135,6 +136,12 @@ def text_columns(texts: Sequence[str], studies: Sequence[Study]) -> dict[str, An
     }
 
 
+def first_of_its_kind(texts: Sequence[str]) -> np.ndarray:
+    """1.0 for every text that none before it equals, (n,): their mean is the share of distinct texts."""
+    seen: set[str] = set()
+    return np.array([float(not (text in seen or seen.add(text))) for text in texts])
+
+
 def summarise_texts(
     columns: dict[str, Any], studies: Sequence[Study], rows: np.ndarray, tokenizer: Any
 ) -> dict[str, Score]:
@@ -154,7 +161,7 @@ def summarise_texts(
         "normal_balanced_accuracy": bootstrap(known, accuracy),
         "called_abnormal_of_normal": bootstrap(called[known[truth[known] == 0]].astype(float)),
         "called_abnormal_of_abnormal": bootstrap(called[known[truth[known] == 1]].astype(float)),
-        "distinct": {"value": len(set(texts[rows])) / len(rows), "low": None, "high": None, "n": len(rows)},
+        "distinct": bootstrap(first_of_its_kind(texts[rows])),
         "marks": bootstrap(np.array(["XXXX" in t or "___" in t for t in texts[rows]], float)),
     }
     for view in ("AP", "PA"):
@@ -308,6 +315,7 @@ def evaluate(
     seed: int = 0,
     deletions: int = 60,
     neighbours: int = 2000,
+    beside: Mapping[str, Emrrg] | None = None,
 ) -> dict[str, Any]:
     """All scores, per source and overall, and those of the baselines where `reports` of the training split are given.
 
@@ -344,6 +352,10 @@ def evaluate(
     if reports:
         texts = baselines(judge, studies, visual, learn, reports, neighbours=neighbours, seed=seed)
         result["baselines"] = {name: table(text_columns(rows, studies)) for name, rows in texts.items()}
+    for name, other in (beside or {}).items():
+        judge = Judge(other, batch)
+        texts = [d.text for d in judge.write(judge.see(films), seed, progress=name)]
+        result.setdefault("baselines", {})[name] = table(text_columns(texts, studies))
     result["seconds"] = time.perf_counter() - begun
     return result
 
@@ -381,9 +393,13 @@ def _looks(
             result[rows] = own[rows] - under
         return result
 
+    chosen = np.unique(np.linspace(0, n - 1, min(n, BLANKED)).round().astype(int))
+
     def under(film: np.ndarray) -> np.ndarray:
-        seen = judge.see([film]).expand(n, -1, -1)
-        return (own - np.array([s.sum() for s in judge.score(seen, drafts)])) / lengths
+        result = np.full(n, np.nan)
+        found = judge.score(judge.see([film]).expand(len(chosen), -1, -1), [drafts[i] for i in chosen])
+        result[chosen] = (own[chosen] - np.array([s.sum() for s in found])) / lengths[chosen]
+        return result
 
     gain_all, gain_opposite = gain(any_other), gain(opposite)
     noise = normalise(rng.uniform(0, 255, (size, size)))
@@ -455,12 +471,7 @@ def _simulated_scores(
     for sign in Sign:
         rows = np.array([s is sign for s in signs])
         scores |= {f"{name}_{sign.name.lower()}": bootstrap(_known(values[rows])) for name, values in columns.items()}
-    scores["distinct"] = {
-        "value": len({d.text for d in drafts}) / len(drafts),
-        "low": None,
-        "high": None,
-        "n": len(drafts),
-    }
+    scores["distinct"] = bootstrap(first_of_its_kind([d.text for d in drafts]))
     return scores
 
 
@@ -475,6 +486,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, default=0, help="at most this many films, the same share of every source")
     parser.add_argument("--deletions", type=int, default=60, help="drafts whose map is tested by blanking")
     parser.add_argument("--neighbours", type=int, default=2000, help="training films among which the nearest is sought")
+    parser.add_argument(
+        "--beside",
+        type=Path,
+        action="append",
+        default=[],
+        help="another checkpoint whose drafts are judged as a baseline, projector-only tuning for instance; may be given more than once",
+    )
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
@@ -502,6 +520,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             seed=args.seed,
             deletions=args.deletions,
             neighbours=args.neighbours,
+            beside={path.name: checkpoint.load(path)[0] for path in args.beside},
         )
     except EmrrgError as error:
         print(f"emrrg: {error}", file=sys.stderr)
