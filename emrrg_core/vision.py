@@ -234,7 +234,9 @@ class VisionMamba(nn.Module):
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         if isinstance(self.patch_embed, PatchEmbed):
             fan_in = 3 * c.patch_size**2
-            nn.init.trunc_normal_(self.patch_embed.proj.weight, std=math.sqrt(1 / fan_in) / 0.87962566103423978)  # lecun
+            nn.init.trunc_normal_(
+                self.patch_embed.proj.weight, std=math.sqrt(1 / fan_in) / 0.87962566103423978
+            )  # lecun
             assert self.patch_embed.proj.bias is not None
             nn.init.zeros_(self.patch_embed.proj.bias)
         states = torch.arange(1, c.d_state + 1, dtype=torch.float32)
