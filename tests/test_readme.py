@@ -1,5 +1,6 @@
 """What the README shows must run as it stands."""
 
+import json
 import re
 from pathlib import Path
 
@@ -7,8 +8,11 @@ import pytest
 from phantom import make_phantom
 
 import emrrg_core.reporter
+from emrrg_core.checkpoint import fingerprint
+from train import results
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
 
 
@@ -33,3 +37,14 @@ def test_every_file_that_the_documents_link_to_exists():
         for target in re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8")):
             if "://" not in target:
                 assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def test_the_page_of_results_is_printed_from_the_card_of_the_shipped_checkpoint():
+    card = json.loads((ROOT / "docs/results/small.json").read_text())
+    assert card["checkpoint_sha256"] == fingerprint(ROOT / "assets/checkpoints/small")
+    assert results.tables(card) in (ROOT / "docs/results.md").read_text()
+    for page in ("README.md", "MODEL_CARD.md"):  # the rows that they repeat
+        text = (ROOT / page).read_text()
+        assert card["checkpoint_sha256"][:12] in text
+        for source in ("kermany", "nih_talo", "covidrad", "overall"):
+            assert results.cell(card["scores"][source]["normal_balanced_accuracy"]) in text
