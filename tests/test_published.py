@@ -10,12 +10,13 @@ from safetensors.torch import load_file
 
 from emrrg_core.checkpoint import read_config
 from emrrg_core.convert import save_tower
-from emrrg_core.errors import CheckpointError, ConfigError
+from emrrg_core.errors import CheckpointError, ConfigError, DataError
 from emrrg_core.vision import VisionMamba
 from tests import tiny
 from tests.phantom import make_phantom
 from train import finetune
 from train.finetune import Lessons
+from train.loop import apart
 
 RECIPE = """
 vision = "base"
@@ -104,5 +105,8 @@ def test_what_a_recipe_asks_for_and_cannot_have_is_said(tmp_path, common):
     recipe.write_text(RECIPE.replace("[model.prompt]", "signs = { tokens = 4 }\n[model.prompt]"))
     with pytest.raises(CheckpointError, match=r"reader\.safetensors"):
         finetune.main(common)
+    recipe.write_text(RECIPE.replace("ours = 1.0", "theirs = 1.0"))
+    with pytest.raises(DataError, match=r"theirs.*give --reports"):
+        finetune.main(common)
     with pytest.raises(ConfigError, match="viewz"):
-        Lessons.apart({"steps": 1, "batch": 1, "learning_rates": {}, "viewz": 2})
+        apart(Lessons, {"steps": 1, "batch": 1, "learning_rates": {}, "viewz": 2})

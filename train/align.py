@@ -15,9 +15,8 @@ import argparse
 import math
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +32,7 @@ from emrrg_core.language import load_language_model, prefers_bfloat16
 from emrrg_core.report import compose
 from emrrg_core.vision import VisionMamba
 from train.finetune import own_report, stack
-from train.loop import Part, Run, train
+from train.loop import Part, apart, train
 from train.warmup import BalancedSampler, load_reader_tower
 
 HELD_OUT = 128  # pairs at most on which retrieval is measured
@@ -52,15 +51,6 @@ class Alignment(Settings):
     def __post_init__(self) -> None:
         if bool(self.language) == bool(self.encoder):
             raise ConfigError("The text side of [align] is either `language` or `encoder`: name one of them.")
-
-    @classmethod
-    def apart(cls, section: dict[str, Any]) -> tuple["Alignment", Run]:
-        """The two halves of a recipe's section. Raises ConfigError for a setting that neither knows."""
-        own = {field.name for field in fields(cls)}
-        return (
-            cls.from_dict({name: value for name, value in section.items() if name in own}),
-            Run.from_dict({name: value for name, value in section.items() if name not in own}),
-        )
 
 
 class FrozenText(nn.Module):
@@ -187,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     recipe = tomllib.loads(args.recipe.read_text())
-    settings, run = Alignment.apart(recipe["align"])
+    settings, run = apart(Alignment, recipe["align"])
     tower = start_tower(args.start, recipe["vision"])
     vision: VisionConfig = tower.config
 

@@ -1,6 +1,6 @@
 """Gives a checkpoint the average film of its training films, so that drafts can be written against it (contrastive decoding).
 
-python -m train.average --checkpoint runs/finetune/checkpoint --films FILMS.jsonl --contrast 3.0 --count 200 --out runs/small
+python -m train.average --checkpoint runs/finetune/checkpoint --films FILMS.jsonl --contrast 1.0 --count 200 --out runs/small
 """
 
 import argparse

@@ -11,9 +11,8 @@ import argparse
 import functools
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +38,7 @@ from emrrg_core.data import (
     read_studies,
 )
 from emrrg_core.decode import write
-from emrrg_core.errors import CheckpointError, ConfigError
+from emrrg_core.errors import CheckpointError, ConfigError, DataError
 from emrrg_core.findings import LABELS, is_abnormal, sentences
 from emrrg_core.hybrid import Look
 from emrrg_core.language import load_language_model, prefers_bfloat16
@@ -49,7 +48,7 @@ from emrrg_core.report import compose, split
 from emrrg_core.signs import Signs
 from emrrg_core.simulate import Drawn
 from train import warmup
-from train.loop import Part, Run, train
+from train.loop import Part, Run, apart, train
 from train.telling import Reading, Statement, Teller
 from train.warmup import BalancedSampler, balanced_accuracy, example, seen_lungs
 
@@ -156,15 +155,6 @@ class Lessons(Settings):
     guide: float = 0.0  # weight of where sentences look
     gate_bias: float | None = None  # a gate that starts open on average; its size is the warm-up's to learn
 
-    @classmethod
-    def apart(cls, section: dict[str, Any]) -> tuple["Lessons", Run]:
-        """The two halves of a recipe's section. Raises ConfigError for a setting that neither knows."""
-        own = {field.name for field in fields(cls)}
-        return (
-            cls.from_dict({name: value for name, value in section.items() if name in own}),
-            Run.from_dict({name: value for name, value in section.items() if name not in own}),
-        )
-
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -192,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     recipe = tomllib.loads(args.recipe.read_text())
-    lessons, run = Lessons.apart(recipe["finetune"])
+    lessons, run = apart(Lessons, recipe["finetune"])
     variant = recipe["variants"][args.variant] if args.variant else {}
     config = ModelConfig.from_dict(recipe["model"] | variant)
     if args.design:
@@ -204,6 +194,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     texts = Texts(reports, evidence=config.signs.tokens > 0)
     learn, develop = development([s for s in studies if s.split == "train"])
     learn = [s for s in learn if s.source in run.sources and texts.has(s)]
+    if not learn:
+        raise DataError(
+            f"{args.films.name} has no training film of {sorted(run.sources)} with a report of its own or labels that can be told: "
+            "name the recipe's sources, or give --reports."
+        )
     sampler = BalancedSampler(learn, run.sources, run.seed)
     print(f"{len(learn)} films, {sum(own_report(s) for s in learn)} of them with their own report", flush=True)
 

@@ -49,6 +49,7 @@ from emrrg_core.errors import CheckpointError, ConfigError, EmrrgError
 from emrrg_core.language import prefers_bfloat16
 
 T = TypeVar("T")
+Own = TypeVar("Own", bound=Settings)
 Scores = Mapping[str, float | None]  # by name; None is what could not be computed
 
 log = logging.getLogger(__name__)
@@ -87,6 +88,15 @@ class Run(Settings):
             raise ConfigError("steps, batch, accumulate and save_every must be at least 1")
         if self.select:
             _terms(self.select)
+
+
+def apart(kind: type[Own], section: Mapping[str, Any]) -> tuple[Own, Run]:
+    """A recipe's section as a stage's own settings and the loop's. Raises ConfigError for a setting that neither knows."""
+    names = {field.name for field in dataclasses.fields(kind)}
+    return (
+        kind.from_dict({name: value for name, value in section.items() if name in names}),
+        Run.from_dict({name: value for name, value in section.items() if name not in names}),
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -48,7 +48,6 @@ _SIGHT_OF = {
     4: ("Pleural Effusion",),
 }  # labels that say a channel's sign is somewhere in the film
 _MOST = 6  # patches that a sign of unknown place is expected to cover at least
-_NOTHING = "No Finding"
 
 
 class Reader(nn.Module):
@@ -132,7 +131,7 @@ def example(
             drawn = None  # a mask that shows too little
     if drawn:
         labels = {name: value for name, value in labels.items() if name not in SIGHTS} | {
-            _NOTHING: 0,
+            NO_FINDING: 0,
             LABEL_OF[drawn.sign]: 1,
         }
     planes = [*(lungs if lungs is not None else []), *([drawn.mask] if drawn else [])]
