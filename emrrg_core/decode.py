@@ -3,11 +3,16 @@
 b films (studies) · k beams · rows = films × beams · v visual tokens
 
 The visual keys and values are computed once per draft and ride along with every call, so each generated token looks at the film.
+
+A section never says a sentence twice: a small language model may say it for ever. When a sentence ends that its section has already, the text goes
+back to the end of the sentence before it, as if nothing had followed, and the section is closed: after Findings the heading of the Impression is
+written for the model, and an Impression ends the text. What the model said again is gone; that it did is kept (`Writing.closed`).
 """
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -18,6 +23,7 @@ from transformers import DynamicCache
 from emrrg_core.config import DecodeConfig
 from emrrg_core.errors import ConfigError
 from emrrg_core.hybrid import Look
+from emrrg_core.layout import FINDINGS, IMPRESSION, first_repeat
 from emrrg_core.model import Emrrg
 
 
@@ -31,6 +37,7 @@ class Token:
     gates: tuple[float, ...]  # per hybrid layer: mean over heads
     # (hybrid layers, patches) float32: weights on the patches in raster order; the rest of 1 is the class token's
     attention: np.ndarray
+    forced: bool = False  # not chosen by the model: the heading of the Impression, after Findings that had to be closed
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,10 +45,11 @@ class Writing:
     """A text so far (or to its end) and its tokens, the end symbol left out."""
 
     tokens: tuple[Token, ...]
-    finished: bool  # the model ended it, not the limit
+    finished: bool  # it came to its end, not to the limit
     log_prob: (
         float  # of the whole text as it was searched: after penalty and contrast, the end symbol included once finished
     )
+    closed: tuple[str, ...] = ()  # sections that were ended here because the model began to say a sentence again
 
     @property
     def text(self) -> str:
@@ -57,22 +65,46 @@ class _Step:
     log_prob: float
     gates: np.ndarray  # (layers,)
     attention: np.ndarray  # (layers, patches)
+    forced: bool
+    score: float  # of the beam, up to and with this token
+
+
+@dataclass(frozen=True, eq=False)
+class _Beam:
+    """A text in the search."""
+
+    score: float = 0.0  # log-probability as searched
+    steps: tuple[_Step, ...] = ()
+    forced: tuple[int, ...] = ()  # tokens that must come next: a section is being closed
+    closed: tuple[str, ...] = ()  # sections that were closed
+
+    @property
+    def text(self) -> str:
+        return "".join(step.text for step in self.steps)
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """Of its tokens and of those that must come."""
+        return (*(step.id for step in self.steps), *self.forced)
+
+    def is_under_way(self, others: Iterable["_Beam"]) -> bool:
+        """Whether one of the others closes (or has closed) the same section after the same words."""
+        mine, length = self.ids, len(self.steps)
+        return any(len(ids := other.ids) > length and ids[: len(mine)] == mine[: len(ids)] for other in others)
 
 
 @dataclass
 class _Film:
-    """The search for one film: its living beams, best first, and what has ended."""
+    """The search for one film: its living beams and what has ended."""
 
-    beams: list[tuple[float, list[_Step]]] = field(default_factory=lambda: [(0.0, [])])  # (log-probability, steps)
-    ended: list[tuple[float, float, list[_Step]]] = field(default_factory=list)  # (rank, log-probability, steps)
+    beams: list[_Beam] = field(default_factory=lambda: [_Beam()])
+    ended: list[tuple[float, _Beam]] = field(default_factory=list)  # (rank, text)
 
-    def best(self, penalty: float, *, over: bool) -> tuple[list[_Step], bool, float]:
-        """Steps, finished and log-probability of the best text; while the search runs, the best that is alive."""
+    def best(self, penalty: float, *, over: bool) -> tuple[_Beam, bool]:
+        """The best text and whether it is finished; while the search runs, the best that is alive."""
         if self.ended and (over or not self.beams):
-            _, log_prob, steps = max(self.ended, key=lambda entry: entry[0])
-            return steps, True, log_prob
-        log_prob, steps = max(self.beams, key=lambda beam: beam[0] / max(len(beam[1]), 1) ** penalty)
-        return steps, False, log_prob
+            return max(self.ended, key=lambda entry: entry[0])[1], True
+        return max(self.beams, key=lambda beam: beam.score / max(len(beam.steps), 1) ** penalty), False
 
 
 @torch.inference_mode()
@@ -80,6 +112,7 @@ def stream(model: Emrrg, visual: Tensor, config: DecodeConfig) -> Iterator[list[
     """Write about b films at once. Yields, after every step, the best text so far of each film; the last yield is the result.
 
     visual: (b, v, h) from `Emrrg.encode`. With beams, a text may change between yields. Each film's text is what it would be alone.
+    A text may also go back by a sentence that it has already; the tokens that were written in vain count towards the limit.
     With contrast, every film has a twin row that reads the same words under the average film. Raises ConfigError for a contrast that the
     checkpoint has no average film for.
     """
@@ -105,9 +138,20 @@ def stream(model: Emrrg, visual: Tensor, config: DecodeConfig) -> Iterator[list[
         embeds, is_text = model.prompt(visual)
         call = seen.at(is_text, looks=looks)
     width = 1  # beams per film so far
+    prompt, heading = embeds.shape[1], _heading(model)
+    held: Tensor | None = (
+        None  # (rows and their twins, cached positions) bool: False where a row was taken back; None until one is
+    )
     for step_number in range(1, config.max_new_tokens + 1):
+        if held is not None:
+            held = torch.cat([held, held.new_ones(held.shape[0], 1)], 1)
         hidden = llm.get_decoder()(
-            inputs_embeds=embeds, past_key_values=cache, use_cache=True, visual=call
+            inputs_embeds=embeds,
+            attention_mask=held,
+            position_ids=None if held is None else held.sum(1, keepdim=True) - 1,
+            past_key_values=cache,
+            use_cache=True,
+            visual=call,
         ).last_hidden_state[:, -1]
         logits = llm.get_output_embeddings()(hidden).float()  # (rows and their twins, vocabulary)
         gates, attention = _last(looks, model, logits.shape[0])  # (rows, layers), (rows, layers, patches); twins after
@@ -117,51 +161,80 @@ def stream(model: Emrrg, visual: Tensor, config: DecodeConfig) -> Iterator[list[
         ranked = log_probs if config.repetition_penalty == 1 else _penalised(logits, films, active, config)
         if contrast:
             ranked = _contrasted(ranked, F.log_softmax(twin_logits, -1), contrast)
-        totals = torch.tensor([[score for score, _ in films[f].beams] for f in active], device=logits.device)
+        ranked = _forced(ranked, log_probs, [beam for f in active for beam in films[f].beams])
+        totals = torch.tensor([[beam.score for beam in films[f].beams] for f in active], device=logits.device)
         candidates = (totals[..., None] + ranked.view(len(active), width, -1)).flatten(1)  # (films, width · vocabulary)
         top, flat = candidates.topk(min(2 * k, candidates.shape[1]), dim=1)
         origin, ids = flat // logits.shape[-1], flat % logits.shape[-1]
 
-        rows, still = [], []
+        last_step = step_number == config.max_new_tokens
+        rows: list[int] = []  # where the living beams come from
+        back: list[tuple[int, int]] = []  # (place among them, tokens left) of those that were taken back
+        still = []
         for n, f in enumerate(active):
-            film, grown = films[f], []
-            parents = film.beams
+            film, parents = films[f], films[f].beams
+            grown: list[tuple[_Beam, int, bool]] = []  # beam, row, taken back
+            doubles: list[tuple[_Beam, int, bool]] = []
             for rank, (score, parent, token) in enumerate(
                 zip(top[n].tolist(), origin[n].tolist(), ids[n].tolist(), strict=True)
             ):
-                row = n * width + parent
-                steps = parents[parent][1]
-                if token == eos:
-                    if rank < k:
-                        film.ended.append((score / (len(steps) + 1) ** config.length_penalty, score, steps))
-                    if k == 1 and rank == 0:
-                        break
-                    continue
-                text = _added_text(model, steps, token)
-                step = _Step(token, text, float(log_probs[row, token]), gates[row], attention[row])
-                grown.append((score, [*steps, step], row))
-                if len(grown) == k:
+                if score == -math.inf:
                     break
-            film.beams = [(score, steps) for score, steps, _ in grown]
-            if len(film.ended) < k and film.beams:
+                row, beam, ends = n * width + parent, parents[parent], token == eos
+                if ends and rank >= k:
+                    continue
+                was_forced = bool(beam.forced)
+                if not ends:
+                    text = _added_text(model, beam.steps, token)
+                    step = _Step(
+                        token, text, float(log_probs[row, token]), gates[row], attention[row], was_forced, score
+                    )
+                    beam = replace(beam, score=score, steps=(*beam.steps, step), forced=beam.forced[1:])
+                closed = None if was_forced else _close(beam, heading, eos, over=ends or last_step)
+                if closed:
+                    ended = [replace(text, forced=(eos,)) for _, text in film.ended]
+                    double = closed.is_under_way([*parents, *ended, *(entry[0] for entry in grown)])
+                    (doubles if double else grown).append((closed, row, True))
+                elif ends:
+                    beam = replace(beam, score=score)
+                    film.ended.append((score / (len(beam.steps) + 1) ** config.length_penalty, beam))
+                else:
+                    grown.append((beam, row, False))
+                if len(grown) == k or k == 1:
+                    break
+            if not grown and not film.ended:
+                grown = doubles[:1]
+            if len(film.ended) < k and grown:
+                dead = replace(grown[0][0], score=-math.inf)  # where fewer than k are left, the others are never chosen
+                grown += [(dead, grown[0][1], False)] * (k - len(grown))
                 still.append(f)
-                rows += [row for _, _, row in grown]
-        stop = not still or step_number == config.max_new_tokens
+                back += [(len(rows) + i, len(beam.steps)) for i, (beam, _, taken) in enumerate(grown) if taken]
+                rows += [row for _, row, _ in grown]
+            film.beams = [beam for beam, _, _ in grown]
+        stop = not still or last_step
         yield [_writing(film, config, over=stop or f not in still) for f, film in enumerate(films)]
         if stop:
             return
-        # only living films keep their rows; a film that has fewer than k beams cannot occur past the first step (2k candidates)
+        # only living films keep their rows
         film_numbers = [f for f in still for _ in range(k)]
         if contrast:
+            back += [(len(rows) + i, length) for i, length in back]
             rows = [*rows, *(row + own_rows for row in rows)]
             film_numbers = [*film_numbers, *[b] * len(film_numbers)]
         index = torch.tensor(rows, device=logits.device)
         cache.batch_select_indices(index)
+        if held is not None:
+            held = held[index]
+        elif back:
+            held = torch.ones(len(rows), cache.get_seq_length(), dtype=torch.bool, device=logits.device)
+        if held is not None:
+            for row, length in back:  # the last token that is left is read again: what it predicted was not kept
+                held[row, held[row].cumsum(0) >= prompt + length] = False
         films_of_rows = torch.tensor(film_numbers, device=logits.device)
         looks = []
         call = seen.select(films_of_rows).at(looks=looks) if still != active or width != k else call.at(looks=looks)
         active, width = still, k
-        last = torch.tensor([[steps[-1].id] for f in active for _, steps in films[f].beams], device=logits.device)
+        last = torch.tensor([[beam.steps[-1].id] for f in active for beam in films[f].beams], device=logits.device)
         embeds = model.embed(last.repeat(2, 1) if contrast else last)
 
 
@@ -199,7 +272,7 @@ def _contrasted(own: Tensor, average: Tensor, contrast: float) -> Tensor:
 def _penalised(logits: Tensor, films: list[_Film], active: list[int], config: DecodeConfig) -> Tensor:
     """Log-probabilities after the usual repetition penalty (Keskar et al. 2019): tokens already written become less likely."""
     logits = logits.clone()
-    histories = [[step.id for step in steps] for f in active for _, steps in films[f].beams]
+    histories = [[step.id for step in beam.steps] for f in active for beam in films[f].beams]
     for row, ids in enumerate(histories):
         index = torch.tensor(sorted(set(ids)), dtype=torch.long, device=logits.device)
         value = logits[row, index]
@@ -209,13 +282,64 @@ def _penalised(logits: Tensor, films: list[_Film], active: list[int], config: De
     return F.log_softmax(logits, -1)
 
 
+def _heading(model: Emrrg) -> tuple[int, ...]:
+    """The tokens of the Impression's heading as the model has learned to write them after a sentence."""
+    before, both, alone = (
+        tuple(model.tokenizer(text, add_special_tokens=False).input_ids)
+        for text in ("a.", "a." + IMPRESSION.rstrip(), IMPRESSION.rstrip())
+    )
+    return both[len(before) :] if both[: len(before)] == before else alone
+
+
+_MAY_END = re.compile(r"[.!?:\n]")  # a sentence, or the heading before one
+
+
+def _close(beam: _Beam, heading: tuple[int, ...], eos: int, *, over: bool) -> _Beam | None:
+    """The text taken back to before its first repeated sentence, and what must follow there; None where it repeats none.
+
+    over: the text is whole. A text that has no heading over its Findings gets none over an Impression: it ends.
+    """
+    if not over and not _MAY_END.search("".join(step.text for step in beam.steps[-2:])):
+        return None
+    repeat = first_repeat(beam.text, over=over)
+    if repeat is None:
+        return None
+    length, end = 0, 0
+    for step in beam.steps:
+        if end >= repeat.end or end + len(step.text) > repeat.start:
+            break
+        length, end = length + 1, end + len(step.text)
+    if not length:
+        return None  # a single token holds it all
+    goes_on = repeat.section == "findings" and beam.text.lstrip().startswith(FINDINGS.strip())
+    return _Beam(
+        score=beam.steps[length - 1].score,
+        steps=beam.steps[:length],
+        forced=heading if goes_on else (eos,),
+        closed=(*beam.closed, repeat.section),
+    )
+
+
+def _forced(ranked: Tensor, log_probs: Tensor, beams: list[_Beam]) -> Tensor:
+    """Scores (rows, vocabulary) that leave a row which must write a certain token no other; it counts with the model's own log-probability."""
+    if any(beam.forced for beam in beams):
+        ranked = ranked.clone()
+        for row, beam in enumerate(beams):
+            if beam.forced:
+                ranked[row] = -math.inf
+                ranked[row, beam.forced[0]] = log_probs[row, beam.forced[0]]
+    return ranked
+
+
 def _writing(film: _Film, config: DecodeConfig, *, over: bool) -> Writing:
-    steps, finished, log_prob = film.best(config.length_penalty, over=over)
-    tokens = tuple(Token(s.id, s.text, s.log_prob, tuple(float(g) for g in s.gates), s.attention) for s in steps)
-    return Writing(tokens, finished, log_prob)
+    beam, finished = film.best(config.length_penalty, over=over)
+    tokens = tuple(
+        Token(s.id, s.text, s.log_prob, tuple(float(g) for g in s.gates), s.attention, s.forced) for s in beam.steps
+    )
+    return Writing(tokens, finished, beam.score, beam.closed)
 
 
-def _added_text(model: Emrrg, steps: list[_Step], token: int) -> str:
+def _added_text(model: Emrrg, steps: tuple[_Step, ...], token: int) -> str:
     """The characters that a token adds to those before it. Bytes of an unfinished character wait for the token that ends it."""
     ids = [*(step.id for step in steps), token]
     whole = str(model.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))

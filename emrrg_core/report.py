@@ -4,7 +4,6 @@ A draft is never changed. What a reader makes of it is another text, kept beside
 """
 
 import dataclasses
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,49 +11,11 @@ import numpy as np
 
 from emrrg_core.decode import Token, Writing
 from emrrg_core.findings import sentences as sentence_spans
+from emrrg_core.layout import compose as compose
+from emrrg_core.layout import split as split
 
 SCHEMA = "emrrg.draft/1"
 DISCLAIMER = "Research and teaching only, not a medical device. A draft by a machine, not reviewed by a radiologist."
-
-_FINDINGS, _IMPRESSION = "Findings: ", "\nImpression: "  # how a report is put to the language model
-
-
-def compose(findings: str, impression: str) -> str:
-    """The text that the language model learns to write; an empty section is left out. `split` takes it apart again."""
-    parts = [_FINDINGS + findings.strip()] if findings.strip() else []
-    parts += [_IMPRESSION + impression.strip()] if impression.strip() else []
-    return "".join(parts).strip()
-
-
-def split(text: str, *, partial: bool = False) -> dict[str, tuple[int, int]]:
-    """Spans of the two sections' bodies in a text as `compose` makes it: {"findings": (start, end), "impression": (start, end)}.
-
-    Text without any heading is findings. partial: the text is still being written, so an unfinished heading at its end is left out.
-    """
-    end = _unbroken(text) if partial else len(text)
-    body = text[:end]
-    first = re.match(r"\s*Findings:\s*", body)
-    second = re.search(r"(?:^|\s)Impression:\s*", body)
-    findings = (first.end() if first else 0, second.start() if second else end)
-    impression = (second.end(), end) if second else (end, end)
-    return {"findings": _trim(text, *findings), "impression": _trim(text, *impression)}
-
-
-def _unbroken(text: str) -> int:
-    """Where a text that is still being written ends without an unfinished heading: its last word may become one."""
-    if word := re.search(r"\S+$", text):
-        may_be = [_IMPRESSION.strip()] if text[: word.start()].strip() else [_FINDINGS.strip(), _IMPRESSION.strip()]
-        if any(heading.startswith(word.group()) for heading in may_be if heading != word.group()):
-            return word.start()
-    return len(text)
-
-
-def _trim(text: str, start: int, end: int) -> tuple[int, int]:
-    while start < end and text[start].isspace():
-        start += 1
-    while end > start and text[end - 1].isspace():
-        end -= 1
-    return start, max(start, end)
 
 
 @dataclass(frozen=True)
@@ -99,7 +60,8 @@ class Draft:
     timings: dict[str, float]  # seconds
     model: dict[str, str]  # names and hashes of checkpoint and language model
     decoding: dict[str, Any]  # settings, the seed among them
-    finished: bool  # the model ended the text itself
+    finished: bool  # the text came to its end; False: it was cut at the limit
+    closed: tuple[str, ...] = ()  # sections ended for the model because it began to say a sentence again
 
     def text(self) -> str:
         """As a reader would paste it, with the notice that it is a draft."""
@@ -129,8 +91,12 @@ class Draft:
             "findings": self.findings,
             "impression": self.impression,
             "sentences": rows,
-            "tokens": [{"text": t.text, "log_prob": t.log_prob, "gates": list(t.gates)} for t in self.tokens],
+            "tokens": [
+                {"text": t.text, "log_prob": t.log_prob, "gates": list(t.gates), "forced": t.forced}
+                for t in self.tokens
+            ],
             "finished": self.finished,
+            "closed": list(self.closed),
             "warnings": list(self.warnings),
             "timings": self.timings,
             "model": self.model,

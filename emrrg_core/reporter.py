@@ -113,6 +113,7 @@ class Reporter:
             model=self.names,
             decoding=decoding.to_dict(),
             finished=writing.finished,
+            closed=writing.closed,
         )
 
 
@@ -136,6 +137,9 @@ def _warnings(
 ) -> Iterator[str]:
     if not writing.finished:
         yield f"The draft did not end by itself and was cut after {decoding.max_new_tokens} tokens."
+    if writing.closed:
+        names = " and ".join(section.capitalize() for section in writing.closed)
+        yield f"The model began to repeat itself: {names} ended before the repeated sentence."
     if not findings:
         yield "The draft has no Findings."
     if not impression:

@@ -1,6 +1,8 @@
 """Writing token by token: the cache changes nothing, beams are right, films do not mix, every token keeps its evidence."""
 
+from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -9,7 +11,9 @@ import torch
 from emrrg_core.config import DecodeConfig
 from emrrg_core.decode import PLAUSIBLE, Token, stream, write
 from emrrg_core.errors import ConfigError
+from emrrg_core.findings import sentences
 from emrrg_core.hybrid import Look
+from emrrg_core.layout import split
 
 SHORT = DecodeConfig(max_new_tokens=12)
 
@@ -212,6 +216,182 @@ def test_films_of_one_batch_end_at_their_own_steps(model, images):
     """The batch test means little unless films really end apart."""
     lengths = {len(w.tokens) for seed in range(3) for w in write(model(seed), model(seed).encode(images), SHORT)}
     assert len(lengths) > 1
+
+
+def test_a_text_that_ends_beyond_the_first_k_candidates_has_not_ended(endless, images):
+    """Of two beams, "b" would end as the third candidate: were it taken, two had ended, and "a" would win before "ac" can end."""
+    a, b, c, eos = 65, 66, 67, endless.tokenizer.eos_token_id
+    steps = iter([[{a: 0.5, b: 0.45}], [{eos: 0.5, c: 0.45}, {eos: 0.4}], [{eos: 0.99}] * 2])
+
+    def script(_module, _inputs, logits):
+        probabilities = torch.zeros_like(logits)
+        for row, wanted in enumerate(next(steps)):
+            probabilities[row] = (1 - sum(wanted.values())) / (logits.shape[1] - len(wanted))
+            for token, probability in wanted.items():
+                probabilities[row, token] = probability
+        return probabilities.log()
+
+    endless.llm.lm_head.register_forward_hook(script)
+    (got,) = write(endless, endless.encode(images[:1]), replace(SHORT, beams=2))
+    assert (ids(got), got.finished) == ([a, c], True)
+
+
+# ------------------------------------------------------------------------------------------------- repeated sentences
+
+
+class Loop:
+    """Makes a model say " c. d! c. d! ..." without end: every token makes the one after it likelier by `pull`."""
+
+    def __init__(self, model, pull: float = 30.0, start: str = "Findings:") -> None:
+        self.model, self.pull = model, pull
+        said = model.tokenizer.encode(f"{start} c. d! c", add_special_tokens=False)
+        self.first, self.next = said[:1], dict(pairwise(said))  # first: one for every film
+        assert list(pairwise(said)) == [(token, self.next[token]) for token in said[:-1]]  # each has one successor
+        self.next |= dict(pairwise(model.tokenizer.encode("\nImpression:", add_special_tokens=False)))
+        self.read: list[list[int]] = []  # by row; more than one token is the prompt
+        model.llm.get_input_embeddings().register_forward_hook(
+            lambda _m, args, _o: setattr(self, "read", args[0].tolist())
+        )
+        model.llm.lm_head.register_forward_hook(self._pulled)
+
+    def _pulled(self, _module, _inputs, logits):
+        logits = logits.clone()
+        for row, before in enumerate(self.read):
+            following = self.first[row % len(self.first)] if len(before) > 1 else self.next.get(before[0])
+            if following is not None:
+                logits[row, following] += self.pull
+        return logits
+
+    def reads(self, visual: torch.Tensor, written: list[int]) -> tuple[torch.Tensor, list[Look]]:
+        """What the same looping model expects after each token of a text that it reads at once: (tokens + 1, vocabulary) log-probabilities."""
+        prompt, is_text = self.model.prompt(visual)
+        embeds = torch.cat([prompt, self.model.embed(torch.tensor([written]))], dim=1)
+        is_text = torch.cat([is_text, torch.ones(1, len(written), dtype=torch.bool)], dim=1)
+        looks: list[Look] = []
+        seen = self.model.look_at(visual).at(is_text, looks=looks)
+        hidden = self.model.llm.get_decoder()(inputs_embeds=embeds, visual=seen).last_hidden_state[0]
+        self.read = [[0, 0], *([token] for token in written)]
+        at = prompt.shape[1] - 1
+        looks = [replace(look, gate=look.gate[0, at:], attention=look.attention[0, at:]) for look in looks]
+        return self.model.llm.lm_head(hidden[at:]).log_softmax(-1), looks
+
+
+LONG = DecodeConfig(max_new_tokens=60)
+
+
+def said_twice(text: str) -> list[str]:
+    """Sentences that stand twice in a section."""
+    bodies = [text[slice(*span)] for span in split(text).values()]
+    return [
+        s
+        for body in bodies
+        for s, times in Counter(body[slice(*span)] for span in sentences(body)).items()
+        if times > 1
+    ]
+
+
+def assert_is_what_is_read_at_once(loop: Loop, visual: torch.Tensor, writing) -> None:
+    """Log-probability, gates and attention of every token are those of a model that is given the text as it stands."""
+    expected, looks = loop.reads(visual, ids(writing))
+    middle = loop.model.config.vision.class_position
+    patches = [i for i in range(loop.model.config.vision.tokens) if i != middle]
+    for t, token in enumerate(writing.tokens):
+        assert token.log_prob == pytest.approx(float(expected[t, token.id]), rel=1e-5, abs=1e-5)
+        for layer, look in enumerate(looks):
+            assert token.gates[layer] == pytest.approx(float(look.gate[t]), abs=1e-5)
+            np.testing.assert_allclose(token.attention[layer], look.attention[t, patches], atol=1e-5)
+
+
+@pytest.mark.parametrize("against", [0.0, 2.0])
+def test_a_looping_model_goes_on_to_the_impression_and_ends(endless, contrasted, images, against):
+    tiny = contrasted() if against else endless
+    tiny.llm.lm_head.weight[tiny.tokenizer.eos_token_id] = 0.0
+    loop, visual = Loop(tiny), tiny.encode(images[:1])
+    (got,) = write(tiny, visual, LONG)
+    assert got.text == "Findings: c. d!\nImpression: c. d!"
+    assert (got.finished, got.closed) == (True, ("findings", "impression"))
+    assert "".join(token.text for token in got.tokens if token.forced) == "\nImpression:"
+    assert_is_what_is_read_at_once(loop, visual, got)
+    if not against:  # the forced heading and the forced end count as the model sees them
+        end = float(loop.reads(visual, ids(got))[0][-1, tiny.tokenizer.eos_token_id])
+        assert got.log_prob == pytest.approx(sum(token.log_prob for token in got.tokens) + end, abs=1e-3)
+
+
+def test_the_heading_is_forced_in_the_tokens_of_a_report_read_at_once(endless, images, tokenizer):
+    Loop(endless)
+    (got,) = write(endless, endless.encode(images[:1]), LONG)
+    assert ids(got) == tokenizer.encode(got.text, add_special_tokens=False)
+
+
+def test_what_follows_a_sentence_taken_back_is_as_if_it_had_never_been_written(endless, images):
+    """After the heading the model is let go: it writes what it writes when it is given the text without the sentence."""
+    loop, visual = Loop(endless), endless.encode(images[:1])
+    for (writing,) in stream(endless, visual, replace(LONG, max_new_tokens=30)):
+        if writing.closed:
+            loop.pull = 0.0
+    heading = max(i for i, token in enumerate(writing.tokens) if token.forced)
+    assert (writing.closed, len(writing.tokens) - heading > 10) == (("findings",), True)
+    expected, _ = loop.reads(visual, ids(writing))
+    assert ids(writing)[heading + 1 :] == expected[heading + 1 : -1].argmax(-1).tolist()
+    loop.pull = 30.0
+    before = replace(writing, tokens=writing.tokens[: heading - 3])
+    assert_is_what_is_read_at_once(loop, visual, before)
+    after = [float(expected[t, token.id]) for t, token in enumerate(writing.tokens)][heading + 1 :]
+    np.testing.assert_allclose([token.log_prob for token in writing.tokens[heading + 1 :]], after, atol=1e-5)
+
+
+@pytest.mark.parametrize(("beams", "against"), [(1, 0.0), (1, 2.0), (2, 0.0), (2, 2.0)])
+def test_films_that_are_taken_back_at_different_steps_get_the_texts_they_get_alone(
+    endless, contrasted, images, tokenizer, beams, against
+):
+    tiny = contrasted() if against else endless
+    tiny.llm.lm_head.weight[tokenizer.eos_token_id] = 0.0
+    loop, visual, config = Loop(tiny), tiny.encode(images), replace(LONG, beams=beams)
+    starts = loop.first = [*loop.first, *tokenizer.encode(" d:", add_special_tokens=False)]
+    together = write(tiny, visual, config)
+    for i, ours in enumerate(together):
+        loop.first = [starts[i]]
+        (own,) = write(tiny, visual[i : i + 1], config)
+        assert (ids(ours), ours.finished, ours.closed) == (ids(own), own.finished, own.closed)
+        assert ours.log_prob == pytest.approx(own.log_prob, abs=1e-3)
+        assert_is_what_is_read_at_once(loop, visual[i : i + 1], ours)
+        assert not said_twice(ours.text)
+    assert any(ours.closed for ours in together)  # it means little unless some were
+    if beams == 1:
+        assert [w.text for w in together] == ["Findings: c. d!\nImpression: c. d!", " d! c.", ": c. d!"]
+
+
+@pytest.mark.parametrize("pull", [7.0, 30.0])
+def test_beams_never_say_a_sentence_twice(endless, images, pull):
+    loop, visual = Loop(endless, pull), endless.encode(images[:1])
+    for beams in (2, 3, 4):
+        (got,) = write(endless, visual, replace(LONG, beams=beams))
+        assert not said_twice(got.text)
+        assert_is_what_is_read_at_once(loop, visual, got)
+
+
+def test_a_sentence_taken_back_leaves_the_stream(endless, images):
+    Loop(endless)
+    texts = [writing.text for (writing,) in stream(endless, endless.encode(images[:1]), LONG)]
+    assert "Findings: c. d! c" in texts  # until it is complete, nobody knows
+    assert texts[texts.index("Findings: c. d! c") + 1] == "Findings: c. d!"
+    assert not any(said_twice(text) for text in texts)
+
+
+@pytest.mark.parametrize("limit", range(5, 25))
+def test_a_text_cut_at_any_limit_says_nothing_twice(endless, images, limit):
+    Loop(endless)
+    (got,) = write(endless, endless.encode(images[:1]), DecodeConfig(max_new_tokens=limit))
+    assert not said_twice(got.text)
+    assert len(got.tokens) <= limit
+    assert got.finished == (got.closed == ("findings", "impression") and limit >= 20)
+
+
+def test_a_text_without_headings_ends_where_it_repeats_itself(endless, images):
+    """Models that write no sections are given no heading."""
+    Loop(endless, start=" t?")
+    (got,) = write(endless, endless.encode(images[:1]), LONG)
+    assert (got.text, got.finished, got.closed) == (" t? c. d!", True, ("findings",))
 
 
 # ------------------------------------------------------------------------------------------------------- repetition

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from emrrg_core.decode import Token, Writing
+from emrrg_core.layout import first_repeat
 from emrrg_core.report import DISCLAIMER, SCHEMA, Draft, FilmRecord, as_text, compose, sections, split
 
 FINDINGS = "The heart is of normal size. There is a nodule of 1.5 cm in the right upper zone, café."
@@ -49,6 +50,7 @@ def draft(parts: list[str]) -> Draft:
         model={"checkpoint": "small"},
         decoding={"beams": 1, "seed": 7},
         finished=True,
+        closed=("findings",),
     )
 
 
@@ -114,6 +116,64 @@ def test_a_partial_text_loses_no_more_than_its_last_word():
         shown = bodies(text[:end], partial=True)["findings"]
         so_far = bodies(text[:end])["findings"]
         assert len(so_far.split()) - len(shown.split()) <= 1
+
+
+# --------------------------------------------------------------------------------------------------- no sentence twice
+
+
+@pytest.mark.parametrize(
+    ("text", "again", "before"),
+    [
+        ("Findings: The lungs are clear. No effusion. The lungs are clear.", "The lungs", "No effusion."),
+        ("Findings: The lungs are clear. the  LUNGS are\nclear. No effusion.", "the  LUNGS", "are clear."),
+        ("Findings: Clear!\nClear.", "Clear.", "Clear!"),
+        ("Findings: Clear. No.\nImpression: a. b. A.", "A.", "b."),
+        ("Findings: 1. Clear. 2. Clear. 3.", "2. Clear", "1. Clear."),
+        ("Findings: Clear. Clear\nImpression: Normal", "Clear\n", "Clear."),
+        ("Clear. Clear.", "Clear.", "Clear."),
+        ("Impression: Clear. Clear.", "Clear.", "Clear."),
+    ],
+)
+def test_the_first_sentence_said_again_is_found(text, again, before):
+    repeat = first_repeat(text, over=False)
+    assert text[repeat.start :].startswith(again)
+    assert text[: repeat.end].endswith(before)
+    assert not text[repeat.end : repeat.start].strip()
+    assert repeat == first_repeat(text, over=True)
+    assert repeat.section == ("impression" if repeat.start > text.find("Impression") >= 0 else "findings")
+    assert first_repeat(text[: repeat.end], over=True) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        compose(FINDINGS, IMPRESSION),
+        compose("No effusion. The lungs are clear.", "No effusion. The lungs are clear."),  # once in each section
+        "Findings: No effusion. No effusion on the left. No effusions. No. Effusion.",
+        "Findings: A nodule of 1.5 cm. A nodule of 15 cm. A nodule of 1 5 mm.",
+        "Findings: 1. Clear. 2. Normal. 3. 4.",
+        "",
+        "Findings: . . .",
+    ],
+)
+def test_sentences_that_are_only_alike_and_those_of_the_other_section_are_no_repetition(text):
+    for end in range(len(text) + 1):
+        assert first_repeat(text[:end], over=False) is None, text[:end]
+    assert first_repeat(text, over=True) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Findings: Clear. Clear",
+        "Findings: A nodule of 2 cm. A nodule of 2 cm.",
+        "Findings: No. No. 5 is",
+        "Clear\nClear\n",
+    ],
+)
+def test_a_sentence_that_may_go_on_is_not_yet_a_repetition(text):
+    """ "2 cm." may be followed by "in the left lung", and "Clear" by anything; where the text is over, they are sentences."""
+    assert first_repeat(text[:-1] if text.endswith("is") else text, over=False) is None
 
 
 # ---------------------------------------------------------------------------------------------------------- sentences
@@ -188,6 +248,7 @@ def test_a_draft_as_json_has_the_documented_keys():
         "sentences",
         "tokens",
         "finished",
+        "closed",
         "warnings",
         "timings",
         "model",
@@ -199,8 +260,9 @@ def test_a_draft_as_json_has_the_documented_keys():
     assert data["films"][0]["steps"] == ["read", "scaled"]
     assert set(data["sentences"][0]) == {"text", "section", "start", "end", "confidence", "gates", "map", "maps"}
     assert data["sentences"][0]["gates"].keys() == {"0", "5"}
-    assert set(data["tokens"][0]) == {"text", "log_prob", "gates"}
+    assert set(data["tokens"][0]) == {"text", "log_prob", "gates", "forced"}
     assert "".join(token["text"] for token in data["tokens"]) == compose(FINDINGS, IMPRESSION)
+    assert (data["finished"], data["closed"], data["tokens"][0]["forced"]) == (True, ["findings"], False)
     assert (data["findings"], data["impression"], data["seed"]) == (FINDINGS, IMPRESSION, 7)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from emrrg_core import DecodeConfig, Film, FilmError, Reporter, gate_figure, heat_map
 from emrrg_core import checkpoint as checkpoints
@@ -122,6 +123,23 @@ def test_a_draft_warns_of_what_a_reader_should_know(reporter, films):
     assert "cut after 1 tokens" in said(reporter, films, max_new_tokens=1)
     assert "no Impression" in said(reporter, films, max_new_tokens=1)
     assert "gate" not in said(reporter, films)
+
+
+def test_a_draft_that_began_to_repeat_itself_says_so(checkpoint, films):
+    reporter = Reporter.load(checkpoint, download=False)
+    model = reporter._model
+    script = iter(model.tokenizer.encode("Findings: Clear. Clear.", add_special_tokens=False))
+    model.llm.lm_head.register_forward_hook(
+        lambda _m, _i, logits: (
+            logits.index_fill(1, torch.tensor([token]), 99.0) if (token := next(script, None)) else None
+        )
+    )
+    *partial, draft = reporter.stream(films[:1], replace(SHORT, max_new_tokens=24))
+    assert draft.findings == "Clear."
+    assert draft.closed == ("findings",)
+    assert "The model began to repeat itself: Findings ended before the repeated sentence." in draft.warnings
+    assert draft.to_dict()["closed"] == ["findings"]
+    assert any("Clear. Clear" in shown.findings for shown in partial)
 
 
 def test_a_draft_whose_gates_stayed_shut_says_so_and_has_no_map(tmp_path, build, language_folder, films):
