@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -49,6 +49,7 @@ class Study:
     boxes: tuple[
         tuple[str, tuple[float, float, float, float]], ...
     ] = ()  # label and (x, y, width, height) in pixels of the first film
+    note: str = ""  # sentences of a clinical note that speak of the film
 
     @property
     def abnormal(self) -> bool | None:
@@ -117,6 +118,7 @@ def read_studies(path: Path | str, split: str | None = None) -> list[Study]:
                     impression=row.get("impression") or "",
                     lung_mask=path.parent / row["lung_mask"] if row.get("lung_mask") else None,
                     boxes=tuple((str(box["label"]), _box(box["xywh"])) for box in row.get("boxes") or ()),
+                    note=str(row.get("note") or ""),
                 )
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -309,14 +311,26 @@ class Wording:
         return 2 * int(code[2 * which]) + int(code[2 * which + 1])
 
 
-def appearance(features: np.ndarray, count: int = Wording.CODE_BITS) -> tuple[np.ndarray, np.ndarray]:
+def appearance(
+    features: np.ndarray, groups: Sequence[Hashable], count: int = Wording.CODE_BITS
+) -> tuple[np.ndarray, np.ndarray]:
     """Weights (count, d) and biases (count,) that turn a film's feature (d,) into logits of how it looks, from those of many films (n, d).
 
-    Each is a leading principal component with its median at 0 and a deviation of 4: most films lie clearly on one side.
+    groups: what every film is known to be (its hospital, normal or not). The logits say how a film differs from others of its group, never what
+    group it belongs to: each is a leading principal component of what the groups' means leave over, its median at 0 and its deviation 4, so that
+    most films lie clearly on one side. Raises ValueError where too few films or dimensions are left for `count` components.
     """
-    centre = features.mean(0)
-    _, _, components = np.linalg.svd((features - centre).astype(np.float64), full_matrices=False)
-    scores = (features - centre) @ components[:count].T
+    number = {group: i for i, group in enumerate(dict.fromkeys(groups))}
+    member = np.array([number[group] for group in groups])
+    means = np.stack([features[member == i].mean(0) for i in range(len(number))]).astype(np.float64)
+    _, spread, between = np.linalg.svd(means - means.mean(0), full_matrices=False)
+    between = between[spread > 1e-6 * max(spread.max(), 1e-12)]  # directions in which groups differ
+    left = features - means[member]
+    left = left - left @ between.T @ between
+    _, size, components = np.linalg.svd(left, full_matrices=False)
+    if (size > 1e-6 * size.max()).sum() < count:
+        raise ValueError(f"{len(features)} films of {len(number)} groups do not have {count} ways to differ")
+    scores = features @ components[:count].T
     weights = components[:count] * (4 / scores.std(0))[:, None]
     return weights, -np.median(features @ weights.T, axis=0)
 

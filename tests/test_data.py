@@ -447,19 +447,26 @@ def test_too_few_wordings_are_refused():
         Wording(normal_reports()[:2])
 
 
-def test_appearance_splits_films_in_halves_by_what_varies_most():
+def test_appearance_splits_the_films_of_every_group_by_what_varies_most():
     rng = np.random.default_rng(0)
-    features = (rng.normal(size=(41, 3)) * [5, 2, 1]) @ np.linalg.qr(rng.normal(size=(16, 16)))[0][:3] + rng.normal(
-        size=16
-    )
-    weights, biases = appearance(features, 3)
+    directions = np.linalg.qr(rng.normal(size=(16, 16)))[0]
+    features = (rng.normal(size=(81, 3)) * [5, 2, 1]) @ directions[:3] + rng.normal(size=16)
+    groups = rng.integers(3, size=81)
+    features = features + (10 * rng.normal(size=(3, 2)) @ directions[3:5])[groups]  # what tells groups apart
+    weights, biases = appearance(features, groups.tolist(), 3)
     logits = features @ weights.T + biases
     assert (weights.shape, biases.shape) == ((3, 16), (3,))
     np.testing.assert_allclose(np.median(logits, 0), 0, atol=1e-8)
     np.testing.assert_allclose(logits.std(0), 4)
-    np.testing.assert_allclose(np.corrcoef(logits.T), np.eye(3), atol=1e-8)
+    for group in range(3):  # which group a film is of says nothing
+        np.testing.assert_allclose(logits[groups == group].mean(0), logits.mean(0), atol=1e-6)
     spread = 1 / np.linalg.norm(weights, axis=1)  # of the films along each component
     assert spread[0] > spread[1] > spread[2]
+
+
+def test_appearance_says_when_films_do_not_differ_enough():
+    with pytest.raises(ValueError, match="ways to differ"):
+        appearance(np.random.default_rng(0).normal(size=(6, 16)), ["a", "a", "a", "b", "b", "b"], 5)
 
 
 def test_rows_that_are_no_objects_and_files_that_are_no_text_are_refused(tmp_path):

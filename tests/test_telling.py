@@ -10,11 +10,11 @@ from emrrg_core.data import NO_FINDING, Wording
 from emrrg_core.findings import LABELS, Status, is_abnormal, labels, read_findings
 from emrrg_core.simulate import LABEL_OF, Drawn, Side, Sign, Zone
 from tests.tiny import normal_reports
-from train.telling import Reading, Statement, Teller, fill, phrases
+from train.telling import Reading, Statement, Teller, fill, noted_sides, phrases
 
 GRID = 4
 NAMES = list(phrases())
-PLACES = [("", ""), ("in both lungs", "bilateral")] + [
+PLACES = [("", ""), ("in both lungs", "bilateral"), ("in both mid and lower lungs", "bilateral")] + [
     (f"in the {side} {zone}lung", side) for side in ("right", "left") for zone in ("", "upper ", "mid ", "lower ")
 ]
 SIZES = {
@@ -255,8 +255,10 @@ def regions(channel: int, **values: float) -> np.ndarray:
         ({"right_lower": 0.9}, "in the right lower lung"),
         ({"left_upper": 0.6}, "in the left upper lung"),
         ({"left_mid": 0.45}, "in the left lung"),  # seen, but not clearly where
-        ({"right_lower": 0.9, "right_mid": 0.8}, "in the right lung"),
-        ({"right_lower": 0.9, "left_lower": 0.8}, "in both lungs"),
+        ({"right_lower": 0.9, "right_mid": 0.8, "right_upper": 0.7}, "in the right lung"),
+        ({"right_lower": 0.9, "right_upper": 0.8}, "in the right lung"),
+        ({"right_lower": 0.9, "left_lower": 0.8}, "in both lower lungs"),
+        ({"right_lower": 0.9, "left_upper": 0.8}, "in both lungs"),
         ({"right_lower": 0.9, "left_lower": 0.3}, "in the right lower lung"),
         ({"right_lower": 0.3}, ""),  # what is not read is not claimed
     ],
@@ -268,6 +270,48 @@ def test_other_findings_are_placed_where_the_tower_reads_them(teller, found, pla
         for section in (findings, impression):
             said = section[0].text
             assert (f" {place}" in said) if place else not any(w in said for w in ("right", "left", "both")), said
+
+
+@pytest.mark.parametrize(
+    ("label", "place"),
+    [("Pneumonia", "in the right mid and lower lung"), ("Lung Lesion", "in the right lung")],
+)
+def test_only_what_can_spread_lies_in_two_zones(teller, label, place):
+    found = regions(0 if label == "Lung Lesion" else 1, right_mid=0.8, right_lower=0.9)
+    findings, _ = teller.tell({label: 1}, read(regions=found), None, None)
+    assert place in findings[0].text
+
+
+@pytest.mark.parametrize(
+    ("note", "opacity", "effusion"),
+    [
+        ("There is a consolidation in the right upper lobe.", "right", None),
+        ("Bilateral opacities. Small left pleural effusion.", "bilateral", "left"),
+        ("Opacity of the left lung. New consolidation in the right lung.", "bilateral", None),
+        ("No right pleural effusion. Possible left effusion.", None, None),
+        ("Normal chest radiograph.", None, None),
+    ],
+)
+def test_a_note_that_names_a_side_is_believed(teller, note, opacity, effusion):
+    sides = noted_sides(note)
+    assert sides == {
+        name: side
+        for names, side in ((("opacity", "pneumonia", "consolidation"), opacity), (("effusion",), effusion))
+        for name in names
+        if side
+    }
+    if opacity:  # whatever the tower reads
+        reading = read(regions=regions(1, **{"left_mid" if opacity == "right" else "right_mid": 0.9}))
+        findings, impression = teller.tell({"Pneumonia": 1}, reading, None, None, sides)
+        for section in (findings, impression):
+            assert {m.side for m in read_findings(section[0].text)} - {None} == {opacity}
+
+
+def test_a_noted_side_is_where_the_sentence_looks(teller):
+    places = np.full((GRID**2, 5), 0.5, np.float32)
+    places[: GRID**2 // 2, 0], places[GRID**2 // 2 :, 1] = 0.0, 0.0  # no right lung above, no left lung below
+    findings, _ = teller.tell({"Pneumonia": 1}, read(places=places), None, None, {"pneumonia": "right"})
+    assert findings[0].where[: GRID**2 // 2].max() == 0 < findings[0].where[GRID**2 // 2 :].min()
 
 
 @pytest.mark.parametrize(
@@ -297,7 +341,9 @@ def test_statements_look_where_they_speak_of(teller):
     for statement in [*findings, *impression]:
         text = statement.text.lower()
         if "atelectasis" in text:
-            read_there = places[:, 3] * lungs  # the patch that shows it most counts in full
+            read_there = (
+                places[:, 3] * places[:, 0]
+            )  # in the lung that it names; the patch that shows it most counts in full
             np.testing.assert_allclose(statement.where, read_there / read_there.max(), rtol=1e-5)
         elif any(word in text for word in ("effusion", "pneumothorax", "lungs")):
             np.testing.assert_array_equal(statement.where, lungs)

@@ -17,12 +17,14 @@ from train.warmup import (
     BalancedSampler,
     Example,
     Reader,
+    add_nothing_yet,
     area_under_curve,
     balanced_accuracy,
     check,
     example,
     loss,
     seen_lungs,
+    without_class,
 )
 
 SIZE, GRID = 64, 4
@@ -117,7 +119,7 @@ def test_a_normal_film_with_lungs_gets_findings_of_every_kind_with_label_and_pla
         seen.add(drawn.sign)
         assert made.film.shape == film.shape
         assert made.labels[LABEL_OF[drawn.sign]] == 1
-        assert made.labels[NO_FINDING] == 0
+        assert NO_FINDING not in made.labels  # whether it can be seen is not known
         assert not set(SIGHTS) & made.labels.keys() - {LABEL_OF[drawn.sign]}  # a nodule is an opacity to some
         assert made.lungs.shape == (2, 224, 224)
         right, left = (np.nonzero(lung > 0.5)[1].mean() for lung in made.lungs)
@@ -225,6 +227,29 @@ def test_a_sign_of_known_place_is_raised_there_and_lowered_elsewhere():
     assert not signs.places.grad[0, :, [0, 1, 3, 4]].any()
 
 
+def test_a_rare_sign_of_known_place_is_not_drowned_by_films_without_one():
+    mask = NOWHERE.copy()
+    mask[16:32, 32:48] = 1
+    rare = [taught({"Lung Lesion": 1}, signs={2: mask})]
+    pulls = []
+    for others in ({}, {2: NOWHERE, 3: NOWHERE, 4: NOWHERE}):
+        signs = logits(8)
+        loss(signs, rare + [taught({NO_FINDING: 1}, signs=others)] * 7)[0].backward()
+        pulls.append(signs.places.grad[0, GRID + 2, 2].item())
+    assert pulls[1] == pytest.approx(pulls[0], rel=0.01)
+
+
+def test_a_drawn_finding_counts_more_than_a_label_that_is_often_seen():
+    grads = []
+    for drawn in (None, NOWHERE):
+        signs = logits()
+        known = {NO_FINDING: 0, "Lung Lesion": 1}
+        loss(signs, [replace(taught(known), drawn=drawn)])[0].backward()
+        grads.append(signs.labels.grad[0])
+    share = [g[LABELS.index("Lung Lesion")] / g[LABELS.index(NO_FINDING)] for g in grads]
+    assert abs(share[1]) > 2 * abs(share[0])
+
+
 def test_a_sign_of_unknown_place_raises_the_patches_that_show_it_most():
     signs = logits()
     loss(signs, [taught({"Pneumonia": 1}, signs={3: None})])[0].backward()
@@ -256,6 +281,21 @@ def test_the_first_stage_trains_the_stem_and_its_readers_alone():
     assert {n.split(".")[0] for n in trained} == {"tower", "stem_signs"}
     assert all(n.startswith(("tower.patch_embed.", "stem_signs.labels.", "stem_signs.places.")) for n in trained)
     assert len(reader(torch.randn(2, 3, SIZE, SIZE))) == 1
+
+
+def test_a_tower_begins_as_the_stem_that_it_stands_on():
+    torch.manual_seed(0)
+    tower = VisionMamba(VISION).eval()
+    add_nothing_yet(tower)
+    images = torch.randn(2, 3, SIZE, SIZE)
+    with torch.no_grad():
+        stem, tokens = tower.patch_embed(images), without_class(tower, tower(images))
+        middle = tower.config.class_position
+        places = torch.cat([tower.pos_embed[:, :middle], tower.pos_embed[:, middle + 1 :]], dim=1)
+        torch.testing.assert_close(tokens, tower.norm_f(stem + places))
+    without_class(tower, tower(images)).pow(2).sum().backward()
+    silent = [layer.mixer.out_proj.weight for layer in tower.layers] + [layer.mlp.w3.weight for layer in tower.layers]
+    assert all(weight.grad.any() for weight in silent)  # and may learn
 
 
 def test_the_second_stage_reads_the_stem_as_the_first_did_and_the_tower_last():

@@ -49,7 +49,7 @@ from emrrg_core.signs import Signs
 from emrrg_core.simulate import Drawn
 from train import warmup
 from train.loop import Part, Run, apart, train
-from train.telling import Reading, Statement, Teller
+from train.telling import Reading, Statement, Teller, noted_sides
 from train.warmup import BalancedSampler, balanced_accuracy, example, seen_lungs
 
 TELLING = 2.5  # weight of a token in a sentence that tells films apart: the first of a section, and every abnormal one
@@ -335,7 +335,8 @@ class Texts:
             mask = F.adaptive_avg_pool2d(torch.from_numpy(first.drawn)[None], grid).flatten().numpy()
             # a finding smaller than a patch is still in one
             mask = np.maximum(mask, (mask >= 0.9 * max(mask.max(), 0.05)).astype(np.float32))
-        return self._teller.tell(first.labels, reading, finding, mask)
+        sides = noted_sides(study.note) if study.note and finding is None else None
+        return self._teller.tell(first.labels, reading, finding, mask, sides)
 
 
 def _spoken(section: str) -> list[Statement]:
@@ -392,7 +393,8 @@ def fit_appearance(model: Emrrg, studies: Sequence[Study], cache: FilmCache) -> 
             tokens = model.see(films).float()
         middle = model.config.vision.class_position
         rows.append((tokens.sum(1) - tokens[:, middle]) / model.config.vision.patches)
-    weight, bias = appearance(torch.cat(rows).numpy(), model.config.signs.appearance)
+    groups = [(study.source, study.abnormal) for study in studies]
+    weight, bias = appearance(torch.cat(rows).numpy(), groups, model.config.signs.appearance)
     model.signs.appearance.weight.copy_(torch.from_numpy(weight))
     model.signs.appearance.bias.copy_(torch.from_numpy(bias))
 

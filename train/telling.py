@@ -1,8 +1,9 @@
 """Tells a film whose findings are known as a report, and says of every sentence where in the film it should look.
 
 Few films come with their own report. What is known of the others (labels, a simulated finding with its place) is put into words here: findings
-first, then normal sentences about what is known, or read by the tower, to be normal. Places of findings that were not drawn are the tower's own
-reading, so a draft never claims a place that the model did not read; how good that reading is, is measured on boxes (train/evaluate.py).
+first, then normal sentences about what is known, or read by the tower, to be normal. Sides of findings that were not drawn are those of the film's
+note, where it has one that names them; else places are the tower's own reading, so a draft never claims a place that the model did not read; how
+good that reading is, is measured on boxes (train/evaluate.py).
 """
 
 import re
@@ -59,6 +60,7 @@ def phrases() -> dict[str, dict[str, list[str]]]:
                 ("in the right lower lung", "right", ""),
                 ("", "", "moderate"),
                 ("in both lungs", "bilateral", "small"),
+                ("in both mid and lower lungs", "bilateral", "large"),
             ):
                 told = fill(
                     text, place, side, size if name in ("nodule", "effusion") else "mildly" if name == "heart" else ""
@@ -96,20 +98,26 @@ class Teller:
         self._wording = Wording(reports)
 
     def tell(
-        self, known: Mapping[str, int], reading: Reading, drawn: Drawn | None, mask: np.ndarray | None
+        self,
+        known: Mapping[str, int],
+        reading: Reading,
+        drawn: Drawn | None,
+        mask: np.ndarray | None,
+        sides: Mapping[str, str] | None = None,
     ) -> tuple[list[Statement], list[Statement]]:
         """Findings and impression of one film.
 
-        known: its labels, 1 or 0. drawn: what was simulated on it, with its mask (g²,) on the patches.
+        known: its labels, 1 or 0. drawn: what was simulated on it, with its mask (g²,) on the patches. sides: see `noted_sides`.
         """
         code = reading.code
         lungs = reading.places[:, :2].max(1)
         positive = {name for name, value in known.items() if value and name != NO_FINDING}
         told = self._names(positive, drawn)
         findings, impression = [], []
-        for name in told:
-            place, side, size, where = self._describe(name, reading, drawn, mask, lungs)
-            for section, slot, out in (("findings", 0, findings), ("impression", 5, impression)):
+        for number, name in enumerate(told):
+            place, side, size, where = self._describe(name, reading, drawn, mask, lungs, sides or {})
+            # the slot of the lungs' normal sentence, which is not said, then others
+            for section, slot, out in (("findings", (1, 0, 3, 2)[number % 4], findings), ("impression", 5, impression)):
                 text = phrases()[name][section][self._wording.pick(code, slot)]
                 out.append(Statement(fill(text, place, side, size), where))
         free = {
@@ -140,7 +148,12 @@ class Teller:
 
     @staticmethod
     def _describe(
-        name: str, reading: Reading, drawn: Drawn | None, mask: np.ndarray | None, lungs: np.ndarray
+        name: str,
+        reading: Reading,
+        drawn: Drawn | None,
+        mask: np.ndarray | None,
+        lungs: np.ndarray,
+        sides: Mapping[str, str],
     ) -> tuple[str, str, str, np.ndarray | None]:
         """Place, side, size, and where."""
         if drawn:
@@ -152,16 +165,54 @@ class Teller:
         if name not in _CHANNEL:
             return "", "", "", None
         channel = _CHANNEL[name]
-        regions = reading.regions[channel]  # (2, 3)
+        regions = reading.regions[channel]  # (2, 3), right first
         strongest = regions.max(1)
-        if strongest.max() < _PLACED:
+        if name in sides:
+            read = sides[name] == "bilateral", sides[name] != "left"
+        elif strongest.max() < _PLACED:
             return "", "", "", lungs
-        where = reading.places[:, 2 + channel] * lungs
+        else:
+            read = bool(strongest.min() >= _PRESENT), bool(strongest[0] >= strongest[1])
+        both, right = read
+        here = lungs if both else reading.places[:, 0 if right else 1]
+        where = reading.places[:, 2 + channel] * here
         where = where / max(float(where.max()), 1e-6)
-        if strongest.min() >= _PRESENT:
-            return "in both lungs", "bilateral", "", where
-        right = int(strongest[0] >= strongest[1])
+        zone = _zone((regions.max(0) if both else regions[0 if right else 1]) >= _PRESENT)
+        if name == "nodule" and " and " in zone:  # which is in one of them
+            zone = ""
+        if both:
+            return f"in both {zone}lungs", "bilateral", "", where
         side = "right" if right else "left"
-        zones = np.flatnonzero(regions[0 if right else 1] >= _PRESENT)
-        zone = ("upper ", "mid ", "lower ")[zones[0]] if len(zones) == 1 else ""
         return f"in the {side} {zone}lung", side, "", where
+
+
+def _zone(present: np.ndarray) -> str:
+    """The thirds of a lung, upper first, (3,) bool, in words; "" for none, for all, and for thirds that do not touch."""
+    names = {
+        (1, 0, 0): "upper",
+        (0, 1, 0): "mid",
+        (0, 0, 1): "lower",
+        (1, 1, 0): "upper and mid",
+        (0, 1, 1): "mid and lower",
+    }
+    zone = names.get(tuple(present.astype(int).tolist()), "")
+    return f"{zone} " if zone else ""
+
+
+_NOTED = {  # labels of a note that say where what is told under a name lies
+    **{name: {"Lung Opacity", "Pneumonia", "Consolidation"} for name in ("opacity", "pneumonia", "consolidation")},
+    "nodule": {"Lung Lesion"},
+    "effusion": {"Pleural Effusion"},
+    "atelectasis": {"Atelectasis"},
+}
+
+
+def noted_sides(note: str) -> dict[str, str]:
+    """The sides, "right", "left" or "bilateral", at which a note affirms what `Teller` tells under a name."""
+    sides: dict[str, set[str]] = {}
+    for mention in read_findings(note):
+        if mention.side and mention.status is Status.POSITIVE:
+            for name, wanted in _NOTED.items():
+                if mention.label in wanted:
+                    sides.setdefault(name, set()).add(mention.side)
+    return {name: next(iter(found)) if len(found) == 1 else "bilateral" for name, found in sides.items()}

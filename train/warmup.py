@@ -1,10 +1,11 @@
 """Teaches the tower to see before it speaks: findings from the films' own labels, lungs from masks, places from simulated findings.
 
-    python -m train.warmup --stage stem --recipe train/recipes/small.toml --films FILMS.jsonl --out runs/stem
+    python -m train.warmup --stage lungs --recipe train/recipes/small.toml --films FILMS.jsonl --out runs/lungs
+    python -m train.warmup --stage stem --start runs/lungs --recipe train/recipes/small.toml --films FILMS.jsonl --out runs/stem
     python -m train.warmup --stage tower --start runs/stem --recipe train/recipes/small.toml --films FILMS.jsonl --out runs/tower
 
-The first stage trains the convolutional stem by itself, which is quick, and with it a reader of lungs; the second the whole tower, now with
-findings simulated inside the lungs that the first one sees. What is unknown of a film is left out of the loss.
+The first two stages train the convolutional stem by itself, which is quick: the first until it sees the lungs of films that have no mask, the
+second with findings simulated inside them. The third trains the whole tower. What is unknown of a film is left out of the loss.
 """
 
 import argparse
@@ -86,6 +87,13 @@ def load_reader_tower(folder: Path, config: VisionConfig) -> VisionMamba:
     return tower
 
 
+def add_nothing_yet(tower: VisionMamba) -> None:
+    """Silence every layer, so that a tower on a trained stem begins as that stem. Any of them learns to speak at the first step."""
+    for layer in tower.layers:
+        nn.init.zeros_(layer.mixer.out_proj.weight)
+        nn.init.zeros_(layer.mlp.w3.weight)
+
+
 def without_class(tower: VisionMamba, tokens: Tensor) -> Tensor:
     """(b, l, d) -> (b, g², d): the patches in raster order."""
     middle = tower.config.class_position
@@ -130,9 +138,9 @@ def example(
         except ValueError:
             drawn = None  # a mask that shows too little
     if drawn:
-        labels = {name: value for name, value in labels.items() if name not in SIGHTS} | {
-            NO_FINDING: 0,
-            LABEL_OF[drawn.sign]: 1,
+        # some drawings can hardly be seen: they must not teach that a film that looks normal is not
+        labels = {name: value for name, value in labels.items() if name not in (*SIGHTS, NO_FINDING)} | {
+            LABEL_OF[drawn.sign]: 1
         }
     planes = [*(lungs if lungs is not None else []), *([drawn.mask] if drawn else [])]
     grey, planes = augment(grey, rng, planes)
@@ -161,6 +169,10 @@ def loss(
     each = F.binary_cross_entropy_with_logits(signs.labels.float(), targets, reduction="none")
     # normal against abnormal is known for every film and counts most
     weight = known * torch.tensor([4.0 if name == NO_FINDING else 1.0 for name in LABELS], device=device)
+    # and what was drawn is the only positive example that some labels have
+    weight = weight + 3 * targets * known * torch.tensor(
+        [[float(e.drawn is not None)] for e in examples], device=device
+    )
     normal = each[:, LABELS.index(NO_FINDING)]
     of_labels = (each * weight).sum() / weight.sum().clamp_min(1)  # of no film is anything known: 0
     total = of_labels * share(weight.sum().item())
@@ -175,21 +187,26 @@ def loss(
         )  # (n, g², 2)
         of_lungs = F.binary_cross_entropy_with_logits(places[with_lungs][..., :2], target)
         total, numbers["lungs"] = total + of_lungs * lungs_share, of_lungs.item()
-    of_places: list[Tensor] = []
+    # a sign that lies in a known place is rare: it counts as much as all that are absent
+    of_places: dict[str, list[Tensor]] = {"absent": [], "somewhere": [], "drawn": []}
     for i, e in enumerate(examples):
         for channel, mask in e.signs.items():
             logits = places[i, :, channel]
             if mask is None:
-                of_places.append(0.5 * F.softplus(-logits.topk(_MOST).values.mean()))
+                of_places["somewhere"].append(0.5 * F.softplus(-logits.topk(_MOST).values.mean()))
+                continue
+            target = _patches(mask[None], grid)[0].to(device)
+            target = torch.maximum(target, (target >= 0.9 * target.max().clamp_min(0.05)).float())
+            each = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+            if target.any():
+                of_places["drawn"].append((each * target).sum() / target.sum() + (each * (1 - target)).mean())
             else:
-                target = _patches(mask[None], grid)[0].to(device)
-                target = torch.maximum(target, (target >= 0.9 * target.max().clamp_min(0.05)).float())
-                each = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-                of_places.append((each * (1 + 4 * target)).mean() + 0.3 * (1 - target.max()) * F.softplus(logits.max()))
-    numbers["places"], places_share = float("nan"), share(len(of_places))
-    if of_places:
-        mean = torch.stack(of_places).mean()
-        total, numbers["places"] = total + 2.0 * mean * places_share, mean.item()
+                of_places["absent"].append(each.mean() + 0.3 * F.softplus(logits.max()))
+    for name, found in of_places.items():
+        numbers[name], group_share = float("nan"), share(len(found))
+        if found:
+            mean = torch.stack(found).mean()
+            total, numbers[name] = total + 2.0 * mean * group_share, mean.item()
     return total, numbers
 
 
@@ -291,10 +308,10 @@ def seen_lungs(reader: Reader, studies: Sequence[Study], cache: FilmCache) -> di
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stage", choices=("stem", "tower"), required=True)
+    parser.add_argument("--stage", choices=("lungs", "stem", "tower"), required=True)
     parser.add_argument("--recipe", type=Path, required=True)
     parser.add_argument("--films", type=Path, required=True)
-    parser.add_argument("--start", type=Path, help="folder of the stem stage")
+    parser.add_argument("--start", type=Path, help="folder of the stage before")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -310,7 +327,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     learn = [s for s in learn if s.source in run.sources]
     sampler = BalancedSampler(learn, run.sources, run.seed)
     torch.manual_seed(run.seed)
-    reader = Reader(VisionMamba(VISION_PRESETS[recipe["vision"]]), stem_only=args.stage == "stem")
+    reader = Reader(VisionMamba(VISION_PRESETS[recipe["vision"]]), stem_only=args.stage != "tower")
     true = {s.id: lung_mask(s, cache.size) for s in learn if s.lung_mask}
     masks = dict(true)
     if args.start:
@@ -318,7 +335,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         reader.stem_only = True
         normal = [s for s in learn if s.abnormal is False]
         masks = seen_lungs(reader, normal, cache) | masks
-        reader.stem_only = args.stage == "stem"
+        reader.stem_only = args.stage != "tower"
+        if not reader.stem_only:
+            add_nothing_yet(reader.tower)
         print(
             f"lungs known of {len(true)} films, seen in {len(masks) - len(true)} of {len(normal)} normal ones",
             flush=True,
