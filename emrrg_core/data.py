@@ -25,7 +25,7 @@ import numpy as np
 
 from emrrg_core.errors import DataError, FilmError
 from emrrg_core.films import model_input, read_film
-from emrrg_core.findings import LABELS, Status, is_abnormal, labels, read_findings, sentences
+from emrrg_core.findings import LABELS, Status, is_abnormal, labels, prior_words, read_findings, sentences
 
 NO_FINDING = "No Finding"
 _MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # ImageNet's, as in METHOD §6
@@ -160,7 +160,7 @@ def clean_sentences(text: str) -> list[str]:
     kept = []
     for start, end in sentences(re.sub(r"\s+", " ", text)):
         sentence = _LIST_NUMBER.sub("", re.sub(r"\s+", " ", text)[start:end]).strip()
-        if len(sentence.split()) >= 2 and not _UNWANTED.search(sentence):
+        if len(sentence.split()) >= 2 and not _UNWANTED.search(sentence) and not prior_words(sentence):
             kept.append(sentence[0].upper() + sentence[1:].rstrip(" .;,") + ".")
     return kept
 

@@ -222,7 +222,8 @@ def stream(model: Emrrg, visual: Tensor, config: DecodeConfig) -> Iterator[list[
             rows = [*rows, *(row + own_rows for row in rows)]
             film_numbers = [*film_numbers, *[b] * len(film_numbers)]
         index = torch.tensor(rows, device=logits.device)
-        cache.batch_select_indices(index)
+        if rows != list(range(len(gates))):  # greedy rows stay until a film is done
+            cache.batch_select_indices(index)
         if held is not None:
             held = held[index]
         elif back:

@@ -10,6 +10,7 @@ al. 2019); the phrases are our own.
     present        text → the labels that a human indexer would code, yes or no
     as_dict        text → all of this as JSON ("emrrg.labels/1")
     is_abnormal    text → does it state anything abnormal at all
+    prior_words    text → where it speaks of an earlier film
 """
 
 from __future__ import annotations
@@ -226,6 +227,8 @@ class _Rules:
     cues: dict[str, re.Pattern[str] | None]
     sides: dict[str, re.Pattern[str] | None]
     normal: re.Pattern[str] | None
+    prior: re.Pattern[str] | None
+    not_prior: re.Pattern[str] | None
 
 
 @cache
@@ -249,6 +252,8 @@ def _rules() -> _Rules:
         cues={name: _compile(phrases) for name, phrases in data["cues"].items()},
         sides={name: _compile(phrases) for name, phrases in data["sides"].items()},
         normal=_compile(data["normal"]["phrases"]),
+        prior=_compile(data["prior"]["phrases"]),
+        not_prior=_compile(data["prior"]["not_this"]),
     )
 
 
@@ -543,6 +548,24 @@ def is_abnormal(text: str) -> bool:
     A line, tube or pacemaker alone is not an abnormality; False for an empty text.
     """
     return any(_affirmed(m.status) for m in _read(text) if m.label not in (NO_FINDING, SUPPORT_DEVICES))
+
+
+def prior_words(text: str) -> Spans:
+    """Where `text` speaks of an earlier film ("unchanged", "compared to", "interval"): (start, end) in characters, in order.
+
+    A draft is written from the films given, so such words in it are made up. What one film can show (an old fracture, a chronic change, earlier
+    surgery) and what is advised for later is left out. The words are in findings.toml under [prior].
+    """
+    rules, found = _rules(), []
+    for start, end in sentences(text):
+        sentence = text[start:end].lower()
+        others = _find(rules.not_prior, sentence)
+        found += [
+            (start + a, start + b)
+            for a, b in _find(rules.prior, sentence)
+            if not any(first <= a and b <= last for first, last in others)
+        ]
+    return found
 
 
 def _affirmed(status: Status | None) -> bool:

@@ -9,22 +9,31 @@ import numpy as np
 import pytest
 import torch
 
+from emrrg_core.adapters import ablate
+from emrrg_core.annotations import clean_report
+from emrrg_core.checkpoint import read_config, save
 from emrrg_core.data import Study, normalise, read_studies
 from emrrg_core.decode import Token, Writing
 from emrrg_core.evidence import lay_over
 from emrrg_core.findings import LABELS
+from emrrg_core.model import Emrrg
 from emrrg_core.report import compose
 from emrrg_core.simulate import LABEL_OF, Sign
 from tests import tiny
 from tests.phantom import Phantom, make_phantom
 from train import results
 from train.evaluate import (
+    Clock,
+    Judge,
     _looks,
     _maps,
     _simulated_scores,
+    baseline_name,
     baselines,
+    cleaning_of,
     deletion,
     in_a_box,
+    load_film,
     main,
     map_of,
     patch_cover,
@@ -93,6 +102,18 @@ def test_every_score_is_there_for_every_source_and_baseline_and_a_seed_repeats_i
                     assert score["low"] <= score["value"] + 1e-9 or score["n"] < 4, name
     for rows in found["baselines"].values():
         assert all(row.keys() >= TEXT_SCORES for row in rows.values())
+    assert found["seconds_of"].keys() >= {
+        "films",
+        "drafts",
+        "own film",
+        "pairs",
+        "blank and noise",
+        "deletion",
+        "simulated",
+        "baselines",
+    }
+    assert sum(found["seconds_of"].values()) <= found["seconds"]
+    assert "60 tokens" in found["truncation"]
     beside = found["baselines"].pop(checkpoint.name)["overall"]  # the same model as its own baseline
     assert all(found["scores"]["overall"][name] == score for name, score in beside.items())
     constant = found["baselines"]["constant"]["overall"]
@@ -123,8 +144,10 @@ def test_fewer_films_without_reports_have_scores_but_no_baselines(checkpoint, fo
     for name in ("pointing", "mask_share_over_chance"):
         assert (found["scores"]["overall"][name]["value"], found["scores"]["overall"][name]["n"]) == (None, 0)
     # report texts alone are enough for what needs no training film
-    found = card(capsys, *asked, "--reports", folder / "reports.jsonl")
+    found = card(capsys, *asked, "--reports", folder / "reports.jsonl", "--cleaning", "mimic_cxr")
     assert found["baselines"].keys() == {"constant", "label_blind"}
+    assert "mimic_cxr" in found["cleaning"]
+    assert "100 tokens" in found["truncation"]
 
 
 def test_without_json_a_line_a_score_is_printed(checkpoint, folder, capsys):
@@ -177,8 +200,8 @@ NODULE = compose("There is a nodule in the right upper lung. The heart is of nor
 EFFUSION = compose("There is a small left pleural effusion.", "Left effusion.")
 
 
-def scores(tokenizer, texts: list[str], studies: list[Study]) -> dict:
-    return summarise_texts(text_columns(texts, studies), studies, np.arange(len(studies)), tokenizer)
+def scores(tokenizer, texts: list[str], studies: list[Study], cleaning: str = "iu_xray") -> dict:
+    return summarise_texts(text_columns(texts, studies), studies, np.arange(len(studies)), tokenizer, cleaning)
 
 
 STUDIES = [
@@ -230,6 +253,53 @@ def test_references_are_cut_only_where_the_name_says_so(tokenizer):
     found = scores(tokenizer, [compose(long, "Nodule.")] * 2, studies)
     assert found["rouge_l"]["value"] == pytest.approx(1)
     assert 0 < found["rouge_l_truncated"]["value"] < 0.9
+
+
+@pytest.mark.parametrize(("cleaning", "tokens"), [("iu_xray", 60), ("mimic_cxr", 100), ("chexpert_plus", 100)])
+def test_each_published_set_truncates_references_as_the_released_code_did(tokenizer, cleaning, tokens):
+    words = [f"{'abcdefgh'[i % 8]}{i}" for i in range(120)]
+    studies = [study(i, {}, findings=" ".join(words), impression="") for i in range(2)]
+    reference = clean_report(" ".join(words), cleaning)
+    kept = tokenizer.decode(tokenizer(reference, add_special_tokens=False).input_ids[:tokens])
+    assert reference.startswith(kept)
+    assert scores(tokenizer, [kept] * 2, studies, cleaning)["rouge_l"]["value"] < 0.9
+    # a draft that is the cut reference has all of it, but for the full stop that cleaning sets
+    found = scores(tokenizer, [compose(kept, "")] * 2, studies, cleaning)
+    length = len(kept.split())
+    assert found["rouge_l_truncated"]["value"] == pytest.approx(1, abs=1.5 / length)
+    assert scores(tokenizer, [compose(reference, "")] * 2, studies, cleaning)["rouge_l_truncated"]["value"] < 0.9
+
+
+def test_a_colon_is_cleaned_by_the_rule_of_its_set_and_as_written_nothing_is_cleaned_or_cut(tokenizer):
+    studies = [study(i, {}, findings="Lungs: Clear", impression="") for i in range(2)]
+    both = [compose("lungs clear", "")] * 2
+    assert scores(tokenizer, both, studies, "iu_xray")["rouge_l"]["value"] == pytest.approx(1)
+    mimic = scores(tokenizer, both, studies, "mimic_cxr")
+    assert mimic["rouge_l"]["value"] < 1  # there the colon is a word
+    written = scores(tokenizer, both, studies, "none")
+    assert written["rouge_l"]["value"] < 0.5
+    assert scores(tokenizer, [compose("Lungs: Clear", "")] * 2, studies, "none")["rouge_l"]["value"] == pytest.approx(1)
+    assert "rouge_l_truncated" not in written
+
+
+def test_the_cleaning_follows_the_set_that_all_films_come_from():
+    def of(*sources: str) -> str:
+        return cleaning_of([study(i, {}, source=source) for i, source in enumerate(sources)])
+
+    assert [of("mimic_cxr", "mimic_cxr"), of("chexpert_plus"), of("iu_xray")] == [
+        "mimic_cxr",
+        "chexpert_plus",
+        "iu_xray",
+    ]
+    assert [of("ours", "ours"), of("mimic_cxr", "ours")] == ["iu_xray", "iu_xray"]
+
+
+def test_texts_that_speak_of_an_earlier_film_are_counted(tokenizer):
+    found = scores(
+        tokenizer, ["Findings: The heart is stable.", NORMAL, "Findings: No interval change.", NODULE], STUDIES[:4]
+    )
+    assert found["prior_words"]["value"] == 0.5
+    assert found["prior_words"]["n"] == 4
 
 
 def test_marks_of_deidentification_are_found(tokenizer):
@@ -312,7 +382,7 @@ def test_a_map_points_where_it_peaks(ill):
 
 
 def judged(one: Study, draft: Writing, deletions: int = 0) -> dict[str, float]:
-    made = _maps(None, [one], [np.zeros((3, 64, 64))], [draft], np.random.default_rng(0), GRID, deletions)
+    made = _maps(None, [one], [np.zeros((3, 64, 64))], [draft], np.random.default_rng(0), GRID, deletions, Clock())
     return {name: float(values[0]) for name, values in made.items()}
 
 
@@ -364,14 +434,30 @@ def test_blanking_the_place_that_matters_costs_more_than_random_places():
     film[:, 16:32, 32:48] = 5  # patch 6
     draft = writing("Findings: There is a nodule.", {"nodule": at(6)})
     (sentence,) = sentences_of(draft)
-    right = deletion(Reader(6), film, draft, sentence, at(6), np.random.default_rng(0))
-    wrong = deletion(Reader(6), film, draft, sentence, at(9), np.random.default_rng(0))
+    (right,) = deletion(Reader(6), [(film, draft, sentence, at(6))], np.random.default_rng(0))
+    (wrong,) = deletion(Reader(6), [(film, draft, sentence, at(9))], np.random.default_rng(0))
     assert right > 0
     assert wrong <= 0
     # nats of the sentence: five tokens or so, each of which loses what the film's mean is below the patch
     lost = len(draft.tokens[slice(*sentence.tokens)]) * (5 - 5 / 16)
     assert right <= lost * (1 + 1e-6)
     assert right > 0.4 * lost  # random tenths hit the patch now and then
+
+
+def test_films_that_are_blanked_together_lose_what_they_lose_alone(build):
+    """Real model, more drafts than one batch takes, drafts of different length."""
+    judge = Judge(build(), 5)
+    rng = np.random.default_rng(3)
+    told = []
+    for i in range(14):
+        draft = writing(f"Findings: {'Normal heart. ' * (i % 4)}There is a nodule.", {"nodule": at(i)})
+        sentence = next(s for s in sentences_of(draft) if "nodule" in s.text)
+        told.append((rng.normal(size=(3, 64, 64)).astype(np.float32), draft, sentence, at(i) + 0.01 * rng.random(16)))
+    together = deletion(judge, told, np.random.default_rng(0))
+    one_by_one = np.random.default_rng(0)
+    alone = [deletion(judge, [one], one_by_one)[0] for one in told]
+    np.testing.assert_allclose(together, alone, atol=0.02)  # bfloat16 rounds otherwise in another batch
+    assert np.std(together) > 0.2
 
 
 # ----------------------------------------------------------------------------------------------------------- own image
@@ -392,7 +478,7 @@ def test_pairs_are_of_one_source_and_those_of_different_classes_apart():
     visual = torch.tensor(brightness).view(-1, 1, 1)
     token = Token(5, "x", -1.0, (0.5,), np.zeros((1, 16), np.float32))
     drafts = [Writing((token, token), True, float(value)) for value in brightness]
-    made = _looks(Matching(), studies, visual, drafts, np.random.default_rng(0), 64)
+    made = _looks(Matching(), studies, visual, drafts, np.random.default_rng(0), 64, Clock())
     assert made["own_image_preferred_all"][:6].tolist() == [1] * 6
     assert np.isnan(made["own_image_preferred_all"][6])  # no other film of its source
     # a film of unknown class and those of a source with one class have no opposite
@@ -404,7 +490,7 @@ def test_pairs_are_of_one_source_and_those_of_different_classes_apart():
     grey = float(normalise(np.full((4, 4), 118.0))[0, 0, 0])
     np.testing.assert_allclose(made["blank_drop"], (grey - brightness) ** 2, rtol=1e-4)  # nats a token
     blind = [replace_log_prob(d, 0.3) for d in drafts]  # the same words whatever the film: half of the pairs by chance
-    swapped = _looks(Matching(), studies, visual, blind, np.random.default_rng(0), 64)
+    swapped = _looks(Matching(), studies, visual, blind, np.random.default_rng(0), 64, Clock())
     assert 0 < np.nanmean(swapped["own_image_preferred_all"]) < 1
 
 
@@ -495,8 +581,6 @@ def test_the_other_side_no_side_nothing_and_another_place_are_told_apart(drawn_o
 
 
 def test_a_film_that_was_learned_from_is_its_own_nearest(folder, build):
-    from train.evaluate import Judge, load_film
-
     judge = Judge(build())
     learn = read_studies(folder / "films.jsonl", "train")
     reports = tiny.normal_reports()
@@ -509,3 +593,42 @@ def test_a_film_that_was_learned_from_is_its_own_nearest(folder, build):
     # abnormal films find no agreeing text among normal ones: the nearest known film is a normal one
     assert len(texts["nearest"]) == len(learn)
     assert set(LABELS) >= {"No Finding"}
+
+
+def test_features_of_many_studies_are_the_means_of_their_films(folder, build):
+    judge = Judge(build(), 4)
+    studies = read_studies(folder / "films.jsonl")
+    whole = judge.see([load_film(s, 64) for s in studies])
+    torch.testing.assert_close(judge.features(studies), judge.mean(whole), atol=1e-5, rtol=1e-5)
+    assert judge.features(studies).shape == (len(studies), whole.shape[2])
+
+
+def test_projector_only_tuning_of_another_size_is_a_baseline_under_its_folders_name(
+    checkpoint, folder, make_llm, tokenizer, capsys, tmp_path
+):
+    config = ablate(read_config(checkpoint)["model"], "projector")
+    config = replace(config, vision=replace(config.vision, image_size=96))
+    torch.manual_seed(1)
+    model = Emrrg(config, make_llm(seed=2), tokenizer)
+    assert {n.split(".")[0] for n, p in model.named_parameters() if p.requires_grad} == {"llama_proj", "layer_norm"}
+    saved = save(model, tmp_path / "projector_only" / "checkpoint", language={"name": "tiny-llama"}, training={})
+    asked = ("--films", folder / "films.jsonl", "--limit", 3, "--deletions", 1, "--neighbours", 0)
+    found = card(capsys, "--checkpoint", checkpoint, *asked, "--beside", saved)
+    rows = found["baselines"]["projector_only"]
+    assert rows.keys() == {"ours", "theirs", "overall"}
+    assert rows["overall"].keys() >= TEXT_SCORES | {"prior_words"}
+    assert not rows["overall"].keys() & {"own_image_preferred", "blank_drop", "pointing"}
+    # judged by itself it says the same, and has no map to judge
+    alone = card(capsys, "--checkpoint", saved, *asked)["scores"]["overall"]
+    assert all(alone[name] == score for name, score in rows["overall"].items())
+    assert alone["gate"]["n"] == alone["mask_share_over_chance"]["n"] == alone["deletion_drop"]["n"] == 0
+    found["scores"]["overall"]["normal_balanced_accuracy"]["n"] = 50  # a page compares sources that have films enough
+    assert any(line.startswith("| projector_only |") for line in results.tables(found).splitlines())
+
+
+def test_baselines_are_called_as_their_folders_and_no_two_alike(checkpoint, folder, capsys):
+    assert baseline_name(Path("runs/projector/checkpoint")) == "projector"
+    assert baseline_name(Path("runs/small/")) == "small"
+    twice = ["--checkpoint", f"{checkpoint}", "--films", f"{folder}/films.jsonl", *["--beside", f"{checkpoint}"] * 2]
+    assert main(twice) == 2
+    assert "more than one baseline" in capsys.readouterr().err.lower()

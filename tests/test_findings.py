@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from emrrg_core.findings import LABELS, Mention, Status, is_abnormal, labels, read_findings, sentences
+from emrrg_core.findings import LABELS, Mention, Status, is_abnormal, labels, prior_words, read_findings, sentences
 from tests.phantom import LESIONS, SIDES, make_phantom
 
 POSITIVE, NEGATIVE, UNCERTAIN = Status.POSITIVE, Status.NEGATIVE, Status.UNCERTAIN
@@ -168,3 +168,39 @@ def test_a_phantoms_report_is_read_as_what_the_phantom_holds(lesion, side, seed)
         assert {name for name, status in found.items() if status in (POSITIVE, UNCERTAIN)} == {label}
         if lesion:
             assert {m.side for m in read_findings(text) if m.status is POSITIVE} == {side}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("The heart is enlarged, unchanged. The lungs are clear.", ["unchanged"]),
+        ("Compared to the prior study, the effusion is larger.", ["Compared", "prior"]),
+        ("No interval change.", ["No interval change"]),
+        ("Stable cardiomegaly. A granuloma is again seen.", ["Stable", "again"]),
+        ("There is worsening edema; the opacity has improved.", ["worsening", "improved"]),
+        ("The nodule has slowly increased.", ["has slowly increased"]),
+        ("The lungs remain clear, and the tube is no longer present.", ["remain", "no longer"]),
+        ("New opacity since the earlier film.\nImpression: Persistent effusion.", ["New", "since", "earlier film", "Persistent"]),
+        ("Re-demonstrated scoliosis, as before.", ["Re-demonstrated", "as before"]),
+    ],
+)  # fmt: skip
+def test_words_about_an_earlier_film_are_found_where_they_stand(text, words):
+    assert [text[start:end] for start, end in prior_words(text)] == words
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "There is a small left effusion. The heart is of normal size. No pneumothorax.",
+        "Calcified nodes from prior granulomatous disease. Clips of previous bypass surgery.",
+        "Old rib fractures and chronic, increased interstitial markings.",
+        "Effusions, right worse than left. Degenerative changes of the spine.",
+        "The right base is denser as compared to the left.",
+        "Please note the rib interval; short interval follow-up is advised to document resolution.",
+        "Unstable spine. The remainder of the film is clear. The wires remain intact.",
+        "A newborn with knowledge of nowhere.",
+    ],
+)
+def test_what_one_film_can_show_is_no_word_about_an_earlier_one(text):
+    assert prior_words(text) == []

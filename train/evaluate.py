@@ -10,7 +10,9 @@ Of the drafts, and of every baseline's reports:
     normal_balanced_accuracy         the text states an abnormality or not, against the labels; `…_AP`, `…_PA` within a view
     called_abnormal_of_normal, called_abnormal_of_abnormal
     distinct, ended, marks           share of different texts; that the model ended itself; with a de-identification mark (XXXX, ___)
+    prior_words                      share of texts that speak of an earlier film (emrrg_core.findings), though none was given
     bleu4, rouge_l, cider            against the film's true report, where there is one; `…_truncated` as the released code truncates it
+                                     (--cleaning)
 Does it look?
     own_image_preferred_all          share of pairs: the draft is more probable under its own film than under another of its source
     own_image_preferred              the same over pairs of which one is labelled normal and the other abnormal; `own_image_gain`: nats
@@ -23,6 +25,7 @@ Does the map mean something?
                                      over random tenths
 The source `simulated` is real normal films of this split with a finding drawn on them (emrrg_core.simulate): there `found` is the share of
 drafts that state it, `side` the share of right sides among drafts that name one, and `pointing` is over drafts that state it.
+Beside the scores stand the `seconds` of the whole run and, by section, `seconds_of` it.
 """
 
 import argparse
@@ -31,7 +34,8 @@ import json
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,14 +47,14 @@ import numpy as np
 import torch
 
 from emrrg_core import checkpoint
-from emrrg_core.annotations import clean_report
+from emrrg_core.annotations import DATASETS, clean_report
 from emrrg_core.config import DecodeConfig
 from emrrg_core.data import Matcher, ReportText, Study, lung_mask, normalise, read_reports, read_studies
 from emrrg_core.decode import Writing, write
-from emrrg_core.errors import EmrrgError
+from emrrg_core.errors import ConfigError, EmrrgError
 from emrrg_core.evidence import lay_over, patch_weights
 from emrrg_core.films import model_input, read_film
-from emrrg_core.findings import NO_FINDING, Status, is_abnormal, labels, read_findings
+from emrrg_core.findings import NO_FINDING, Status, is_abnormal, labels, prior_words, read_findings
 from emrrg_core.language import prefers_bfloat16
 from emrrg_core.metrics import Score, bootstrap, label_counts, macro_scores, micro_scores, text_scores
 from emrrg_core.model import IGNORED, Emrrg
@@ -63,7 +67,9 @@ _LUNGS = re.compile(
     r"\b(?:lungs?|pulmonary|airspace|opacit\w+|pneumonia|consolidation|nodules?|atelectasis|effusions?|pneumothora\w+)\b",
     re.I,
 )
-_TRUNCATED = 60  # tokens, what the released code leaves of an IU reference (METHOD §5.4)
+AS_WRITTEN = "none"  # the cleaning that leaves texts as they are
+# tokens that the released code leaves of a reference (METHOD §5.4)
+_TRUNCATED = {"iu_xray": 60, "mimic_cxr": 100, "chexpert_plus": 100}
 RANDOM_TENTHS = 8
 BLANKED = 300  # films at most, evenly spaced, whose drafts are read under a grey film and under noise
 
@@ -74,8 +80,24 @@ def _fast() -> Iterator[None]:
         yield
 
 
+class Clock:
+    """Seconds of every section of a run: `with clock("drafts"): …`. A section may be entered again."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def __call__(self, section: str) -> Iterator[None]:
+        begun = time.perf_counter()
+        yield
+        self.seconds[section] = self.seconds.get(section, 0.0) + time.perf_counter() - begun
+
+
 class Judge:
-    """A model with what evaluation asks of it, in batches. With bfloat16 where that pays (`precision` says which)."""
+    """A model with what evaluation asks of it, in batches. With bfloat16 where that pays (`precision` says which).
+
+    Drafts are written in batches four times as large: a step costs much the same for few films as for many, and films that have ended leave.
+    """
 
     def __init__(self, model: Emrrg, batch: int = 32) -> None:
         self.model, self.batch = model, batch
@@ -86,19 +108,26 @@ class Judge:
     def see(self, films: Sequence[np.ndarray]) -> torch.Tensor:
         """Films (3, s, s) to visual tokens (n, v, h)."""
         rows = []
-        for i in range(0, len(films), self.batch):
+        for some in _batches(films, self.batch):
             with _fast():
-                rows.append(
-                    self.model.encode(torch.from_numpy(np.stack(films[i : i + self.batch])).unsqueeze(1)).float()
-                )
+                rows.append(self.model.encode(torch.from_numpy(np.stack(some)).unsqueeze(1)).float())
         return torch.cat(rows)
+
+    def features(self, studies: Sequence[Study]) -> torch.Tensor:
+        """The mean visual token of each study's first film (n, h), without keeping the films or their tokens."""
+        size = self.model.config.vision.image_size
+        return torch.cat([self.mean(self.see(load_films(some, size))) for some in _batches(studies, self.batch)])
+
+    def mean(self, visual: torch.Tensor) -> torch.Tensor:
+        """Visual tokens (n, v, h) to their mean (n, h), without the evidence tokens."""
+        return visual[:, : self.model.config.vision.tokens].mean(1)
 
     def write(self, visual: torch.Tensor, seed: int = 0, *, progress: str = "") -> list[Writing]:
         """Greedy drafts."""
         drafts: list[Writing] = []
-        for i in range(0, len(visual), self.batch):
+        for some in visual.split(4 * self.batch):
             with _fast():
-                drafts += write(self.model, visual[i : i + self.batch], DecodeConfig(seed=seed))
+                drafts += write(self.model, some, DecodeConfig(seed=seed))
             if progress:
                 print(f"{progress}: {len(drafts)} of {len(visual)}", file=sys.stderr, flush=True)
         return drafts
@@ -118,9 +147,19 @@ class Judge:
         return scores
 
 
+def _batches(rows: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:
+    return (rows[i : i + size] for i in range(0, len(rows), size))
+
+
 def load_film(study: Study, size: int) -> np.ndarray:
     """The first film of a study as the tower takes it, (3, size, size)."""
     return model_input(read_film(study.files[0]), size)
+
+
+def load_films(studies: Sequence[Study], size: int) -> list[np.ndarray]:
+    """`load_film` of each, on as many cores as torch uses."""
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return list(pool.map(load_film, studies, [size] * len(studies)))
 
 
 # ------------------------------------------------------------------------------------------------------------- texts
@@ -133,6 +172,7 @@ def text_columns(texts: Sequence[str], studies: Sequence[Study]) -> dict[str, An
         "texts": np.array(flat, object),
         "counts": label_counts([s.labels for s in studies], [labels(text) for text in flat]),
         "abnormal": np.array([is_abnormal(text) for text in flat]),
+        "prior": np.array([bool(prior_words(text)) for text in flat], float),
     }
 
 
@@ -143,9 +183,9 @@ def first_of_its_kind(texts: Sequence[str]) -> np.ndarray:
 
 
 def summarise_texts(
-    columns: dict[str, Any], studies: Sequence[Study], rows: np.ndarray, tokenizer: Any
+    columns: dict[str, Any], studies: Sequence[Study], rows: np.ndarray, tokenizer: Any, cleaning: str = "iu_xray"
 ) -> dict[str, Score]:
-    """Scores of the texts at `rows`."""
+    """Scores of the texts at `rows`. cleaning: a name of `annotations.DATASETS`, or AS_WRITTEN, which truncates nothing either."""
     texts, called = columns["texts"], columns["abnormal"]
     truth = np.array([np.nan if s.abnormal is None else float(s.abnormal) for s in studies])
     known = rows[np.isfinite(truth[rows])]
@@ -163,25 +203,34 @@ def summarise_texts(
         "called_abnormal_of_abnormal": bootstrap(called[known[truth[known] == 1]].astype(float)),
         "distinct": bootstrap(first_of_its_kind(texts[rows])),
         "marks": bootstrap(np.array(["XXXX" in t or "___" in t for t in texts[rows]], float)),
+        "prior_words": bootstrap(columns["prior"][rows]),
     }
     for view in ("AP", "PA"):
         within = np.array([i for i in known if studies[i].view == view], int)
         if len(set(truth[within])) == 2:
             result[f"normal_balanced_accuracy_{view}"] = bootstrap(within, accuracy)
     with_report = [i for i in rows if studies[i].findings or studies[i].impression]
-    for suffix in ("", "_truncated"):
-        references, drafts = [], []
-        for i in with_report:
-            reference = clean_report(f"{studies[i].findings} {studies[i].impression}", "iu_xray")
-            if suffix:
-                ids = tokenizer(reference, add_special_tokens=False).input_ids[:_TRUNCATED]
-                reference = tokenizer.decode(ids)
-            references.append(reference)
-            drafts.append(clean_report(_plain(texts[i]), "iu_xray"))
-        scores = text_scores(references, drafts, meteor=False) if references else {}
+    whole = [_clean(f"{studies[i].findings} {studies[i].impression}", cleaning) for i in with_report]
+    drafts = [_clean(_plain(texts[i]), cleaning) for i in with_report]
+    references = {"": whole}
+    if limit := _TRUNCATED.get(cleaning):
+        ids = [tokenizer(text, add_special_tokens=False).input_ids[:limit] for text in whole]
+        references["_truncated"] = [tokenizer.decode(row) for row in ids]
+    for suffix, wanted in references.items():
+        scores = text_scores(wanted, drafts, meteor=False) if wanted else {}
         for name in ("bleu4", "rouge_l", "cider"):
             result[name + suffix] = scores.get(name, {"value": None, "low": None, "high": None, "n": 0})
     return result
+
+
+def _clean(text: str, cleaning: str) -> str:
+    return text.strip() if cleaning == AS_WRITTEN else clean_report(text, cleaning)
+
+
+def cleaning_of(studies: Sequence[Study]) -> str:
+    """The published set that all of these come from, by their source; IU X-ray's rule for any others."""
+    sources = {s.source for s in studies}
+    return sources.pop() if len(sources) == 1 and sources <= DATASETS.keys() else "iu_xray"
 
 
 def _plain(text: str) -> str:
@@ -247,24 +296,38 @@ def _grey(film: np.ndarray) -> np.ndarray:
     return np.clip((film[0] - black) / (white - black) * 255, 0, 255)
 
 
-def deletion(
-    judge: Judge, film: np.ndarray, writing: Writing, sentence: Sentence, weights: np.ndarray, rng: np.random.Generator
-) -> float:
-    """How many nats more a sentence loses when the top tenth of its map is blanked than, on average, with random tenths."""
+def blanked(film: np.ndarray, weights: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
+    """A film without the top tenth of its map, then without random tenths, RANDOM_TENTHS times."""
     grid = round(len(weights) ** 0.5)
     tenth = max(len(weights) // 10, 1)
     hidden = [np.argsort(-weights, kind="stable")[:tenth]]
     hidden += [rng.permutation(len(weights))[:tenth] for _ in range(RANDOM_TENTHS)]
-    films = [film]
+    films = []
     for patches in hidden:
         mask = np.zeros(len(weights), bool)
         mask[patches] = True
         side = film.shape[1] // grid
         pixels = mask.reshape(grid, grid).repeat(side, 0).repeat(side, 1)
         films.append(np.where(pixels, film.mean(axis=(1, 2), keepdims=True), film).astype(np.float32))
-    scores = judge.score(judge.see(films), [writing] * len(films))
-    own, top, *others = (float(s[slice(*sentence.tokens)].sum()) for s in scores)
-    return (own - top) - (own - float(np.mean(others)))
+    return films
+
+
+Told = tuple[np.ndarray, Writing, Sentence, np.ndarray]  # film, its draft, a sentence of that, the sentence's map
+
+
+def deletion(judge: Judge, told: Sequence[Told], rng: np.random.Generator) -> list[float]:
+    """How many nats more each sentence loses when the top tenth of its map is blanked than, on average, with random tenths."""
+    dropped = []
+    # so many at once that batches are full, and so few that their films fit into memory
+    for some in _batches(told, 12):
+        films = [one for film, _, _, weights in some for one in blanked(film, weights, rng)]
+        drafts = [draft for _, draft, _, _ in some for _ in range(1 + RANDOM_TENTHS)]
+        scores = judge.score(judge.see(films), drafts)
+        for i, (_, _, sentence, _) in enumerate(some):
+            mine = scores[i * (1 + RANDOM_TENTHS) : (i + 1) * (1 + RANDOM_TENTHS)]
+            top, *others = (float(s[slice(*sentence.tokens)].sum()) for s in mine)
+            dropped.append(float(np.mean(others)) - top)  # what the whole film gives cancels out
+    return dropped
 
 
 # --------------------------------------------------------------------------------------------------------- baselines
@@ -290,16 +353,14 @@ def baselines(
     pool = [pool[i] for i in rng.permutation(len(pool))[:neighbours]]
     texts = {"constant": [compose(*commonest)] * len(studies), "label_blind": [compose(*pair) for pair in drawn]}
     if pool:
-        size = judge.model.config.vision.image_size
-        features = _features(judge.see([load_film(s, size) for s in pool]), judge)
-        nearest = [matcher.texts(pool[i]) for i in (_features(visual, judge) @ features.T).argmax(1).tolist()]
+        near = _centred(judge.mean(visual)) @ _centred(judge.features(pool)).T
+        nearest = [matcher.texts(pool[i]) for i in near.argmax(1).tolist()]
         texts["nearest"] = [compose(*found[rng.integers(len(found))]) for found in nearest]
     return texts
 
 
-def _features(visual: torch.Tensor, judge: Judge) -> torch.Tensor:
-    mean = visual[:, : judge.model.config.vision.tokens].mean(1)
-    return torch.nn.functional.normalize(mean - mean.mean(0), dim=1)
+def _centred(features: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.normalize(features - features.mean(0), dim=1)
 
 
 # -------------------------------------------------------------------------------------------------------- everything
@@ -316,48 +377,71 @@ def evaluate(
     deletions: int = 60,
     neighbours: int = 2000,
     beside: Mapping[str, Emrrg] | None = None,
+    cleaning: str | None = None,
 ) -> dict[str, Any]:
     """All scores, per source and overall, and those of the baselines where `reports` of the training split are given.
 
-    learn: training films, for the nearest of them.
+    learn: training films, for the nearest of them. beside: other models by name, whose drafts are judged by their texts alone. cleaning: as for
+    `summarise_texts`; None: `cleaning_of` these studies.
     """
-    begun = time.perf_counter()
+    begun, clock = time.perf_counter(), Clock()
     judge = Judge(model, batch)
     size, grid = model.config.vision.image_size, model.config.vision.grid
     rng = np.random.default_rng(seed)
-    films = [load_film(s, size) for s in studies]
-    visual = judge.see(films)
-    drafts = judge.write(visual, seed, progress="drafts")
-    columns = text_columns([d.text for d in drafts], studies)
-    looks = _looks(judge, studies, visual, drafts, rng, size)
+    with clock("films"):
+        films = load_films(studies, size)
+        visual = judge.see(films)
+    with clock("drafts"):
+        drafts = judge.write(visual, seed, progress="drafts")
+    looks = _looks(judge, studies, visual, drafts, rng, size, clock)
     looks["gate"] = np.array(
         [np.abs([t.gates for t in d.tokens]).mean() if d.tokens and d.tokens[0].gates else np.nan for d in drafts]
     )
     looks["ended"] = np.array([float(d.finished) for d in drafts])
-    looks |= _maps(judge, studies, films, drafts, rng, grid, deletions)
+    looks |= _maps(judge, studies, films, drafts, rng, grid, deletions, clock)
     sources = np.array([s.source for s in studies])
-    result: dict[str, Any] = {"precision": judge.precision}
+    cleaning = cleaning or cleaning_of(studies)
+    result: dict[str, Any] = {"precision": judge.precision, **_said_of_cleaning(cleaning)}
     groups = {source: np.flatnonzero(sources == source) for source in sorted(set(sources))} | {
         "overall": np.arange(len(studies))
     }
 
-    def table(these: dict[str, Any]) -> dict[str, Any]:
-        return {name: summarise_texts(these, studies, rows, model.tokenizer) for name, rows in groups.items()}
+    def table(texts: Sequence[str]) -> dict[str, Any]:
+        with clock("scores of texts"):
+            these = text_columns(texts, studies)
+            return {
+                name: summarise_texts(these, studies, rows, model.tokenizer, cleaning) for name, rows in groups.items()
+            }
 
-    result["scores"] = table(columns)
+    result["scores"] = table([d.text for d in drafts])
     for name, rows in groups.items():
         result["scores"][name] |= {score: bootstrap(_known(values[rows])) for score, values in looks.items()}
-    if made := simulated(studies, films, size, seed):
-        result["scores"]["simulated"] = _simulated_scores(judge, made, grid, seed)
+    with clock("simulated"):
+        if made := simulated(studies, films, size, seed):
+            result["scores"]["simulated"] = _simulated_scores(judge, made, grid, seed)
     if reports:
-        texts = baselines(judge, studies, visual, learn, reports, neighbours=neighbours, seed=seed)
-        result["baselines"] = {name: table(text_columns(rows, studies)) for name, rows in texts.items()}
+        with clock("baselines"):
+            texts = baselines(judge, studies, visual, learn, reports, neighbours=neighbours, seed=seed)
+        result["baselines"] = {name: table(rows) for name, rows in texts.items()}
     for name, other in (beside or {}).items():
-        judge = Judge(other, batch)
-        texts = [d.text for d in judge.write(judge.see(films), seed, progress=name)]
-        result.setdefault("baselines", {})[name] = table(text_columns(texts, studies))
-    result["seconds"] = time.perf_counter() - begun
+        with clock(f"beside: {name}"):
+            own_size = other.config.vision.image_size
+            judge = Judge(other, batch)
+            visual = judge.see(films if own_size == size else load_films(studies, own_size))
+            written = judge.write(visual, seed, progress=name)
+        result.setdefault("baselines", {})[name] = table([d.text for d in written])
+    result["seconds"], result["seconds_of"] = time.perf_counter() - begun, clock.seconds
     return result
+
+
+def _said_of_cleaning(cleaning: str) -> dict[str, str]:
+    """What a card says of how texts were made comparable."""
+    if cleaning == AS_WRITTEN:
+        return {"cleaning": "none: references and drafts as written", "truncation": "none"}
+    return {
+        "cleaning": f"the released rule for {cleaning} (METHOD §6), references and drafts alike",
+        "truncation": f"none; scores named …_truncated: references cut after {_TRUNCATED[cleaning]} tokens, as the released code does",
+    }
 
 
 def _known(values: np.ndarray) -> np.ndarray:
@@ -371,6 +455,7 @@ def _looks(
     drafts: Sequence[Writing],
     rng: np.random.Generator,
     size: int,
+    clock: Clock,
 ) -> dict[str, np.ndarray]:
     """Own film against others, a blank and noise: one number a study, NaN where there is no such pair."""
     truth = np.array([np.nan if s.abnormal is None else float(s.abnormal) for s in studies])
@@ -382,7 +467,8 @@ def _looks(
         against = near[truth[near] == 1 - truth[i]]
         any_other[i] = rng.choice(near) if len(near) else -1
         opposite[i] = rng.choice(against) if len(against) else -1
-    own = np.array([s.sum() for s in judge.score(visual, drafts)])
+    with clock("own film"):
+        own = np.array([s.sum() for s in judge.score(visual, drafts)])
     lengths = np.array([max(len(d.tokens), 1) for d in drafts])
 
     def gain(other: np.ndarray) -> np.ndarray:
@@ -401,14 +487,17 @@ def _looks(
         result[chosen] = (own[chosen] - np.array([s.sum() for s in found])) / lengths[chosen]
         return result
 
-    gain_all, gain_opposite = gain(any_other), gain(opposite)
-    noise = normalise(rng.uniform(0, 255, (size, size)))
+    with clock("pairs"):
+        gain_all, gain_opposite = gain(any_other), gain(opposite)
+    with clock("blank and noise"):
+        blank_drop = under(normalise(np.full((size, size), 118.0)))
+        noise_drop = under(normalise(rng.uniform(0, 255, (size, size))))
     return {
         "own_image_preferred_all": np.where(np.isfinite(gain_all), gain_all > 0, np.nan),
         "own_image_preferred": np.where(np.isfinite(gain_opposite), gain_opposite > 0, np.nan),
         "own_image_gain": gain_opposite,
-        "blank_drop": under(normalise(np.full((size, size), 118.0))),
-        "noise_drop": under(noise),
+        "blank_drop": blank_drop,
+        "noise_drop": noise_drop,
     }
 
 
@@ -420,6 +509,7 @@ def _maps(
     rng: np.random.Generator,
     grid: int,
     deletions: int,
+    clock: Clock,
 ) -> dict[str, np.ndarray]:
     """What can be said of the maps: one number a study, NaN where there is nothing to say."""
     n = len(studies)
@@ -437,10 +527,13 @@ def _maps(
         if study.boxes:
             seen = map_of(draft, telling)
             pointing[i] = float(seen is not None and in_a_box(seen, study, grid))
+    told: dict[int, Told] = {}
     for i in [abnormal[j] for j in rng.permutation(len(abnormal))[:deletions]]:
         first = next(s for s in sentences_of(drafts[i]) if is_abnormal(s.text))
         if (weights := map_of(drafts[i], [first])) is not None:
-            dropped[i] = deletion(judge, films[i], drafts[i], first, weights, rng)
+            told[i] = films[i], drafts[i], first, weights
+    with clock("deletion"):
+        dropped[list(told)] = deletion(judge, list(told.values()), rng)
     return {"mask_share_over_chance": share, "pointing": pointing, "deletion_drop": dropped}
 
 
@@ -475,6 +568,12 @@ def _simulated_scores(
     return scores
 
 
+def baseline_name(folder: Path) -> str:
+    """A checkpoint's name in the tables: its folder's, or the one above where train.finetune called it `checkpoint`."""
+    folder = folder.absolute()
+    return folder.parent.name if folder.name == "checkpoint" else folder.name
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True)
@@ -491,7 +590,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=Path,
         action="append",
         default=[],
-        help="another checkpoint whose drafts are judged as a baseline, projector-only tuning for instance; may be given more than once",
+        help="another checkpoint whose drafts are judged as a baseline under its folder's name, projector-only tuning for instance "
+        "(train.finetune --design projector); may be given more than once",
+    )
+    parser.add_argument(
+        "--cleaning",
+        choices=[*DATASETS, AS_WRITTEN],
+        help="the released code's rule for references and drafts, and how far it truncates references: 60 tokens for iu_xray, 100 for the "
+        "others; none leaves texts as they are. Default: the set that all films come from, by their source, else iu_xray",
     )
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
@@ -510,6 +616,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         path = args.reports or args.films.with_name("reports.jsonl")
         reports = read_reports(path, "train") if args.reports or path.is_file() else []
         learn = [s for s in everything if s.split == "train" != args.split]
+        names = [baseline_name(path) for path in args.beside]
+        if taken := [n for i, n in enumerate(names) if n in (*names[:i], "constant", "label_blind", "nearest")]:
+            raise ConfigError(
+                f"More than one baseline would be called {taken[0]}: give --beside folders names of their own."
+            )
         model, _ = checkpoint.load(args.checkpoint)
         result = evaluate(
             model,
@@ -520,7 +631,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             seed=args.seed,
             deletions=args.deletions,
             neighbours=args.neighbours,
-            beside={path.name: checkpoint.load(path)[0] for path in args.beside},
+            beside={name: checkpoint.load(path)[0] for name, path in zip(names, args.beside, strict=True)},
+            cleaning=args.cleaning,
         )
     except EmrrgError as error:
         print(f"emrrg: {error}", file=sys.stderr)
@@ -532,8 +644,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         "split": args.split,
         "limit": args.limit,
         "section": "findings and impression",
-        "cleaning": "the released rule for IU X-ray (METHOD §6), references and drafts alike",
-        "truncation": f"none; scores named …_truncated: references cut after {_TRUNCATED} tokens, as the released code does",
         "uncertain": "counts as stated",
         "seed": args.seed,
         "decoding": "greedy",

@@ -269,7 +269,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "nll": -(scores.sum() / (ids != IGNORED).sum()).item(),
             "gate": torch.stack(gates).mean().item() if gates else float("nan"),
         }
-        if lessons.guide:
+        if lessons.guide and looks:  # a design without hybrid layers looks nowhere
             targets = torch.nn.utils.rnn.pad_sequence(where, batch_first=True).to(part.device)
             off = away(looks, targets, config.vision.class_position)
             loss = loss + lessons.guide * off * part.share((targets.amax(-1) > 0).sum().item())

@@ -17,7 +17,17 @@ _COLUMNS = {  # score -> heading
     "label_macro_f1": "label macro-F1",
     "own_image_preferred_all": "own film preferred, all pairs",
     "own_image_preferred": "own film preferred, labels differ",
+}
+_TEXTS = {
     "distinct": "distinct drafts",
+    "ended": "drafts that end",
+    "marks": "with a de-identification mark",
+    "prior_words": "with a word about an earlier film",
+    "bleu4": "BLEU-4",
+    "rouge_l": "ROUGE-L",
+    "cider": "CIDEr",
+    "bleu4_truncated": "BLEU-4, truncated references",
+    "rouge_l_truncated": "ROUGE-L, truncated references",
 }
 _LOOKS = {
     "blank_drop": "grey film, nats a token",
@@ -50,7 +60,7 @@ def table(first: str, rows: Mapping[str, Mapping[str, Any]], columns: Mapping[st
 def tables(card: Mapping[str, Any]) -> str:
     """Everything on the card that fits a page, as Markdown."""
     scores = {name: row for name, row in card["scores"].items() if name != "simulated"}
-    parts = [table("source", scores, _COLUMNS), table("source", scores, _LOOKS)]
+    parts = [table("source", scores, columns) for columns in (_COLUMNS, _TEXTS, _LOOKS)]
     if made := card["scores"].get("simulated"):
         rows = {sign: {name: made.get(f"{name}_{sign}") for name in ("found", "side", "pointing")} for sign in _SIGNS}
         rows["all"] = {name: made.get(name) for name in ("found", "side", "pointing")}
@@ -65,12 +75,12 @@ def tables(card: Mapping[str, Any]) -> str:
         compared = {"label_micro_f1": "label micro-F1", "label_macro_f1": "label macro-F1", "normal_balanced_accuracy": "balanced accuracy",
                     "distinct": "distinct", "bleu4": "BLEU-4", "rouge_l": "ROUGE-L"}  # fmt: skip
         for source in [name for name, row in scores.items() if row["normal_balanced_accuracy"]["n"] >= 50]:
-            rows = {"this checkpoint": scores[source]} | {
-                name.replace("_", " "): own[source] for name, own in others.items()
-            }
+            rows = {"this checkpoint": scores[source]} | {name: own[source] for name, own in others.items()}
             parts.append(f"{source}:\n\n" + table("report from", rows, compared))
+    spent = ", ".join(f"{section} {seconds:.0f}" for section, seconds in card.get("seconds_of", {}).items())
     parts.append(
-        f"Checkpoint `{card['checkpoint_sha256'][:12]}…`, {card['precision']}, {card['decoding']}, {card['seconds']:.0f} s:\n\n    {card['command']}"
+        f"Checkpoint `{card['checkpoint_sha256'][:12]}…`, {card['precision']}, {card['decoding']}, "
+        f"{card['seconds']:.0f} s{f' ({spent})' if spent else ''}:\n\n    {card['command']}"
     )
     return "\n\n".join(parts)
 
