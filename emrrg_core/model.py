@@ -32,9 +32,10 @@ class Emrrg(nn.Module):
         self.tokenizer = tokenizer
         width: int = llm.config.hidden_size
         self.visual_encoder = VisionMamba(config.vision)
-        attach(self.visual_encoder, config.adapters)
         self.llama_proj = nn.Linear(config.vision.d_model, width)
         self.layer_norm = nn.LayerNorm(width)
+        # after the projector: whatever is adapted, one seed gives one projector, so that designs can be compared
+        attach(self.visual_encoder, config.adapters)
         llm.requires_grad_(False)
         self.hybrid = HybridDecoder(llm, config.hybrid)
         if config.signs.tokens:

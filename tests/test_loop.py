@@ -199,6 +199,21 @@ def test_a_checkpoint_holds_what_was_trained_and_nothing_else(tmp_path):
     assert same(fresh.trained(), net.trained())
 
 
+
+def test_tied_frozen_weights_are_not_kept_under_their_second_name(tmp_path):
+    class Tied(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words = nn.Embedding(9, 4).requires_grad_(False)
+            self.said = nn.Linear(4, 9, bias=False)
+            self.said.weight = self.words.weight
+
+    net = Tied()
+    train(net, settings(), net.lesson, tmp_path)
+    kept = torch.load(tmp_path / "last.pt", weights_only=True)["trained"]
+    assert kept.keys() == net.trained().keys()
+    load_trained(Tied(), tmp_path / "last.pt")
+
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     unbroken(tmp_path, stop=2)
     with pytest.raises(CheckpointError, match="another model"):

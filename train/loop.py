@@ -425,7 +425,9 @@ class _Keeper:
             return {name: p.detach().float().cpu().clone() for name, p in own if p.requires_grad}
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
         state = get_model_state_dict(self._lesson, options=options)
-        return {name.removeprefix("model."): value.contiguous() for name, value in state.items()}
+        # a frozen tensor that has a second name, as tied embeddings have, is still in there under that one
+        own = {name for name, p in self._accelerator.unwrap_model(self._lesson).named_parameters() if p.requires_grad}
+        return {name.removeprefix("model."): value.contiguous() for name, value in state.items() if name in own}
 
     def _optimizer_state(self, step: int) -> dict[str, Any]:
         if self._deepspeed:  # whose state only it can put together again: a folder beside
