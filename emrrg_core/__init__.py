@@ -6,24 +6,38 @@ import typing as _typing
 if _typing.TYPE_CHECKING:
     from emrrg_core.config import DecodeConfig
     from emrrg_core.errors import CheckpointError, ConfigError, DataError, EmrrgError, FilmError, LanguageModelError
-    from emrrg_core.evidence import gate_figure, heat_map, overlay
+    from emrrg_core.evidence import Looking, Why, gate_figure, heat_map, overlay
     from emrrg_core.films import Film, read_film
-    from emrrg_core.report import DISCLAIMER, Draft, Sentence, as_text
+    from emrrg_core.report import DISCLAIMER, Choice, Difference, Draft, Edit, Line, Piece, Report, Sentence, as_text
     from emrrg_core.reporter import Reporter
+    from emrrg_core.session import Session, SessionConflictError, SessionError, SessionGoneError, Sessions
 
 __all__ = [
     "DISCLAIMER",
     "CheckpointError",
+    "Choice",
     "ConfigError",
     "DataError",
     "DecodeConfig",
+    "Difference",
     "Draft",
+    "Edit",
     "EmrrgError",
     "Film",
     "FilmError",
     "LanguageModelError",
+    "Line",
+    "Looking",
+    "Piece",
+    "Report",
     "Reporter",
     "Sentence",
+    "Session",
+    "SessionConflictError",
+    "SessionError",
+    "SessionGoneError",
+    "Sessions",
+    "Why",
     "as_text",
     "gate_figure",
     "heat_map",
@@ -36,10 +50,11 @@ __all__ = [
 _HOMES = {
     "config": {"DecodeConfig"},
     "errors": {"CheckpointError", "ConfigError", "DataError", "EmrrgError", "FilmError", "LanguageModelError"},
-    "evidence": {"gate_figure", "heat_map", "overlay"},
+    "evidence": {"Looking", "Why", "gate_figure", "heat_map", "overlay"},
     "films": {"Film", "read_film"},
-    "report": {"DISCLAIMER", "Draft", "Sentence", "as_text"},
+    "report": {"DISCLAIMER", "Choice", "Difference", "Draft", "Edit", "Line", "Piece", "Report", "Sentence", "as_text"},
     "reporter": {"Reporter"},
+    "session": {"Session", "SessionConflictError", "SessionError", "SessionGoneError", "Sessions"},
 }
 
 if not _typing.TYPE_CHECKING:  # a type checker that saw it would take any name for a public one
