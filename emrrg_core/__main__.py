@@ -1,4 +1,4 @@
-"""The command line: `python -m emrrg_core draft | label | convert | doctor`. It parses, calls and prints.
+"""The command line: `python -m emrrg_core draft | batch | label | convert | doctor`. It parses, calls and prints.
 
 Each command imports what it needs when it runs: torch takes seconds, and `label` does without.
 """
@@ -6,6 +6,7 @@ Each command imports what it needs when it runs: torch takes seconds, and `label
 import argparse
 import contextlib
 import json
+import os
 import platform
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,20 +19,25 @@ from emrrg_core.errors import CheckpointError, ConfigError, DataError, EmrrgErro
 if TYPE_CHECKING:
     from emrrg_core.films import Film
     from emrrg_core.report import Draft
+    from emrrg_core.reporter import Reporter
 
 DOCTOR_SCHEMA = "emrrg.doctor/1"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit status: 0, or 2 with one line on stderr for what the user can mend."""
+    """Runs a command and returns its exit status: 0, or 2 with one line on stderr for what the user can mend.
+
+    `batch` has two more: 3 where a study could not be drafted, 130 where it was stopped by the keyboard.
+    """
     try:
         arguments = _parser().parse_args(argv)
-        lines: str = arguments.run(arguments)
+        said: str | tuple[str, int] = arguments.run(arguments)
     except EmrrgError as error:
         print("emrrg:", " ".join(str(error).split()), file=sys.stderr)
         return 2
+    lines, status = said if isinstance(said, tuple) else (said, 0)
     print(lines)
-    return 0
+    return status
 
 
 class _Parser(argparse.ArgumentParser):
@@ -47,9 +53,30 @@ def _parser() -> argparse.ArgumentParser:
         "films", nargs="+", metavar="FILE", help=f"its 1 to {MOST_FILMS} films: DICOM, PNG, JPEG or TIFF"
     )
     draft.add_argument("--maps", type=Path, metavar="DIR", help="write each sentence's heat map there, as float32 .npy")
-    draft.add_argument("--beams", type=int, default=1, metavar="N", help="width of the beam search; 1 is greedy")
-    draft.add_argument("--language-model", metavar="DIR", help="use this one, not the one that the checkpoint names")
+    draft.add_argument(
+        "--why", action="store_true", help="test whether the film, and each map's place, mattered (slow)"
+    )
     draft.set_defaults(run=_draft)
+    batch = commands.add_parser(
+        "batch",
+        help="draft every study of a folder",
+        description="Drafts every study of a folder; one line of JSON each.",
+    )
+    batch.add_argument("folder", nargs="?", type=Path, metavar="FOLDER", help="where the films are")
+    batch.add_argument("--out", type=Path, required=True, metavar="FILE.jsonl", help="what is in it is not done again")
+    batch.add_argument("--recursive", action="store_true", help="look into the folders within folders too")
+    batch.add_argument(
+        "--study-per-folder", action="store_true", help=f"each folder in it is one study of 1 to {MOST_FILMS} films"
+    )
+    batch.add_argument(
+        "--names", choices=("path", "hash"), default="path", help="what stands for a study; default: path"
+    )
+    batch.add_argument("--label", action="store_true", help="add CheXpert's 14 labels of each draft")
+    batch.add_argument("--tokens", action="store_true", help="keep the trace of every token")
+    batch.add_argument("--limit", type=int, metavar="N", help="only the first N studies, in the order of their names")
+    batch.add_argument("--merge", action="store_true", help="only gather the files that several processes left")
+    batch.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: each process takes its own GPU")
+    batch.set_defaults(run=_batch)
     doctor = commands.add_parser("doctor", help="tell what runs here", description="Tells what runs on this machine.")
     doctor.set_defaults(run=_doctor)
     convert = commands.add_parser(
@@ -70,8 +97,14 @@ def _parser() -> argparse.ArgumentParser:
         "--reports", metavar="FILE.jsonl", help="many: rows with id, findings and impression; prints a line for each"
     )
     label.set_defaults(run=_label)
-    for command in (draft, doctor):
+    for command in (draft, batch):
+        command.add_argument("--beams", type=int, default=1, metavar="N", help="width of the beam search; 1 is greedy")
+        command.add_argument(
+            "--language-model", metavar="DIR", help="use this one, not the one that the checkpoint names"
+        )
+    for command in (draft, batch, doctor):
         command.add_argument("--checkpoint", type=Path, metavar="DIR", help="default: the one that comes with EMRRG")
+    for command in (draft, doctor):
         command.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     return parser
 
@@ -141,11 +174,20 @@ def _draft(arguments: argparse.Namespace) -> str:
     reporter = Reporter.load(arguments.checkpoint, language_model=arguments.language_model)
     draft = reporter.draft(films, decoding)
     maps = _save_maps(draft, arguments.maps) if arguments.maps else {}
+    looking = reporter.looking(films, draft) if arguments.why and draft.tokens else None
+    why = [reporter.why(films, draft, number) for number in range(len(draft.sentences))] if arguments.why else []
     if arguments.json:
-        return json.dumps(draft.to_dict(maps), indent=2, allow_nan=False)
+        found = draft.to_dict(maps)
+        if arguments.why:
+            found["looking"] = looking.to_dict() if looking else None
+            for row, one in zip(found["sentences"], why, strict=True):
+                row["why"] = one.to_dict() if one else None
+        return json.dumps(found, indent=2, allow_nan=False)
     warnings = [f"\nWarning: {warning}" for warning in draft.warnings]
+    tests = [f"\nIs it looking? {looking.verdict}"] if looking else []
+    tests += [f"\nWhy sentence {one.sentence + 1}? {one.verdict}" for one in why if one]
     paths = [f"\nMap of sentence {n + 1}: {path}" for n, saved in maps.items() for path in saved]
-    return "".join([draft.text().rstrip("\n"), "\n" if warnings or paths else "", *warnings, *paths])
+    return "".join([draft.text().rstrip("\n"), "\n" if warnings or tests or paths else "", *warnings, *tests, *paths])
 
 
 def _films(paths: Sequence[str]) -> "list[Film]":
@@ -188,6 +230,64 @@ def _writing_to(folder: Path) -> Iterator[None]:
     except OSError as error:
         said = error.strerror or error
         raise EmrrgError(f"The maps cannot be written to {folder} ({said}): name another folder.") from error
+
+
+# -------------------------------------------------------------------------------------------------------------- batch
+
+FAILED, STOPPED = 3, 130
+
+
+def _batch(arguments: argparse.Namespace) -> tuple[str, int]:
+    from emrrg_core.batch import find_studies, merge, run
+    from emrrg_core.config import DecodeConfig
+
+    out: Path = arguments.out
+    if arguments.merge:
+        whole = merge(out)
+        return (
+            f"{whole.known} studies in {out}, {whole.known_failed} of them failed.",
+            FAILED if whole.known_failed else 0,
+        )
+    if arguments.folder is None:
+        raise ConfigError("Name the FOLDER with the films, or add --merge.")
+    if arguments.limit is not None and arguments.limit < 1:
+        raise ConfigError(f"--limit must be at least 1, not {arguments.limit}.")
+    decoding = DecodeConfig(beams=arguments.beams)
+    studies = find_studies(arguments.folder, recursive=arguments.recursive, per_folder=arguments.study_per_folder)
+    # as `accelerate launch` and torchrun tell each process
+    rank, processes, local = (
+        int(os.environ.get(name, n)) for name, n in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+    )
+
+    def load() -> "Reporter":
+        import torch
+
+        from emrrg_core.reporter import Reporter
+
+        if arguments.device == "cuda" and not torch.cuda.is_available():
+            raise ConfigError("There is no GPU that torch can use here: leave --device out.")
+        device = f"cuda:{local}" if arguments.device == "cuda" else "cpu"
+        return Reporter.load(arguments.checkpoint, language_model=arguments.language_model, device=device)
+
+    try:
+        done = run(
+            studies[: arguments.limit],
+            out,
+            load,
+            decoding=decoding,
+            tokens=arguments.tokens,
+            label=arguments.label,
+            hashed=arguments.names == "hash",
+            rank=rank,
+            processes=processes,
+        )
+    except KeyboardInterrupt:
+        return f"Stopped. What was drafted is in {out}: the same command goes on from there.", STOPPED
+    failed = done.failed + done.known_failed
+    who = f"Process {rank + 1} of {processes}: " if processes > 1 else ""
+    said = f"{who}{done.drafted} drafted, {done.failed} failed, {done.known} already there ({done.known_failed} of them failed). {out}"
+    # a launcher ends every process as soon as one ends with another status than 0
+    return said, FAILED if failed and processes == 1 else 0
 
 
 # ------------------------------------------------------------------------------------------------------------- doctor

@@ -195,6 +195,13 @@ def _compile(phrases: Iterable[str]) -> re.Pattern[str] | None:
     return re.compile("|".join(groups)) if groups else None
 
 
+def pattern_of(phrases: Iterable[str]) -> re.Pattern[str]:
+    """Phrases, written as in findings.toml, as one pattern for text in lower case. Raises ConfigError where there are none."""
+    if (pattern := _compile(phrases)) is None:
+        raise ConfigError("A list of phrases is empty: give it one, or take it out.")
+    return pattern
+
+
 Spans = list[tuple[int, int]]
 
 
@@ -393,9 +400,9 @@ class _Sentence:
             return False
         if not re.search(r"\band\b|,", self.text[gap:start]) or not self._open(gap, start):
             return False
-        others = [c for c in self.candidates if c.finding != mention.finding or c == mention]
-        own = any(gap <= c.start < start for c in others)
-        taken = any(end <= c.start and self._words(end, c.start) <= 3 for c in others if c.finding != mention.finding)
+        own = any(gap <= c.start < start for c in self.candidates)
+        others = [c for c in self.candidates if c.finding != mention.finding]
+        taken = any(end <= c.start and self._words(end, c.start) <= 3 for c in others)
         return not own and not taken
 
     def _between_mentions(self, mention: _Candidate, place: int) -> int:
