@@ -1,0 +1,164 @@
+"""Exports: what a reader made of a draft, as text, PDF, DOCX, JSON, FHIR or DICOM. One file each, one function each.
+
+All are pure functions of a report, its draft and what the caller gives besides: they read no clock and no file of the
+reader's, so the same input gives the same bytes. Nothing here imports the libraries that write these formats; each
+file imports its own, when it is first asked for.
+
+This file holds what the readable ones share: the mark of what nobody has reviewed, the notice, the key image.
+"""
+
+import re
+import tomllib
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from emrrg_core.evidence import lay_over, overlay, patch_weights
+from emrrg_core.report import DISCLAIMER, NOT_REVIEWED, Choice, Draft, FilmRecord, Report
+
+UNSIGNED = "PRELIMINARY, NOT SIGNED OFF"  # every sentence was reviewed, or there is none
+TITLE = "Chest X-ray report"
+HEADINGS = {"findings": "Findings", "impression": "Impression"}
+EMPTY = "(empty)"
+
+_SHOWN_SIDE = 1400  # pixels: sharp on half a page; the film itself stays where it is
+_QUOTED = 160  # characters of a sentence in a caption: picture and caption must fit on a page, even as code points
+_BEYOND = re.compile("[\ud800-\udfff\ufffe\uffff]")  # no XML and no FHIR string may hold these
+
+
+@dataclass(frozen=True, eq=False)
+class KeyImage:
+    """A film to be shown beside the report.
+
+    film      its number in draft.films
+    pixels    (height, width) or (height, width, 3) uint8, the film as the reader saw it, on the film's own pixels
+    sentence  number in draft.sentences whose map is laid over it; None: the film alone
+    """
+
+    film: int
+    pixels: np.ndarray
+    sentence: int | None = None
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture as a page shows it."""
+
+    jpeg: bytes
+    size: tuple[int, int]  # of the film: width, height in pixels
+    width_mm: float | None  # of the film, by its spacing
+    caption: str
+    alt: str  # for who cannot see it
+
+
+def banner(report: Report) -> str | None:
+    """What must stand at the top, in sight: None once the report is signed."""
+    if report.signed is not None:
+        return None
+    return NOT_REVIEWED if report.unreviewed else UNSIGNED
+
+
+def notice(report: Report) -> str:
+    """What must stay with the text."""
+    if report.signed is None and report.unreviewed:
+        return DISCLAIMER
+    state = "Preliminary, not signed off." if report.signed is None else f"Signed off {report.signed}."
+    return f"{state} Drafted with EMRRG: research and teaching software, not a medical device."
+
+
+def passages(report: Report, section: str) -> list[tuple[str, bool]]:
+    """The sentences of a section that are not deleted, each with whether it must carry the mark."""
+    kept = [line for line in report.lines if line.section == section and line.choice is not Choice.DELETED]
+    return [(clean(line.text), line.choice is Choice.UNREVIEWED and report.signed is None) for line in kept]
+
+
+def clean(text: str) -> str:
+    """Composed (NFC), in one line, without the control characters and half characters that no XML may hold."""
+    kept = "".join(" " if unicodedata.category(c) == "Cc" else c for c in _BEYOND.sub("\ufffd", text))
+    return " ".join(unicodedata.normalize("NFC", kept).split())
+
+
+def facts_of_film(film: FilmRecord) -> list[tuple[str, str]]:
+    """What a draft remembers of a film, as rows of a table."""
+    spacing = "not known" if film.spacing is None else "{:g} × {:g} mm between rows, columns".format(*film.spacing)
+    return [
+        ("Format", film.format),
+        ("Size", f"{film.width} × {film.height} pixels"),
+        ("Spacing", spacing),
+        ("View", film.view or "not known"),
+        ("SHA-256 of the stored pixels", film.sha256),
+        *((f"Step {number}", step) for number, step in enumerate(film.steps, 1)),
+    ]
+
+
+def facts_of_model(draft: Draft) -> list[tuple[str, str]]:
+    """What wrote the draft and how, as rows of a table."""
+    named = {
+        "checkpoint": "Checkpoint",
+        "checkpoint_sha256": "Its SHA-256",
+        "language_model": "Language model",
+        "language_model_sha256": "Its SHA-256",
+    }
+    rows = [(named[key], draft.model[key]) for key in named if key in draft.model]
+    return [*rows, ("Decoding", ", ".join(f"{key} {value}" for key, value in draft.decoding.items()))]
+
+
+def figures(report: Report, draft: Draft, image: KeyImage) -> Iterator[Figure]:
+    """The film as displayed and, where a sentence is named and its gates were open, the map laid over it.
+
+    Raises ValueError where the pixels are not those of the film.
+    """
+    film, pixels = draft.films[image.film], image.pixels
+    if pixels.dtype != np.uint8 or pixels.shape not in ((film.height, film.width), (film.height, film.width, 3)):
+        raise ValueError(f"a key image of {film.name} is uint8, {film.height} × {film.width}: got {pixels.shape}")
+    shown = _reduced(pixels)
+    width_mm = film.spacing[1] * film.width if film.spacing else None
+    name = clean(film.name)
+    scale = f" {width_mm:.0f} mm wide by the spacing in its file." if width_mm else " Its scale is not known."
+    view = f", {film.view}" if film.view else ""
+    words = f"{name}{view}, as displayed to the reader, reduced for the page."
+    yield Figure(_jpeg(shown), (film.width, film.height), width_mm, words + scale, f"Chest X-ray: {words}")
+    if image.sentence is None:
+        return
+    sentence = draft.sentences[image.sentence]
+    line = next((line for line in report.lines if line.drafted == image.sentence), None)
+    since = {Choice.EDITED: " (since edited by the reader)", Choice.DELETED: " (since deleted by the reader)"}
+    quoted = clean(sentence.text)
+    quoted = quoted if len(quoted) <= _QUOTED else f"{quoted[: _QUOTED - 1]}…"
+    quoted = f"“{quoted}”{since.get(line.choice, '') if line else ''}"
+    weights = patch_weights(draft.tokens[slice(*sentence.tokens)])
+    heat = None
+    if weights.sum() > 0:
+        heat = lay_over(weights, draft.grid, *shown.shape[:2])
+        words = f"Map on {name} of the drafted sentence {quoted}: where the model looked while it wrote, not why it wrote it."
+    else:
+        words = f"{name} without a map of the drafted sentence {quoted}: every gate was shut, the model did not look."
+    grey = shown if shown.ndim == 2 else shown.mean(axis=2)
+    yield Figure(_jpeg(overlay(grey / 255, heat)), (film.width, film.height), width_mm, words, f"Chest X-ray: {words}")
+
+
+def version() -> str:
+    """Of EMRRG: from the project file beside the library, or from the installed package."""
+    project = Path(__file__).resolve().parents[2] / "pyproject.toml"
+    if project.is_file():
+        return tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"]
+    return metadata.version("emrrg")
+
+
+def _reduced(pixels: np.ndarray) -> np.ndarray:
+    """At most _SHOWN_SIDE pixels along a side, the aspect kept."""
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((_SHOWN_SIDE, _SHOWN_SIDE), Image.Resampling.LANCZOS)
+    return np.asarray(picture)
+
+
+def _jpeg(pixels: np.ndarray) -> bytes:
+    out = BytesIO()
+    Image.fromarray(pixels).save(out, "JPEG", quality=92, subsampling=0)
+    return out.getvalue()

@@ -1,0 +1,30 @@
+"""JSON with the whole provenance ("emrrg.export/1", docs/export.md): enough to draft the same text again and to follow
+every edit from there to the report."""
+
+import json
+import platform
+from importlib import metadata
+
+from emrrg_core.export import notice, version
+from emrrg_core.export.text import to_text
+from emrrg_core.report import Draft, Report
+
+SCHEMA = "emrrg.export/1"
+LIBRARIES = ("torch", "transformers", "pydicom", "numpy")
+
+
+def to_json(report: Report, draft: Draft) -> str:
+    """One JSON object, indented, UTF-8 as it is; no time in it but those of the edits."""
+    whole = {
+        "schema": SCHEMA,
+        "notice": notice(report),
+        "text": to_text(report),
+        "report": report.to_dict(),
+        "draft": draft.to_dict(),
+        "versions": {
+            "emrrg": version(),
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in LIBRARIES},
+        },
+    }
+    return json.dumps(whole, ensure_ascii=False, allow_nan=False, indent=2) + "\n"
