@@ -5,6 +5,7 @@ import typing as _typing
 
 if _typing.TYPE_CHECKING:
     from emrrg_core.config import DecodeConfig
+    from emrrg_core.consistency import Contradiction, Flag, contradictions, findings_table, flags
     from emrrg_core.errors import CheckpointError, ConfigError, DataError, EmrrgError, FilmError, LanguageModelError
     from emrrg_core.evidence import Looking, Why, gate_figure, heat_map, overlay
     from emrrg_core.films import Film, read_film
@@ -17,6 +18,7 @@ __all__ = [
     "CheckpointError",
     "Choice",
     "ConfigError",
+    "Contradiction",
     "DataError",
     "DecodeConfig",
     "Difference",
@@ -25,6 +27,7 @@ __all__ = [
     "EmrrgError",
     "Film",
     "FilmError",
+    "Flag",
     "LanguageModelError",
     "Line",
     "Looking",
@@ -39,6 +42,9 @@ __all__ = [
     "Sessions",
     "Why",
     "as_text",
+    "contradictions",
+    "findings_table",
+    "flags",
     "gate_figure",
     "heat_map",
     "overlay",
@@ -49,6 +55,7 @@ __all__ = [
 # caught without waiting seconds for torch and transformers.
 _HOMES = {
     "config": {"DecodeConfig"},
+    "consistency": {"Contradiction", "Flag", "contradictions", "findings_table", "flags"},
     "errors": {"CheckpointError", "ConfigError", "DataError", "EmrrgError", "FilmError", "LanguageModelError"},
     "evidence": {"Looking", "Why", "gate_figure", "heat_map", "overlay"},
     "films": {"Film", "read_film"},

@@ -1,7 +1,7 @@
 """Reporter: films in, draft out. The one door for the screen, the command line and batch work."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -13,11 +13,26 @@ from emrrg_core import checkpoint as checkpoints
 from emrrg_core.config import MOST_FILMS, DecodeConfig
 from emrrg_core.decode import Writing
 from emrrg_core.decode import stream as write_stream
-from emrrg_core.errors import EmrrgError, FilmError
+from emrrg_core.errors import ConfigError, EmrrgError, FilmError
+from emrrg_core.evidence import (
+    FEWEST_PLACES,
+    PLACES,
+    Looking,
+    Why,
+    gate_strength,
+    highlighted,
+    masked,
+    patch_weights,
+    places,
+    stand_ins,
+)
 from emrrg_core.films import Film, model_input, read_film
 from emrrg_core.language import LanguageModel
 from emrrg_core.model import Emrrg
 from emrrg_core.report import Draft, FilmRecord, sections
+
+Progress = Callable[[int, int], None]  # (readings done, readings in all)
+_TOGETHER = 8  # readings of a draft at once: more would cost memory
 
 DEFAULT_CHECKPOINT = Path(__file__).resolve().parent.parent / "assets" / "checkpoints" / "small"
 
@@ -77,8 +92,7 @@ class Reporter:
             )
         records = tuple(_record(film) for film in films)
         begun = time.perf_counter()
-        size = self._model.config.vision.image_size
-        images = torch.from_numpy(np.stack([model_input(film, size) for film in films])).unsqueeze(0)
+        images = torch.from_numpy(self._images(films)).unsqueeze(0)
         with torch.inference_mode():
             visual = self._model.encode(images.to(self._model.llama_proj.weight.device))
         seen = time.perf_counter()
@@ -89,6 +103,94 @@ class Reporter:
             now = time.perf_counter()
             timings = {"encode": seen - begun, "write": now - seen, "total": now - begun}
             yield self._draft(writing, records, decoding, partial=False, timings=timings)
+
+    # -- did the film matter? -----------------------------------------------------------------------------------------
+
+    def why(
+        self,
+        films: Sequence[Film],
+        draft: Draft,
+        sentence: int,
+        *,
+        regions: int = PLACES,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> Why | None:
+        """*Why this sentence?*: what `draft.sentences[sentence]` loses when the highlighted place is masked, beside `regions` random places.
+
+        films: those of the draft, in any order; views share one map (METHOD §5.1), so the same patches are masked in all of them. The words
+        are read under the model itself: without contrast or penalty, and forced tokens do not count. None where the sentence has no map.
+        Raises FilmError for other films, EmrrgError for a sentence that is not there or a draft of another model, ConfigError for fewer than
+        FEWEST_PLACES regions.
+        """
+        self._check(films, draft)
+        if not 0 <= sentence < len(draft.sentences):
+            raise EmrrgError(
+                f"The draft has {len(draft.sentences)} sentences, counted from 0: there is no sentence {sentence}."
+            )
+        if regions < FEWEST_PLACES:
+            raise ConfigError(f"At least {FEWEST_PLACES} random regions are needed to compare with; {regions} given.")
+        first, last = draft.sentences[sentence].tokens
+        weights = patch_weights(draft.tokens[first:last])
+        if not weights.sum() > 0:
+            return None
+        region = highlighted(weights)
+        elsewhere, wrapped = places(region, regions, np.random.default_rng(seed))
+        images = self._images(films)
+        hidden = [np.zeros_like(region), region, *elsewhere]
+        found = self._read([masked(images, mask) for mask in hidden], draft, first, last, progress)
+        own, drop = float(found[0]), found[0] - found[1:]
+        patches = tuple(int(patch) for patch in np.flatnonzero(region))
+        return Why(sentence, own, float(drop[0]), tuple(float(d) for d in drop[1:]), patches, wrapped)
+
+    def looking(
+        self, films: Sequence[Film], draft: Draft, *, seed: int = 0, progress: Progress | None = None
+    ) -> Looking:
+        """*Is it looking?*: what the draft loses under a blank film, noise and another chest. Read as for `why`; raises alike, and
+        EmrrgError for a draft without words.
+        """
+        self._check(films, draft)
+        counted = sum(not token.forced for token in draft.tokens)
+        if not counted:
+            raise EmrrgError("The draft is empty: there are no words that could depend on the film.")
+        others = stand_ins(self._model.config.vision.image_size, np.random.default_rng(seed))
+        readings = [self._images(films), *others[:, None]]
+        found = self._read(readings, draft, 0, len(draft.tokens), progress)
+        blank, noise, swapped = ((found[0] - found[1:]) / counted).tolist()
+        return Looking(blank, noise, swapped, gate_strength(draft.tokens), counted)
+
+    def _check(self, films: Sequence[Film], draft: Draft) -> None:
+        if sorted(film.sha256 for film in films) != sorted(film.sha256 for film in draft.films):
+            raise FilmError("These are not the films that this draft was written about: choose those, or draft again.")
+        if any(draft.model.get(key) != self.names.get(key) for key in ("checkpoint_sha256", "language_model_sha256")):
+            raise EmrrgError(
+                "This draft was written by another checkpoint or language model than those in use: draft again."
+            )
+
+    def _images(self, films: Sequence[Film]) -> np.ndarray:
+        """As the tower takes them: (views, 3, s, s)."""
+        size = self._model.config.vision.image_size
+        return np.stack([model_input(film, size) for film in films])
+
+    def _read(
+        self, studies: Sequence[np.ndarray], draft: Draft, first: int, last: int, progress: Progress | None
+    ) -> np.ndarray:
+        """Log-probability of the chosen ones among draft.tokens[first:last] under each of the studies (views, 3, s, s): (studies,), nats."""
+        device = self._model.llama_proj.weight.device
+        ids = torch.tensor([[token.id for token in draft.tokens[:last]]], device=device)
+        chosen = torch.tensor([not token.forced for token in draft.tokens[first:last]], device=device)
+        found: list[float] = []
+        for start in range(0, len(studies), _TOGETHER):
+            with torch.inference_mode():
+                some = [torch.from_numpy(study)[None].to(device) for study in studies[start : start + _TOGETHER]]
+                seen = torch.cat([self._model.encode(study) for study in some])  # one by one: of any number of views
+                log_probs = self._model.log_probs(seen, ids.expand(len(some), -1))[:, first:]
+            found += (log_probs.double() * chosen).sum(1).tolist()
+            if progress:
+                progress(len(found), len(studies))
+        return np.array(found)
+
+    # -- what a draft is made of --------------------------------------------------------------------------------------
 
     def _draft(
         self,

@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "language": "",
     "films": "",
     "findings": "",
+    "consistency": "findings",
     "data": "films findings",
     "simulate": "",
     "signs": "findings",
@@ -36,16 +37,19 @@ MAY_IMPORT = {
     "layout": "findings",
     "decode": "hybrid layout model",
     "report": "decode findings layout",
-    "evidence": "decode report",
-    "reporter": "checkpoint decode films language model report",
-    "__init__": "evidence films report reporter",
-    "__main__": "checkpoint convert evidence films findings language report reporter scan vision",
+    "session": "language report",
+    "evidence": "decode films report",
+    "export": "evidence films findings report",
+    "reporter": "checkpoint decode evidence films language model report",
+    "batch": "findings reporter",
+    "__init__": "consistency evidence films report reporter session",
+    "__main__": "batch checkpoint convert evidence films findings language report reporter scan vision",
 }
 # who may import which of the large libraries
 OUTSIDE = {
     "gradio": "app.py ui/",
     "argparse": "emrrg_core/__main__.py emrrg_core/annotations.py app.py train/ benchmarks/ .ci/",
-    "pydicom": "emrrg_core/films.py app.py",  # app.py: the example film comes with pydicom's data
+    "pydicom": "emrrg_core/films.py emrrg_core/export/ app.py",  # app.py: the example film comes with pydicom's data
     "mamba_ssm": "emrrg_core/scan/ benchmarks/",
     "causal_conv1d": "emrrg_core/scan/ benchmarks/",
     "train": "train/",

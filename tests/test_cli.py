@@ -60,6 +60,16 @@ def refusal(result: tuple[int, str, str]) -> str:
 # -------------------------------------------------------------------------------------------------------------- draft
 
 
+def test_draft_why_adds_what_the_tests_found(run, films, checkpoint):
+    found = json_of(run("draft", films[0], "--checkpoint", checkpoint, "--why", "--json"))
+    assert {"blank", "noise", "swapped", "moved", "threshold", "looks", "gate", "verdict"} <= found["looking"].keys()
+    assert [row["why"]["sentence"] for row in found["sentences"]] == list(range(len(found["sentences"])))
+    assert all(len(row["why"]["random"]) >= 8 for row in found["sentences"])
+    _, out, _ = run("draft", films[0], "--checkpoint", checkpoint, "--why")
+    assert f"\nIs it looking? {found['looking']['verdict']}" in out
+    assert out.count("\nWhy sentence ") == len(found["sentences"])
+
+
 def test_draft_prints_the_text_and_the_warnings(run, films, checkpoint):
     status, out, err = run("draft", films[0], films[1], "--checkpoint", checkpoint)
     assert (status, err) == (0, "")

@@ -9,7 +9,23 @@ import pytest
 from matplotlib.figure import Figure
 
 from emrrg_core.decode import Token
-from emrrg_core.evidence import gate_figure, heat_map, lay_over, overlay, patch_weights
+from emrrg_core.evidence import (
+    WORTH,
+    Looking,
+    Why,
+    drawn_chest,
+    gate_figure,
+    gate_strength,
+    heat_map,
+    highlighted,
+    lay_over,
+    masked,
+    overlay,
+    patch_weights,
+    places,
+    stand_ins,
+)
+from emrrg_core.films import model_input
 from emrrg_core.report import Draft, FilmRecord, Sentence
 
 SIZES = [(224, 224), (280, 140), (129, 301), (301, 129), (14, 14), (20, 15), (9, 30), (700, 500)]
@@ -187,3 +203,151 @@ def test_neighbouring_patches_meet_without_gap_or_overlap():
     assert all((a * b > 0).any(0).sum() <= 1 for a, b in pairwise(maps))  # at most one shared column
     rows = np.sum(maps, axis=0)[40]
     np.testing.assert_allclose(rows, rows[0], rtol=1e-5)
+
+
+# -------------------------------------------------------------------------------------------------------------- places
+
+
+def blob(grid: int, *patches: tuple[int, int]) -> np.ndarray:
+    region = np.zeros((grid, grid), bool)
+    region[tuple(zip(*patches, strict=True))] = True
+    return region.ravel()
+
+
+CORNER = blob(14, *[(r, c) for r in range(4) for c in range(4)], (4, 0), (5, 0), (6, 0))  # 19 patches, like a P
+WIDE = blob(14, *[(5, c) for c in range(14)])
+
+
+def shapes(region: np.ndarray) -> set[bytes]:
+    """The region in the upper left corner, in all eight ways to lay it."""
+    grid = round(len(region) ** 0.5)
+    found = set()
+    for side in (region.reshape(grid, grid), region.reshape(grid, grid)[::-1]):
+        for quarters in range(4):
+            turned = np.rot90(side, quarters)
+            rows, columns = np.flatnonzero(turned.any(1)), np.flatnonzero(turned.any(0))
+            found.add(np.roll(turned, (-rows[0], -columns[0]), (0, 1)).tobytes())
+    return found
+
+
+def test_the_highlighted_place_is_the_top_tenth_of_the_patches():
+    weights = np.random.default_rng(0).permutation(196).astype(float)
+    assert sorted(weights[highlighted(weights)]) == list(range(177, 196))
+    assert highlighted(np.array([0.1, 0.4, 0.4, 0.1])).tolist() == [False, True, False, False]
+
+
+def test_random_places_are_the_same_shape_elsewhere_on_the_film():
+    found, wrapped = places(CORNER, 30, np.random.default_rng(0))
+    assert (len(found), wrapped) == (30, 0)
+    assert len({place.tobytes() for place in found}) == 30
+    assert all((place & CORNER).sum() <= 9 for place in found)
+    laid = shapes(CORNER)
+    assert all(shapes(place) == laid for place in found)
+
+
+def test_a_shape_as_wide_as_the_film_is_turned_and_moved_before_it_is_wrapped():
+    found, wrapped = places(WIDE, 27, np.random.default_rng(0))
+    assert (len(found), wrapped) == (27, 0)  # 13 other rows and 14 columns
+    everywhere = blob(14, *[(0, c) for c in range(14)], *[(r, 0) for r in range(1, 14)], (7, 7))
+    found, wrapped = places(everywhere, 19, np.random.default_rng(0))
+    assert (len(found), wrapped) == (19, 16)  # three quarter turns fit, that is all
+    assert all(place.sum() == everywhere.sum() and 2 * (place & everywhere).sum() <= place.sum() for place in found)
+    assert not any(shapes(place) == shapes(everywhere) for place in found[3:])
+
+
+def test_there_are_fewer_places_than_asked_for_only_where_there_are_no_more():
+    found, wrapped = places(blob(4, (1, 2)), 19, np.random.default_rng(0))
+    assert (len(found), wrapped) == (15, 0)
+    assert (np.sum(found, axis=0) == ~blob(4, (1, 2))).all()
+
+
+def test_a_seed_repeats_the_places_and_another_changes_them():
+    one, again, other = (places(CORNER, 8, np.random.default_rng(seed))[0] for seed in (1, 1, 2))
+    assert np.array_equal(one, again)
+    assert not np.array_equal(one, other)
+
+
+def test_masked_patches_take_each_films_own_mean_and_the_rest_stays():
+    films = np.random.default_rng(0).random((2, 3, 64, 64)).astype(np.float32)
+    got = masked(films, blob(4, (1, 2), (3, 0)))
+    inside = np.zeros((64, 64), bool)
+    inside[16:32, 32:48] = inside[48:, :16] = True
+    assert got.dtype == np.float32
+    assert (got[..., ~inside] == films[..., ~inside]).all()
+    np.testing.assert_allclose(got[..., inside], films.mean((2, 3))[..., None].repeat(512, -1), rtol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------------------- verdicts
+
+
+def why(drop: float, *random: float) -> Why:
+    return Why(0, -9.0, drop, random, (5,), 0)
+
+
+def test_a_place_matters_when_it_costs_more_than_nearly_all_others_and_enough():
+    assert why(2.0, *[0.3] * 19).matters
+    assert why(2.0, *[0.3] * 19, 2.5).matters  # one of 20 may
+    assert not why(2.0, *[0.3] * 18, 2.0).matters  # one of 19 costs as much
+    assert not why(0.9 * WORTH, *[0.0] * 19).matters  # first, but by nothing worth the name
+    assert not why(-1.0, *[-2.0] * 19).matters  # first, but the sentence is likelier without it
+    assert why(2.0, *[0.3] * 18, 2.0).p == pytest.approx(2 / 20)
+    assert why(2.0, *[0.3] * 19).p == pytest.approx(1 / 20)
+
+
+def test_the_verdict_on_a_sentence_says_the_numbers_and_what_they_mean():
+    said = why(2.1, *[0.3] * 19).verdict
+    assert "Masking the highlighted place lowers the sentence by 2.10 nats" in said
+    assert "random places of the same shape lower it by 0.30 on average, and 0 of 19 cost it at least as much" in said
+    assert said.endswith("The place matters for this sentence.")
+    said = why(-0.2, *[-0.1] * 18, -0.4).verdict
+    assert "random places of the same shape raise it by 0.12" in said
+    assert "raises the sentence by 0.20 nats" in said
+    assert "18 of 19" in said
+    assert said.endswith("the map does not explain this sentence.")
+
+
+def test_the_chart_of_a_sentence_has_its_place_the_mean_and_every_random_place():
+    bars = why(2.0, 0.1, 0.5, 0.3).bars
+    assert [bar.label for bar in bars[:2]] == ["Highlighted place", "Random places, mean"]
+    assert [bar.nats for bar in bars] == pytest.approx([2.0, 0.3, 0.5, 0.3, 0.1])
+
+
+def test_a_text_that_moves_little_is_said_not_to_depend_on_its_film():
+    still, moving = Looking(0.002, -0.001, 0.01, 0.1, 40), Looking(0.4, 0.3, 0.2, 0.1, 40)
+    assert (still.looks, moving.looks) == (False, True)
+    assert "barely depends on its film" in still.verdict
+    assert "another chest 0.01" in still.verdict
+    assert "Do not take it for a reading of this film" in still.verdict
+    assert "This text depends on its film" in moving.verdict
+    assert moving.moved == pytest.approx(0.3)
+    assert [bar.nats for bar in moving.bars] == [0.4, 0.3, 0.2]
+    assert Looking(*[still.threshold] * 3, 0.1, 40).looks
+
+
+def test_gates_are_as_strong_as_they_are_far_from_shut():
+    assert gate_strength([token((0.5, -0.1), np.zeros((2, 4))), token((0.2, 0.0), np.zeros((2, 4)))]) == pytest.approx(
+        0.2
+    )
+    assert gate_strength([]) == gate_strength([token((), np.zeros((0, 4)))]) == 0
+
+
+# ------------------------------------------------------------------------------------------------------------ stand-ins
+
+
+def test_the_stand_ins_are_an_even_film_noise_and_a_chest():
+    blank, noise, chest = stand_ins(64, np.random.default_rng(0))
+    assert np.ptp(blank, axis=(1, 2)) == pytest.approx(0, abs=1e-5)
+    assert noise.std() > 4 * np.abs(np.diff(chest, axis=2)).std()  # a chest is smooth, noise is not
+    assert blank.shape == chest.shape == (3, 64, 64)
+    again, other = (stand_ins(64, np.random.default_rng(seed)) for seed in (0, 1))
+    assert np.array_equal(again, [blank, noise, chest])
+    assert not np.array_equal(other[2], chest)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_drawn_chest_has_dark_lungs_beside_a_bright_middle_over_a_bright_belly(seed):
+    chest = drawn_chest(100, np.random.default_rng(seed))
+    assert model_input(chest, 32).shape == (3, 32, 32)
+    lungs = np.stack([chest[35:50, 26:36], chest[35:50, 64:74]]).mean((1, 2))
+    middle, belly, heart = chest[20:50, 48:53].mean(), chest[90:, 30:70].mean(), chest[58:68, 54:62].mean()
+    assert lungs.max() + 0.2 < min(middle, belly, heart)

@@ -4,6 +4,7 @@ import inspect
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ import torch
 
 from emrrg_core import DecodeConfig, Film, FilmError, Reporter, gate_figure, heat_map
 from emrrg_core import checkpoint as checkpoints
-from emrrg_core.errors import CheckpointError, LanguageModelError
+from emrrg_core.errors import CheckpointError, ConfigError, EmrrgError, LanguageModelError
+from emrrg_core.evidence import masked
+from emrrg_core.films import model_input
 from tests.phantom import make_phantom
 
 SHORT = DecodeConfig(max_new_tokens=12)
@@ -193,3 +196,169 @@ def test_a_checkpoint_beside_other_language_weights_says_so_in_every_draft(check
 
 def test_a_draft_records_the_contrast_that_it_was_written_with(reporter, films):
     assert reporter.draft(films[:1], SHORT).decoding["contrast"] == 0.0
+
+
+# ------------------------------------------------------------------------------------------------ did the film matter?
+
+DECIDES = 6  # patch (1, 2) of 4 × 4
+
+
+class OnePatch(torch.nn.Module):
+    """A tower that sees nothing but how uneven one patch is."""
+
+    def __init__(self, sees: bool) -> None:
+        super().__init__()
+        self.sees = sees
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        uneven = images[:, 0, 16:32, 32:48].std((1, 2)) > 1e-4
+        direction = torch.randn(17, 16, generator=torch.Generator().manual_seed(1))
+        return (uneven * self.sees)[:, None, None] * direction
+
+
+@pytest.fixture(params=[True, False], ids=["one patch decides", "the film is ignored"])
+def rigged(request, checkpoint, films) -> tuple[Reporter, bool]:
+    reporter = Reporter.load(checkpoint, download=False)
+    reporter._model.visual_encoder = OnePatch(request.param)
+    return reporter, request.param
+
+
+def looking_at(draft, patch: int):
+    """The draft with all of its attention on one patch."""
+    attention = np.zeros_like(draft.tokens[0].attention)
+    attention[:, patch] = 1
+    return replace(draft, tokens=tuple(replace(token, attention=attention) for token in draft.tokens))
+
+
+def test_the_place_that_decides_a_sentence_matters_and_no_other_does(rigged, films):
+    reporter, sees = rigged
+    draft = reporter.draft(films[:1], SHORT)
+    right = reporter.why(films[:1], looking_at(draft, DECIDES), 0)
+    assert right.patches == (DECIDES,)
+    assert len(right.random) == 15  # every other patch
+    np.testing.assert_allclose(right.random, 0, atol=1e-4)
+    assert right.matters == sees
+    assert (right.drop > 0.1) == sees
+    wrong = reporter.why(films[:1], looking_at(draft, 0), 0)
+    assert wrong.patches == (0,)
+    assert wrong.drop == pytest.approx(0, abs=1e-4)
+    assert max(wrong.random) == pytest.approx(right.drop, abs=1e-4)
+    assert not wrong.matters
+
+
+def test_a_text_is_told_from_one_that_ignores_its_film(rigged, films):
+    reporter, sees = rigged
+    found = reporter.looking(films[:1], reporter.draft(films[:1], SHORT))
+    if sees:  # noise and another chest have an uneven patch too
+        assert found.blank > 0.05
+        assert found.noise == pytest.approx(0, abs=1e-4)
+    else:
+        assert not found.looks
+        assert (found.blank, found.noise, found.swapped) == pytest.approx((0, 0, 0), abs=1e-5)
+        assert "barely depends on its film" in found.verdict
+
+
+def read_alone(reporter, images: np.ndarray, draft, first: int, last: int) -> float:
+    """Log-probability of draft.tokens[first:last] under views (w, 3, s, s), read in the plainest way."""
+    model = reporter._model
+    with torch.inference_mode():
+        visual = model.encode(torch.from_numpy(images)[None])
+        return float(model.log_probs(visual, torch.tensor([[t.id for t in draft.tokens]]))[0, first:last].sum())
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_every_view_is_masked_at_the_same_patches_and_the_same_words_are_read_again(reporter, films, count):
+    films = films[:count]
+    draft = reporter.draft(films, SHORT)
+    first, last = draft.sentences[0].tokens
+    found = reporter.why(films, draft, 0)
+    region = np.isin(np.arange(16), found.patches)
+    images = np.stack([model_input(film, 64) for film in films])
+    own, without = (read_alone(reporter, seen, draft, first, last) for seen in (images, masked(images, region)))
+    assert found.log_prob == pytest.approx(own, abs=1e-3)
+    assert found.log_prob == pytest.approx(sum(t.log_prob for t in draft.tokens[first:last]), abs=1e-3)
+    assert found.drop == pytest.approx(own - without, abs=1e-3)
+    assert np.ptp(found.random) > 0
+
+
+def test_the_order_in_which_the_views_are_given_back_does_not_matter(reporter, films):
+    draft = reporter.draft(films, SHORT)
+    there, back = (reporter.why(given, draft, 0, regions=8) for given in (films, films[::-1]))
+    assert there.drop == pytest.approx(back.drop, abs=1e-4)
+
+
+def test_a_seed_repeats_the_tests_and_another_takes_other_places(reporter, films):
+    draft = reporter.draft(films[:1], SHORT)
+    for ask in (partial(reporter.why, sentence=0, regions=8), reporter.looking):
+        one, again, other = (ask(films[:1], draft, seed=seed) for seed in (3, 3, 4))
+        assert one == again != other
+
+
+def test_a_contrasted_draft_is_read_again_without_contrast(checkpoint, films):
+    reporter = Reporter.load(checkpoint, download=False)
+    model = reporter._model
+    model.config = replace(model.config, contrast=2.0)
+    with torch.no_grad():
+        average = torch.stack([model.encode(torch.from_numpy(model_input(film, 64))[None, None])[0] for film in films])
+    model.register_buffer("average_film", average.mean(0))
+    draft = reporter.draft(films[:1], SHORT)
+    assert draft.decoding["contrast"] == 2.0
+    first, last = draft.sentences[0].tokens
+    found = reporter.why(films[:1], draft, 0)
+    assert found.log_prob == pytest.approx(sum(t.log_prob for t in draft.tokens[first:last]), abs=1e-3)
+
+
+def test_tokens_that_the_model_did_not_choose_do_not_count(reporter, films):
+    draft = reporter.draft(films[:1], SHORT)
+    first, last = draft.sentences[0].tokens
+    assert last - first > 1
+    forced = replace(draft, tokens=tuple(replace(t, forced=i == first) for i, t in enumerate(draft.tokens)))
+    whole, part = (reporter.why(films[:1], given, 0).log_prob for given in (draft, forced))
+    assert whole - part == pytest.approx(draft.tokens[first].log_prob, abs=1e-3)
+    counted, fewer = (reporter.looking(films[:1], given) for given in (draft, forced))
+    assert (counted.tokens, fewer.tokens) == (len(draft.tokens), len(draft.tokens) - 1)
+    assert counted.blank != fewer.blank
+    none = replace(draft, tokens=tuple(replace(t, forced=True) for t in draft.tokens))
+    with pytest.raises(EmrrgError, match="empty"):
+        reporter.looking(films[:1], none)
+
+
+def test_progress_is_told_up_to_the_last_reading(reporter, films):
+    draft, told = reporter.draft(films[:1], SHORT), []
+    reporter.why(films[:1], draft, 0, regions=8, progress=lambda done, of: told.append((done, of)))
+    assert told == [(8, 10), (10, 10)]
+    told.clear()
+    reporter.looking(films[:1], draft, progress=lambda done, of: told.append((done, of)))
+    assert told == [(4, 4)]
+
+
+def test_a_sentence_without_a_map_cannot_be_tested(reporter, films):
+    draft = reporter.draft(films[:1], SHORT)
+    shut = replace(draft, tokens=tuple(replace(t, gates=(0.0, 0.0)) for t in draft.tokens))
+    assert reporter.why(films[:1], shut, 0) is None
+    assert reporter.looking(films[:1], shut).gate == 0
+
+
+def test_what_cannot_be_tested_is_refused_with_what_to_do(reporter, films):
+    draft = reporter.draft(films[:1], SHORT)
+    for number in (-1, len(draft.sentences)):
+        with pytest.raises(EmrrgError, match=f"there is no sentence {number}"):
+            reporter.why(films[:1], draft, number)
+    with pytest.raises(ConfigError, match="At least 8 random regions"):
+        reporter.why(films[:1], draft, 0, regions=7)
+    for given in (films[1:], films, []):
+        for ask in (lambda given: reporter.why(given, draft, 0), lambda given: reporter.looking(given, draft)):
+            with pytest.raises(FilmError, match="not the films that this draft was written about"):
+                ask(given)
+    for key in ("checkpoint_sha256", "language_model_sha256"):
+        foreign = replace(draft, model=draft.model | {key: "0" * 64})
+        with pytest.raises(EmrrgError, match="another checkpoint or language model"):
+            reporter.looking(films[:1], foreign)
+
+
+def test_what_the_tests_found_is_plain_data(reporter, films):
+    draft = reporter.draft(films, SHORT)
+    for found in (reporter.why(films, draft, 0), reporter.looking(films, draft)):
+        again = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+        assert again == found.to_dict()
+        assert again["verdict"] == found.verdict
