@@ -199,7 +199,6 @@ def test_a_checkpoint_holds_what_was_trained_and_nothing_else(tmp_path):
     assert same(fresh.trained(), net.trained())
 
 
-
 def test_tied_frozen_weights_are_not_kept_under_their_second_name(tmp_path):
     class Tied(Net):
         def __init__(self) -> None:
@@ -213,6 +212,13 @@ def test_tied_frozen_weights_are_not_kept_under_their_second_name(tmp_path):
     kept = torch.load(tmp_path / "last.pt", weights_only=True)["trained"]
     assert kept.keys() == net.trained().keys()
     load_trained(Tied(), tmp_path / "last.pt")
+
+
+
+def test_a_run_that_is_to_stop_after_its_last_step_ends_with_it(tmp_path):
+    unbroken(tmp_path, stop=50)
+    assert len(rows_of(tmp_path)) == settings().steps
+
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     unbroken(tmp_path, stop=2)

@@ -48,7 +48,7 @@ from emrrg_core.report import compose, split
 from emrrg_core.signs import Signs
 from emrrg_core.simulate import Drawn
 from train import warmup
-from train.loop import Part, Run, apart, train
+from train.loop import Part, Run, apart, load_trained, train
 from train.telling import Reading, Statement, Teller, noted_sides
 from train.warmup import BalancedSampler, balanced_accuracy, example, seen_lungs
 
@@ -151,6 +151,10 @@ class Lessons(Settings):
 
     views: int = 1  # films of a study at most
     simulate: float = 0.0  # share of normal films that get a finding; needs a reader of lungs (train.warmup)
+    simulate_steps: int | None = (
+        None  # so long; the steps that are left draw on `simulate_rest` of them, so that rare findings end up rare
+    )
+    simulate_rest: float = 0.0
     readings: float = 0.0  # weight of the tower's readings in the loss
     guide: float = 0.0  # weight of where sentences look
     gate_bias: float | None = None  # a gate that starts open on average; its size is the warm-up's to learn
@@ -167,6 +171,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         choices=[*DESIGNS],
         help="train what a row of the paper's ablation trains, not what the recipe says",
     )
+    parser.add_argument("--section", default="finetune", help="the section of the recipe that says how to train")
+    parser.add_argument(
+        "--begin", type=Path, help="folder of an earlier run of this program, to begin with what it has trained"
+    )
     parser.add_argument("--films", type=Path, required=True)
     parser.add_argument(
         "--reports", type=Path, help="report texts for films without their own; not needed where all have one"
@@ -182,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     recipe = tomllib.loads(args.recipe.read_text())
-    lessons, run = apart(Lessons, recipe["finetune"])
+    lessons, run = apart(Lessons, recipe[args.section])
     variant = recipe["variants"][args.variant] if args.variant else {}
     config = ModelConfig.from_dict(recipe["model"] | variant)
     if args.design:
@@ -231,6 +239,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     def encoded(findings: tuple[str, ...], impression: tuple[str, ...]) -> tuple[list[int], list[float], list[int]]:
         return tokens_of(model, [Statement(t) for t in findings], [Statement(t) for t in impression])
 
+    if args.begin:
+        load_trained(model, args.begin / "last.pt")
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     print(f"{trained:,} trainable parameters", flush=True)
     patches = config.vision.patches
@@ -238,10 +248,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     def loss_of(part: Part) -> tuple[Tensor, dict[str, float]]:
         chosen, rng = sampler.batch(part.step, run.batch)
         drawn = []
+        early = lessons.simulate_steps is None or part.step < lessons.simulate_steps
+        share = lessons.simulate if early else lessons.simulate_rest
         for study in chosen:
-            first, finding = example(
-                cache[study], study, masks.get(study.id), lessons.simulate, rng, true_mask=study.id in true
-            )
+            first, finding = example(cache[study], study, masks.get(study.id), share, rng, true_mask=study.id in true)
             more = [augment(film, rng)[0] for film in cache.views(study)[1 : lessons.views]] if finding is None else []
             drawn.append((study, first, finding, more, int(rng.integers(1 << 31))))
         mine = part.of(drawn)

@@ -89,6 +89,11 @@ class Run(Settings):
         if self.select:
             _terms(self.select)
 
+    @property
+    def last(self) -> int:
+        """How many steps are done when it ends."""
+        return min(self.stop or self.steps, self.steps)
+
 
 def apart(kind: type[Own], section: Mapping[str, Any]) -> tuple[Own, Run]:
     """A recipe's section as a stage's own settings and the loop's. Raises ConfigError for a setting that neither knows."""
@@ -248,7 +253,7 @@ def train(
     spread = deepspeed or accelerator.distributed_type == DistributedType.FSDP
     lesson, optimizer = accelerator.prepare(_Lesson(model, loss_of, reach_all=spread), optimizer)
     keeper = _Keeper(accelerator, lesson, optimizer, run, out, after)
-    first, last = keeper.resume(), run.stop or run.steps
+    first, last = keeper.resume(), run.last
     lines = _Lines(accelerator, run, out, first)
     begun = time.perf_counter()
     lesson.train()
@@ -373,7 +378,7 @@ class _Keeper:
                 f"{self._out} holds a run with other settings ({', '.join(other)}); name another folder or delete it"
             )
         step = int(state["step"])
-        self._restore(state, left=(self._run.stop or self._run.steps) - step)
+        self._restore(state, left=self._run.last - step)
         scored = step in {row["step"] for row in self._scores()}
         self._accelerator.wait_for_everyone()
         if not scored:
