@@ -214,7 +214,6 @@ def test_tied_frozen_weights_are_not_kept_under_their_second_name(tmp_path):
     load_trained(Tied(), tmp_path / "last.pt")
 
 
-
 def test_a_run_that_is_to_stop_after_its_last_step_ends_with_it(tmp_path):
     unbroken(tmp_path, stop=50)
     assert len(rows_of(tmp_path)) == settings().steps
