@@ -296,7 +296,7 @@ def documented(title: str) -> set[str]:
 
 
 def test_every_key_of_a_draft_is_documented_and_none_that_is_not_there(run, films, checkpoint):
-    data = json_of(run("draft", films[0], "--json", "--checkpoint", checkpoint))
+    data = json_of(run("draft", films[0], "--json", "--why", "--checkpoint", checkpoint))
     assert documented("The object") == data.keys()
     assert documented("`films[i]`") == data["films"][0].keys()
     assert documented("`sentences[i]`") == data["sentences"][0].keys()
