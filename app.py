@@ -25,13 +25,13 @@ with without_stubs():
     import gradio as gr
 from starlette.middleware import Middleware
 
-from ui import read
+from ui import about, api, read, teach
 from ui.uploads import Nameless
 
 if TYPE_CHECKING:
     from emrrg_core import Reporter
 
-STYLE = Path(__file__).parent / "ui" / "style.css"
+STYLES = [Path(__file__).parent / "ui" / name for name in ("style.css", "viewer.css", "teach.css", "about.css")]
 MOST_BYTES = 500_000_000  # of one upload; a larger file is no single film
 _HEADER = (
     '<header class="rr-bar"><h1>EMRRG<small>drafts a chest X-ray report and shows where it looked</small></h1>'
@@ -48,7 +48,14 @@ def build_demo(reporter: "Reporter | Future[Reporter]") -> gr.Blocks:
         soon.set_result(reporter)
     with gr.Blocks(title="EMRRG", analytics_enabled=False, delete_cache=(600, 600), fill_width=True) as demo:
         gr.HTML(_HEADER, elem_id="bar")
-        read.screen(demo, soon, example_film)
+        with gr.Tabs(elem_id="rooms"):
+            with gr.Tab("Read", id="read"):
+                read.screen(demo, soon, example_film)
+            with gr.Tab("Teach", id="teach"):
+                teach.screen(demo, soon)
+            with gr.Tab("About", id="about"):
+                about.screen(demo, soon)
+        api.endpoints(demo, soon)
 
         def forget(request: gr.Request) -> None:
             """A tab was closed or reloaded: drop all that the server holds of its session, at once."""
@@ -81,7 +88,7 @@ def launch(demo: gr.Blocks, *, port: int | None = None) -> str:
             font=["system-ui", "sans-serif"],  # nothing is fetched from another host
             font_mono=["ui-monospace", "monospace"],
         ),
-        css_paths=STYLE,
+        css_paths=STYLES,
         app_kwargs={"middleware": [Middleware(Nameless)], "docs_url": None, "redoc_url": None, "openapi_url": None},
     )
     return address.rstrip("/")
