@@ -23,6 +23,8 @@ MAY_IMPORT = {
     "hybrid": "",
     "language": "",
     "films": "",
+    "burned": "films",
+    "looks": "",
     "findings": "",
     "consistency": "findings",
     "data": "films findings",
@@ -31,6 +33,7 @@ MAY_IMPORT = {
     "annotations": "data findings",
     "metrics": "findings",
     "model": "vision adapters hybrid signs",
+    "parameters": "",
     "pretraining": "vision",
     "checkpoint": "language model",
     "convert": "checkpoint pretraining vision",
@@ -40,9 +43,9 @@ MAY_IMPORT = {
     "session": "language report",
     "evidence": "decode films report",
     "export": "evidence films findings report",
-    "reporter": "checkpoint decode evidence films language model report",
+    "reporter": "burned checkpoint decode evidence films language looks model parameters report",
     "batch": "findings reporter",
-    "__init__": "consistency evidence films report reporter session",
+    "__init__": "burned cases classes comparison consistency evidence export films findings looks parameters report reporter retouch session",
     "__main__": "batch checkpoint convert evidence films findings language report reporter scan vision",
 }
 # who may import which of the large libraries

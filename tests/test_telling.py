@@ -10,7 +10,7 @@ from emrrg_core.data import NO_FINDING, Wording
 from emrrg_core.findings import LABELS, Status, is_abnormal, labels, read_findings
 from emrrg_core.simulate import LABEL_OF, Drawn, Side, Sign, Zone
 from tests.tiny import normal_reports
-from train.telling import Reading, Statement, Teller, fill, noted_sides, phrases
+from train.telling import Reading, Statement, Teller, clarity, clearest, fill, noted_sides, phrases
 
 GRID = 4
 NAMES = list(phrases())
@@ -214,6 +214,20 @@ def test_a_simulated_finding_is_told_with_its_side_and_looks_where_it_was_drawn(
             np.testing.assert_array_equal(section[0].where, mask)
             assert not any(s.where is mask for s in section[1:])
         assert affirmed(joined([*findings, *impression])) == {LABEL_OF[sign]}
+
+
+def test_a_drawing_is_as_clear_as_the_strongest_patch_that_it_covers_and_a_heart_as_its_label():
+    places = np.full((GRID**2, 5), 0.02, np.float32)
+    places[3, 2], places[9, 2], places[3, 4] = 0.7, 0.9, 0.6  # nodule, nodule, effusion
+    regions = np.full((3, 2, 3), 0.02, np.float32)
+    regions[0, 1, 2], regions[2, 0, 0] = 0.9, 0.6
+    film = read(places=places, regions=regions, labels=dict.fromkeys(LABELS, 0.05) | {"Cardiomegaly": 0.8})
+    mask = np.zeros(GRID**2, np.float32)
+    mask[3], mask[9] = 1.0, 0.2  # the stronger patch is hardly covered
+    found = {sign: clarity(film, drawn(sign, Side.LEFT, Zone.MID, 0.2), mask) for sign in Sign}
+    assert found == pytest.approx({Sign.NODULE: 0.7, Sign.OPACITY: 0.02, Sign.EFFUSION: 0.6, Sign.HEART: 0.8})
+    anywhere = {Sign.NODULE: 0.9, Sign.OPACITY: 0.02, Sign.EFFUSION: 0.6, Sign.HEART: 0.8}
+    assert clearest(film) == pytest.approx(anywhere)
 
 
 @pytest.mark.parametrize(

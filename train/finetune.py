@@ -10,9 +10,10 @@ taught), and where sentences look.
 import argparse
 import functools
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -46,11 +47,11 @@ from emrrg_core.metrics import text_scores
 from emrrg_core.model import IGNORED, Emrrg
 from emrrg_core.report import compose, split
 from emrrg_core.signs import Signs
-from emrrg_core.simulate import Drawn
+from emrrg_core.simulate import Drawn, Sign
 from train import warmup
 from train.loop import Part, Run, apart, load_trained, train
-from train.telling import Reading, Statement, Teller, noted_sides
-from train.warmup import BalancedSampler, balanced_accuracy, example, seen_lungs
+from train.telling import Reading, Statement, Teller, clarity, clearest, noted_sides
+from train.warmup import BalancedSampler, balanced_accuracy, example, read_all, seen_lungs
 
 TELLING = 2.5  # weight of a token in a sentence that tells films apart: the first of a section, and every abnormal one
 
@@ -155,6 +156,9 @@ class Lessons(Settings):
         None  # so long; the steps that are left draw on `simulate_rest` of them, so that rare findings end up rare
     )
     simulate_rest: float = 0.0
+    # a simulated finding is told only where the tower reads it more clearly than it reads one anywhere in this share of held-out normal films;
+    # a fainter one is left unsaid, as a reader would who cannot see it
+    certainty: float | None = None
     readings: float = 0.0  # weight of the tower's readings in the loss
     guide: float = 0.0  # weight of where sentences look
     gate_bias: float | None = None  # a gate that starts open on average; its size is the warm-up's to learn
@@ -225,10 +229,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             torch.nn.init.constant_(layer.gate_proj.bias, lessons.gate_bias)
     true = {s.id: lung_mask(s, cache.size) for s in learn if s.lung_mask}
     masks = dict(true)
+    limits: dict[Sign, float] = {}
     if reader is not None:
         fit_appearance(model, some([s for s in learn if s.abnormal is not None], 1200, run), cache)
         if lessons.simulate:
             masks = seen_lungs(reader, [s for s in learn if s.abnormal is False], cache) | masks
+            if lessons.certainty is not None:
+                normal = [s for s in develop if s.abnormal is False and s.source in run.sources]
+                limits = faintest(reader, normal, cache, lessons.certainty)
+                print(f"told from { ({str(sign): round(limit, 3) for sign, limit in limits.items()}) }", flush=True)
     elif lessons.simulate or lessons.readings:
         raise ConfigError(
             "simulate and readings need a tower with readers of signs: start from a folder of train.warmup"
@@ -262,7 +271,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         read = readings(signs) if signs else [None] * len(mine)
         rows, where = [], []
         for (study, first, finding, _, seed), reading in zip(mine, read, strict=True):
-            findings, impression = texts.tell(study, first, finding, reading, config.vision.grid, seed)
+            findings, impression = texts.tell(study, first, finding, reading, config.vision.grid, seed, limits)
             row = encoded(tuple(s.text for s in findings), tuple(s.text for s in impression))
             statements, nothing = [*findings, *impression], np.zeros(patches, np.float32)
             places = [s.where if s.where is not None else nothing for s in statements]
@@ -331,22 +340,42 @@ class Texts:
         )
 
     def tell(
-        self, study: Study, first: warmup.Example, finding: Drawn | None, reading: Reading | None, grid: int, seed: int
+        self,
+        study: Study,
+        first: warmup.Example,
+        finding: Drawn | None,
+        reading: Reading | None,
+        grid: int,
+        seed: int,
+        limits: Mapping[Sign, float] = MappingProxyType({}),
     ) -> tuple[list[Statement], list[Statement]]:
-        """Findings and impression. finding: what was simulated on its first film, whose own report is then no longer true."""
+        """Findings and impression. finding: what was simulated on its first film, whose own report is then no longer true.
+
+        limits: see `faintest`. What is read less clearly is not told: the film is then what it was before.
+        """
+        labels, mask = first.labels, None
+        if finding is not None and first.drawn is not None:
+            mask = F.adaptive_avg_pool2d(torch.from_numpy(first.drawn)[None], grid).flatten().numpy()
+            # a finding smaller than a patch is still in one
+            mask = np.maximum(mask, (mask >= 0.9 * max(mask.max(), 0.05)).astype(np.float32))
+            if reading is not None and clarity(reading, finding, mask) < limits.get(finding.sign, 0.0):
+                finding, labels = None, study.labels
         if own_report(study) and finding is None:
             return _spoken(study.findings), _spoken(study.impression)
         if self._teller is None or reading is None:
             texts = self._matcher.texts(study)
             findings, impression = texts[seed % len(texts)]
             return _spoken(findings), _spoken(impression)
-        mask = None
-        if finding is not None and first.drawn is not None:
-            mask = F.adaptive_avg_pool2d(torch.from_numpy(first.drawn)[None], grid).flatten().numpy()
-            # a finding smaller than a patch is still in one
-            mask = np.maximum(mask, (mask >= 0.9 * max(mask.max(), 0.05)).astype(np.float32))
         sides = noted_sides(study.note) if study.note and finding is None else None
-        return self._teller.tell(first.labels, reading, finding, mask, sides)
+        return self._teller.tell(labels, reading, finding, mask, sides)
+
+
+def faintest(reader: warmup.Reader, normal: Sequence[Study], cache: FilmCache, certainty: float) -> dict[Sign, float]:
+    """The probability that a sign's clearest reading exceeds in at most 1 - certainty of these normal films. Raises DataError without films."""
+    if not normal:
+        raise DataError("certainty needs held-out normal films, and there is none: leave it out of the recipe.")
+    found = [clearest(reading) for signs in read_all(reader, normal, cache) for reading in readings(signs)]
+    return {sign: float(np.quantile([one[sign] for one in found], certainty)) for sign in Sign}
 
 
 def _spoken(section: str) -> list[Statement]:

@@ -12,8 +12,7 @@ import functools
 import json
 import sys
 import tomllib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script,
 
 import torch
 from tokenizers import Tokenizer, models
-from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from emrrg_core.adapters import DESIGNS, ablate
@@ -29,6 +27,8 @@ from emrrg_core.config import ModelConfig
 from emrrg_core.errors import ConfigError, EmrrgError
 from emrrg_core.language import find_language_model
 from emrrg_core.model import Emrrg
+from emrrg_core.parameters import WHOLES, Counts
+from emrrg_core.parameters import count as count_parameters
 from emrrg_core.pretraining import ClusterPredictor, PretrainingConfig
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
@@ -53,47 +53,6 @@ LANGUAGE: dict[str, dict[str, Any]] = {  # published sizes of the presets of emr
         "tie_word_embeddings": False,
     },
 }
-WHOLES = {  # what a share may be of
-    "tower": ("tower",),
-    "full fine-tuning": ("tower", "projector"),
-    "tower + LLM": ("tower", "LLM"),
-    "everything": (),
-}
-PARTS = {
-    "visual_encoder": "tower",
-    "llama_proj": "projector",
-    "layer_norm": "projector",
-    "hybrid": "hybrid",
-    "signs": "signs",
-    "sign_proj": "signs",
-    "sign_norm": "signs",
-    "llm": "LLM",
-}
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Parameters of one built model by part: tower, adapters, projector (with its norm), hybrid, signs (evidence tokens), LLM, LLM LoRA."""
-
-    all: dict[str, int]
-    trainable: dict[str, int]
-
-    @property
-    def learned(self) -> int:
-        return sum(self.trainable.values())
-
-    def whole(self, name: str) -> int:
-        """How many parameters one of WHOLES has."""
-        return sum(self.all[part] for part in WHOLES[name] or self.all)
-
-    def percent(self, name: str, learned: int | None = None) -> float:
-        """What learns, or `learned` parameters, in per cent of one of WHOLES."""
-        return 100 * (self.learned if learned is None else learned) / self.whole(name)
-
-    def to_dict(self) -> dict[str, Any]:
-        known = [name for name, parts in WHOLES.items() if self.all.keys() >= set(parts)]
-        of = {name: {"parameters": self.whole(name), "percent": round(self.percent(name), 4)} for name in known}
-        return {"trainable": self.learned, "parts": self.trainable, "of": of}
 
 
 def variants(recipe: dict[str, Any]) -> dict[str, ModelConfig]:
@@ -118,24 +77,7 @@ def count(config: ModelConfig) -> Counts:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"?": 0}, unk_token="?")))
     with torch.device("meta"):
         model = Emrrg(config, AutoModelForCausalLM.from_config(language), tokenizer)
-    return _count(model, _part_of)
-
-
-def _part_of(name: str) -> str:
-    part = PARTS[name.split(".")[0]]
-    if ".lora." in name or ".lora_" in name:
-        return "adapters" if part == "tower" else "LLM LoRA"
-    return part
-
-
-def _count(model: nn.Module, part_of: Callable[[str], str]) -> Counts:
-    counted = Counts({}, {})
-    for name, parameter in model.named_parameters():
-        part = part_of(name)
-        counted.all[part] = counted.all.get(part, 0) + parameter.numel()
-        if parameter.requires_grad:
-            counted.trainable[part] = counted.trainable.get(part, 0) + parameter.numel()
-    return counted
+    return count_parameters(model)
 
 
 def _part_of_pretraining(name: str) -> str:
@@ -149,7 +91,7 @@ def pretraining(recipe: dict[str, Any]) -> dict[str, Counts]:
         if isinstance(settings, dict) and "taps" in settings.get("model", ()):
             with torch.device("meta"):
                 model = ClusterPredictor(PretrainingConfig.from_dict(settings["model"]))
-            counted[section] = _count(model, _part_of_pretraining)
+            counted[section] = count_parameters(model, part=_part_of_pretraining)
     return counted
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from emrrg_core.data import NO_FINDING, ReportText, Wording
 from emrrg_core.errors import ConfigError
 from emrrg_core.findings import LABELS, Status, labels, read_findings
-from emrrg_core.simulate import Drawn, Sign
+from emrrg_core.simulate import LABEL_OF, Drawn, Sign
 
 _PRESENT, _ABSENT, _PLACED = 0.5, 0.3, 0.4  # probabilities from or up to which a reading is believed
 _CHANNEL = {"nodule": 0, "opacity": 1, "pneumonia": 1, "consolidation": 1, "effusion": 2, "atelectasis": 1}
@@ -48,6 +48,21 @@ class Reading:
     regions: np.ndarray
     places: np.ndarray
     code: np.ndarray
+
+
+def clearest(reading: Reading) -> dict[Sign, float]:
+    """How clearly each sign is read anywhere in a film, as a probability: the strongest patch of a lung, of a large heart its label."""
+    return {
+        sign: reading.labels[LABEL_OF[sign]] if sign is Sign.HEART else float(reading.regions[_CHANNEL[name]].max())
+        for sign, name in _OF_SIGN.items()
+    }
+
+
+def clarity(reading: Reading, drawn: Drawn, mask: np.ndarray) -> float:
+    """How clearly a simulated finding is read where it was drawn. mask: (g²,), its share of every patch."""
+    if drawn.sign is Sign.HEART:
+        return reading.labels[LABEL_OF[drawn.sign]]
+    return float(reading.places[mask >= 0.5 * mask.max(), 2 + _CHANNEL[_OF_SIGN[drawn.sign]]].max())
 
 
 @cache

@@ -1,0 +1,476 @@
+"""The panels beside a draft: every word once, with its tokens; the numbers of a chart those of the data; nothing unescaped."""
+
+import math
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from emrrg_core import Draft, Looking, Why, findings_table, flags
+from emrrg_core.decode import Token, Writing
+from emrrg_core.findings import LABELS
+from emrrg_core.report import compose, sections
+from ui import panels
+
+ROOT = Path(__file__).resolve().parent.parent
+FINDINGS = "The heart is enlarged. No pleural effusion. Possible left basilar opacity, unchanged. Café 2.5 cm."
+IMPRESSION = "Small right pleural effusion. The lungs are clear."
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "\" onmouseover=\"alert(1)' x='",
+    "</button></td></svg><img src=x onerror=alert(1)>",
+    "&lt;b&gt; &amp; ]]> <!-- ${value} {{this}} `",
+]
+VOID = {"img", "br", "hr", "input"}
+
+
+class Node:
+    """An element of what a browser would make of the HTML."""
+
+    def __init__(self, tag: str, attributes: dict[str, str]) -> None:
+        self.tag, self.attributes, self.inside = tag, attributes, []
+
+    def __getitem__(self, name: str) -> str:
+        return self.attributes[name]
+
+    @property
+    def text(self) -> str:
+        return "".join(part if isinstance(part, str) else part.text for part in self.inside)
+
+    @property
+    def kinds(self) -> list[str]:
+        return self.attributes.get("class", "").split()
+
+    def all(self, tag: str | None = None, kind: str | None = None) -> Iterator["Node"]:
+        for part in self.inside:
+            if isinstance(part, Node):
+                if tag in (None, part.tag) and (kind is None or kind in part.kinds):
+                    yield part
+                yield from part.all(tag, kind)
+
+    def one(self, tag: str | None = None, kind: str | None = None) -> "Node":
+        (found,) = self.all(tag, kind)
+        return found
+
+
+class Page(HTMLParser):
+    def __init__(self, body: str) -> None:
+        super().__init__()
+        self.root = Node("", {})
+        self.open = [self.root]
+        self.feed(body)
+        self.close()
+        assert self.open == [self.root], "an element is not closed"
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        node = Node(tag, {name: value or "" for name, value in attributes})
+        assert len(node.attributes) == len(attributes), "an attribute is there twice"
+        self.open[-1].inside.append(node)
+        if tag not in VOID:
+            self.open.append(node)
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.open[-1].inside.append(Node(tag, {name: value or "" for name, value in attributes}))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop().tag == tag, f"</{tag}> closes something else"
+
+    def handle_data(self, data: str) -> None:
+        self.open[-1].inside.append(data)
+
+    def handle_comment(self, data: str) -> None:
+        raise AssertionError("a comment from the data")
+
+
+def page(body: str) -> Node:
+    return Page(body).root
+
+
+def draft_of(pieces: list[str], *, seed: int = 0, forced: tuple[int, ...] = ()) -> Draft:
+    """A draft of these tokens, with two hybrid layers, a grid of 2 × 2 and numbers that differ from token to token."""
+    rng = np.random.default_rng(seed)
+    tokens = tuple(
+        Token(
+            n,
+            text,
+            float(np.log(rng.uniform(0.05, 1))),
+            tuple(rng.uniform(-1, 1, 2).tolist()),
+            rng.random((2, 4)),
+            n in forced,
+        )
+        for n, text in enumerate(pieces)
+    )
+    findings, impression, found = sections(Writing(tokens, True, 0.0))
+    return Draft(
+        findings, impression, found, tokens, (3, 7), 2, (), (), {}, {}, {"seed": 0}, True
+    )  # fmt: skip
+
+
+def cut(text: str, lengths: list[int]) -> list[str]:
+    """A text in pieces of these lengths, over and over; of length 0: a token that only begins a character."""
+    pieces, place, turn = [], 0, 0
+    while place < len(text):
+        pieces.append(text[place : place + lengths[turn % len(lengths)]])
+        place, turn = place + lengths[turn % len(lengths)], turn + 1
+    return pieces
+
+
+TEXT = compose(FINDINGS, IMPRESSION)
+CUTS = {
+    "a word a token": re.findall(r"\s*\S+", TEXT),
+    "a character a token": list(TEXT),
+    "tokens across words": cut(TEXT, [7, 3, 11]),
+    "blanks of their own": re.findall(r"\s+|\w+|[^\w\s]", TEXT),
+    "characters of several tokens": cut(TEXT, [0, 0, 1, 2, 0, 5]),
+}
+
+
+@pytest.fixture(params=CUTS)
+def draft(request) -> Draft:
+    return draft_of(CUTS[request.param])
+
+
+# --- words --------------------------------------------------------------------------------------------------------------
+
+
+def test_every_drafted_word_is_there_once_and_the_words_are_the_sentence(draft):
+    shown = page(panels.words_html(draft))
+    lines = list(shown.all("span", "rr-line"))
+    assert [line.text for line in lines] == [sentence.text for sentence in draft.sentences]
+    for number, line in enumerate(lines):
+        words = list(line.all("button", "rr-word"))
+        assert [word.text for word in words] == draft.sentences[number].text.split()
+        assert [(word["data-sentence"], word["data-word"]) for word in words] == [
+            (str(number), str(place)) for place in range(len(words))
+        ]
+
+
+def test_a_word_has_the_tokens_that_wrote_it_and_every_token_of_a_sentence_is_some_words(draft):
+    for sentence in draft.sentences:
+        text = draft.findings if sentence.section == "findings" else draft.impression
+        covered = set()
+        for word in panels.words(draft, sentence):
+            assert text[word.start : word.end] == word.text
+            assert word.text in "".join(token.text for token in draft.tokens[word.first : word.last])
+            for edge in (word.first, word.last - 1):  # no token too many at either end but one without a letter
+                written = draft.tokens[edge].text.strip()
+                assert not written or set(written) & set(word.text)
+            covered |= set(range(word.first, word.last))
+        assert covered == set(range(*sentence.tokens))
+
+
+def test_where_a_token_is_a_word_the_words_part_the_tokens():
+    draft = draft_of(CUTS["a word a token"])
+    for sentence in draft.sentences:
+        found = panels.words(draft, sentence)
+        assert [(word.first, word.last) for word in found] == [(n, n + 1) for n in range(*sentence.tokens)]
+
+
+def test_a_model_s_own_tokens_map_to_its_words(tiny, tokenizer):
+    ids = tokenizer(
+        "Findings: Café, naïve “lungs” are clear. 肺 is seen.\nImpression: Ré-expanded.", add_special_tokens=False
+    )
+    pieces, whole = [], ""
+    for end in range(1, len(ids.input_ids) + 1):  # as emrrg_core.decode gives a token its text
+        now = tokenizer.decode(ids.input_ids[:end])
+        pieces.append("" if now.endswith("\N{REPLACEMENT CHARACTER}") else now[len(whole) :])
+        whole += pieces[-1]
+    draft = draft_of(pieces)
+    assert "" in pieces
+    assert [s.text for s in draft.sentences] == ["Café, naïve “lungs” are clear.", "肺 is seen.", "Ré-expanded."]
+    for sentence in draft.sentences:
+        for word in panels.words(draft, sentence):
+            assert "".join(t.text for t in draft.tokens[word.first : word.last]).strip() == word.text
+
+
+def test_what_the_browser_names_is_what_was_shown(draft):
+    for item in page(panels.words_html(draft)).all("button", "rr-pick"):
+        index = [int(item["data-sentence"]), int(item["data-word"]) if item["data-word"] else None]
+        chosen = panels.picked(draft, index)
+        assert (str(chosen.first), str(chosen.last)) == (item["data-first"], item["data-last"])
+        again = page(panels.words_html(draft, chosen))
+        pressed = [other for other in again.all("button") if other["aria-pressed"] == "true"]
+        assert [(p["data-sentence"], p["data-word"]) for p in pressed] == [(item["data-sentence"], item["data-word"])]
+        assert [other for other in again.all("button") if other["tabindex"] == "0"] == pressed
+
+
+@pytest.mark.parametrize(
+    "index", [None, "00", [], [0], [99, None], [-1, None], [0, 99], [0, -1], ["0", 0], [0, 0.5], [0, "0"]]
+)
+def test_a_place_that_the_draft_does_not_have_is_no_selection(index):
+    assert panels.picked(draft_of(CUTS["a word a token"]), index) is None
+
+
+def test_tab_reaches_one_item_and_a_colour_is_never_alone(draft):
+    shown = page(panels.words_html(draft))
+    buttons = list(shown.all("button"))
+    assert [button["tabindex"] for button in buttons] == ["0"] + ["-1"] * (len(buttons) - 1)
+    names = {kind: name for kind, name, _, _ in panels.BANDS}
+    for button in buttons:
+        (kind,) = set(button.kinds) & set(names)
+        assert names[kind] in (button.attributes.get("title") or button["aria-label"])
+    assert [item.text.split()[0] for item in shown.one("ul", "rr-legend").all("li")] == ["sure", "less", "unsure"]
+
+
+def test_a_confidence_is_the_geometric_mean_of_its_tokens_probabilities(draft):
+    for sentence in draft.sentences:
+        assert panels.confidence(draft, *sentence.tokens) == pytest.approx(sentence.confidence)
+        for word in panels.words(draft, sentence):
+            shares = [math.exp(token.log_prob) for token in draft.tokens[word.first : word.last]]
+            assert panels.confidence(draft, word.first, word.last) == pytest.approx(
+                math.prod(shares) ** (1 / len(shares))
+            )
+
+
+def test_words_about_an_earlier_film_are_marked_and_the_sentence_says_so():
+    draft = draft_of(CUTS["a word a token"])
+    found = flags(draft.findings, draft.impression, has_prior=False)
+    shown = page(panels.words_html(draft, None, found))
+    assert [word.text for word in shown.all("button", "rr-flagged")] == ["unchanged."]
+    tagged = {
+        row.one("span", "rr-line").text: [tag.text for tag in row.all("span", "rr-tag")]
+        for row in shown.all("div", "rr-sentence")
+    }
+    assert tagged["Possible left basilar opacity, unchanged."] == ["⚑ earlier film"]
+    assert tagged["No pleural effusion."] == tagged["Small right pleural effusion."] == ["⚑ contradiction"]
+    assert tagged["The heart is enlarged."] == []
+
+
+# --- tokens and gates ---------------------------------------------------------------------------------------------------
+
+
+def test_tokens_show_their_probabilities_and_a_forced_one_says_so():
+    draft = draft_of(CUTS["a word a token"], forced=(4,))
+    shown = page(panels.tokens_html(draft, 2, 6))
+    items = list(shown.all("li"))
+    assert [float(item["data-probability"]) for item in items] == [math.exp(t.log_prob) for t in draft.tokens[2:6]]
+    assert [item.one("code").text.replace("␣", " ") for item in items] == [t.text for t in draft.tokens[2:6]]
+    assert [item.one("small").text for item in items].index("forced") == 2
+    assert "not chosen by the model" in shown.one("figcaption").text
+    assert "forced" not in panels.tokens_html(draft, 0, 4)
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(1.0, "100 %"), (0.9999, "over 99 %"), (0.5, "50 %"), (0.001, "below 1 %"), (0, "below 1 %")]
+)
+def test_a_share_says_all_or_nothing_only_where_it_is(share, text):
+    assert panels._percent(share).replace("\N{NO-BREAK SPACE}", " ") == text
+
+
+def test_the_gates_of_a_selection_are_its_tokens_mean_strength():
+    draft = draft_of(CUTS["a word a token"])
+    shown = page(panels.gates_html(draft, 2, 6))
+    cells = [cell for cell in shown.all("td", "rr-number") if "data-gate" in cell.attributes]
+    strength = np.abs([token.gates for token in draft.tokens[2:6]]).mean(0)
+    assert [float(cell["data-gate"]) for cell in cells] == pytest.approx(strength)
+    assert [head.text for head in shown.all("th") if head["scope"] == "row"] == ["Layer 3", "Layer 7"]
+
+
+def test_shut_gates_and_a_model_without_hybrid_layers_are_told_in_words():
+    draft = draft_of(CUTS["a word a token"])
+    shut = replace(draft, tokens=tuple(replace(token, gates=(0.0, 0.0)) for token in draft.tokens))
+    assert "did not look" in panels.gates_html(shut, 0, 3)
+    assert "no hybrid layers" in panels.gates_html(replace(draft, layers=()), 0, 3)
+
+
+# --- findings and flags -------------------------------------------------------------------------------------------------
+
+
+def test_the_table_states_what_findings_table_states_what_is_stated_first():
+    rows = findings_table(FINDINGS, IMPRESSION)
+    table = page(panels.findings_table_html(rows, FINDINGS, IMPRESSION)).one("table")
+    assert table.one("caption").text
+    assert [head["scope"] for head in table.one("thead").all("th")] == ["col"] * 3
+    shown = {}
+    for line in table.one("tbody").all("tr"):
+        label, state, said = (cell for cell in line.inside if isinstance(cell, Node))
+        assert label["scope"] == "row"
+        texts = [quote.text.strip("“”") for quote in said.all("span", "rr-quote")]
+        shown[label.text] = (state.text[2:], texts)
+    own = {"findings": FINDINGS, "impression": IMPRESSION}
+    assert shown == {
+        row.label: (
+            row.status.value if row.status else "not mentioned",
+            [own[place.section][place.start : place.end] for place in row.places],
+        )
+        for row in rows
+    }
+    states = [state for state, _ in shown.values()]
+    assert states == sorted(states, key=["positive", "uncertain", "negative", "not mentioned"].index)
+    assert set(shown) == set(LABELS)
+    assert len(set(states)) == 4, "the example has a label in every state"
+
+
+def test_a_normal_report_has_a_row_that_follows_from_the_others():
+    rows = findings_table("The bones are osteopenic.", "")
+    lines = page(panels.findings_table_html(rows, "The bones are osteopenic.", "")).one("tbody").all("tr")
+    assert {line.inside[0].text: line.inside[2].text for line in lines}["No Finding"] == "follows from the other labels"
+
+
+def test_flags_stand_where_they_are_in_the_sentence_with_the_reason():
+    found = flags(FINDINGS, IMPRESSION, has_prior=False)
+    shown = page(panels.flag_html(found, FINDINGS, IMPRESSION))
+    marks = [mark.text for mark in shown.all("mark")]
+    assert marks.count("unchanged") == 1
+    assert {"No pleural effusion.", "Small right pleural effusion."} <= set(marks)
+    assert [quote.text for quote in shown.all("span", "rr-quote") if "unchanged" in quote.text] == [
+        "“Possible left basilar opacity, unchanged.”"
+    ]
+    assert [reason.text for reason in shown.all("p", "rr-reason")] == list(
+        dict.fromkeys(flag.message for flag in found)
+    )
+    assert shown.one("div", "rr-flags")["role"] == "group"
+
+
+def test_a_prior_film_leaves_no_flag_and_an_empty_report_says_what_will_be_here():
+    text = "The opacity is unchanged."
+    assert "No contradiction was found" in panels.flag_html(flags(text, "", has_prior=True), text, "")
+    for empty in (panels.flag_html([], "", " "), panels.findings_table_html(findings_table("", ""), "", "")):
+        assert "No report yet" in empty
+    assert "No draft yet" in panels.words_html(None)
+    assert panels.tags_html(flags(text, "", has_prior=False), "impression", 0, 99) == ""
+
+
+# --- charts -------------------------------------------------------------------------------------------------------------
+
+WHYS = {
+    "matters": Why(0, -20.0, 1.25, tuple(np.linspace(-0.2, 0.4, 19).tolist()), (1, 2), 0),
+    "not more than elsewhere": Why(0, -20.0, 0.2, (0.5, 0.1, 0.3, 0.0, 0.2, 0.25, -0.1, 0.4), (1,), 0),
+    "likelier when masked": Why(0, -20.0, -0.9, tuple(np.linspace(-2.5, -0.1, 8).tolist()), (1,), 2),
+    "nothing moves": Why(0, -20.0, 0.0, (0.0,) * 8, (1,), 0),
+    "far": Why(0, -20.0, 38.4, tuple(np.linspace(0, 12, 19).tolist()), (1,), 0),
+}
+
+
+def place_of(node: Node, name: str) -> float:
+    return float(node[name].removesuffix("%"))
+
+
+@pytest.mark.parametrize("why", WHYS.values(), ids=WHYS)
+def test_the_marks_of_why_lie_where_the_numbers_are(why):
+    shown = page(panels.why_html(why, "The heart is <enlarged>."))
+    chart = shown.one("svg")
+    own, mean, dots = chart.one("circle", "rr-own"), chart.one("line", "rr-mean"), list(chart.all("circle", "rr-dot"))
+    assert float(own["data-nats"]) == why.drop
+    assert float(mean["data-nats"]) == why.mean
+    assert [float(dot["data-nats"]) for dot in dots] == list(why.random)
+    ticks = [
+        (float(t.text.replace("\N{MINUS SIGN}", "-")), place_of(t, "x"))
+        for t in chart.all("text")
+        if "text-anchor" in t.attributes and "class" not in t.attributes
+    ]
+    slope, start = np.polyfit(*np.transpose(ticks), 1)
+    marks = [(own, "cx"), (mean, "x1"), *((dot, "cx") for dot in dots)]
+    for mark, name in marks:
+        assert place_of(mark, name) == pytest.approx(start + slope * float(mark["data-nats"]), abs=0.01)
+        assert 4.99 <= place_of(mark, name) <= 95.01
+    assert 2 <= len(ticks) <= 7
+    assert chart["role"] == "img"
+    assert f"{why.drop:.2f}".replace("-", "\N{MINUS SIGN}") in chart["aria-label"]
+    assert why.verdict in shown.text
+    assert ("Take care." in shown.text) != why.matters
+    table = [row.inside[1].text for row in shown.one("tbody").all("tr")]
+    assert table == [panels._nats(bar.nats) for bar in why.bars]
+
+
+LOOKS = {
+    "looks": Looking(0.4, 1.1, 0.35, 0.02, 80),
+    "barely": Looking(0.01, 0.02, -0.03, 0.001, 80),
+    "likelier without": Looking(-0.2, -0.5, -0.1, 0.001, 80),
+}
+
+
+@pytest.mark.parametrize("looking", LOOKS.values(), ids=LOOKS)
+def test_the_bars_of_looking_are_as_long_as_the_numbers(looking):
+    shown = page(panels.looking_html(looking))
+    bars = list(shown.all("rect"))
+    assert [float(bar["data-nats"]) for bar in bars] == [*(bar.nats for bar in looking.bars), looking.moved]
+    zero = place_of(shown.one("line", "rr-zero"), "x1")
+    line = shown.one("line", "rr-threshold")
+    assert float(line["data-nats"]) == looking.threshold
+    nat = (place_of(line, "x1") - zero) / looking.threshold
+    for bar in bars:
+        nats, left, width = float(bar["data-nats"]), place_of(bar, "x"), place_of(bar, "width")
+        assert width == pytest.approx(abs(nats) * nat, abs=0.01 + abs(nats) / looking.threshold * 0.001)
+        assert (left if nats >= 0 else left + width) == pytest.approx(zero, abs=0.01)
+    assert looking.verdict in shown.text
+    assert ("Take care." in shown.text) != looking.looks
+    assert str(looking.threshold) in shown.one("svg")["aria-label"]
+
+
+def test_a_sentence_without_a_map_says_why_there_is_no_chart():
+    shown = page(panels.why_html(None, "The heart is enlarged."))
+    assert "Every gate was shut" in shown.text
+    assert not list(shown.all("svg"))
+    assert "Is it looking?" in panels.looking_html(None)
+
+
+@pytest.mark.parametrize("low", [0.0, -0.001, -3.0, -1000.0])
+@pytest.mark.parametrize("high", [0.0, 0.004, 0.73, 12.0, 999.0])
+def test_an_axis_holds_its_numbers_between_round_ticks(low, high):
+    scale = panels._Scale.over([low, high])
+    assert scale.low <= low <= high <= scale.high
+    assert scale.low <= 0 <= scale.high
+    assert 1 <= (scale.high - scale.low) / scale.step <= 6 + 1e-6
+    assert f"{scale.step:e}"[0] in "125"
+
+
+# --- nothing from the data is markup ------------------------------------------------------------------------------------
+
+
+def every_panel(findings: str, impression: str) -> dict[str, str]:
+    draft = draft_of(cut(compose(findings, impression), [5, 0, 2, 9]), forced=(3,))
+    found = flags(draft.findings, draft.impression, has_prior=False)
+    rows = findings_table(draft.findings, draft.impression)
+    said = draft.sentences[0].text
+    return {
+        "table": panels.findings_table_html(rows, draft.findings, draft.impression),
+        "flags": panels.flag_html(found, draft.findings, draft.impression),
+        "words": panels.words_html(draft, panels.picked(draft, [0, 0]), found),
+        "tokens": panels.tokens_html(draft, 0, len(draft.tokens)),
+        "gates": panels.gates_html(draft, 0, len(draft.tokens)),
+        "why": panels.why_html(WHYS["matters"], said),
+        "no why": panels.why_html(None, said),
+        "looking": panels.looking_html(LOOKS["barely"]),
+    }
+
+
+def shape(node: Node) -> set[tuple[str, str]]:
+    return {(part.tag, name) for part in node.all() for name in ("", *part.attributes)}
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_hostile_words_stay_words(seed):
+    rng = np.random.default_rng(seed)
+    calm = "Large left effusion, unchanged. No pleural effusion. Heart size is normal. Possible pneumonia."
+    words = calm.split()
+    for text in HOSTILE if not seed else rng.permutation(HOSTILE)[: rng.integers(1, 4)]:
+        words.insert(int(rng.integers(len(words))), str(text))
+    known = {name: shape(page(body)) for name, body in every_panel(FINDINGS, IMPRESSION).items()}
+    for name, body in every_panel(" ".join(words), " ".join(words[::-1])).items():
+        assert shape(page(body)) <= known[name], name  # no element and no attribute that calm words do not bring
+    shown = page(every_panel(" ".join(words), "Normal.")["words"])
+    written = "".join(line.text for line in shown.all("span", "rr-line"))
+    assert "".join(written.split()) == "".join((" ".join(words) + "Normal.").split())
+
+
+def test_nothing_names_another_host_or_carries_a_script_of_its_own():
+    everything = (
+        "".join(every_panel(FINDINGS, IMPRESSION).values()) + (ROOT / "ui/panels.css").read_text() + panels.PICK
+    )
+    assert not re.search(
+        r"https?:|//|url\(|<script|\son\w+=|\bid=", everything.replace("  // ", "").replace("  //", "")
+    )
+
+
+def test_the_panels_need_neither_torch_nor_gradio():
+    program = "import sys; from ui import panels; from emrrg_core import flags; t = 'It is unchanged.'; "
+    program += "print(panels.flag_html(flags(t, '', has_prior=False), t, ''), {'torch', 'gradio'} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.endswith("</div> set()\n")
