@@ -372,6 +372,24 @@ def test_the_check_judges_sources_that_have_both_classes(films):
     assert result["ours"][1] == pytest.approx(np.mean(pairs), abs=1e-3)
 
 
+def test_a_mirrored_film_teaches_no_side(film, phantom):
+    known, plain, mirrored = one(No_Finding=1), [], []
+    for mirror, made in ((0.0, plain), (1.0, mirrored)):
+        rng = np.random.default_rng(5)
+        made.append(example(film, known, phantom.lungs, 1.0, rng, true_mask=True, mirror=mirror)[0])
+    as_it_is, exchanged = plain[0], mirrored[0]
+    np.testing.assert_array_equal(exchanged.film, as_it_is.film[:, ::-1])
+    np.testing.assert_array_equal(exchanged.drawn, as_it_is.drawn[:, ::-1])
+    assert as_it_is.lungs is not None
+    assert exchanged.lungs is None  # which lung is which is then unknown
+    assert exchanged.labels == as_it_is.labels
+    assert exchanged.signs.keys() == as_it_is.signs.keys()
+    for channel, where in exchanged.signs.items():
+        np.testing.assert_array_equal(where, as_it_is.signs[channel][:, ::-1])
+    signs = Signs(torch.zeros(1, len(LABELS)), torch.zeros(1, GRID**2, len(PLACES)), torch.zeros(1, 2))
+    assert torch.isfinite(loss(signs, [exchanged])[0])
+
+
 def test_the_faintest_finding_told_is_clearer_than_most_normal_films_are_read(films):
     studies, cache = films
     reader = planted(Reader(VisionMamba(VISION), stem_only=True), [[9.0, -9, -9, 9]] * GRID)

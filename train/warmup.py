@@ -121,8 +121,12 @@ def example(
     rng: np.random.Generator,
     *,
     true_mask: bool,
+    mirror: float = 0.0,
 ) -> tuple[Example, Drawn | None]:
-    """A study's film (s, s) as an example; a normal one with lungs (s, s) gets a simulated finding with probability `simulate`."""
+    """A study's film (s, s) as an example; a normal one with lungs (s, s) gets a simulated finding with probability `simulate`.
+
+    mirror: the probability that left and right are exchanged, for labels that no side belongs to; which lung is which is then unknown.
+    """
     labels, drawn, nothing = dict(study.labels), None, np.zeros(film.shape, np.float32)
     lungs = None
     if mask is not None:
@@ -144,6 +148,8 @@ def example(
         }
     planes = [*(lungs if lungs is not None else []), *([drawn.mask] if drawn else [])]
     grey, planes = augment(grey, rng, planes)
+    if mirror and rng.random() < mirror:
+        grey, planes, true_mask = grey[:, ::-1], [plane[:, ::-1] for plane in planes], False
     where: dict[int, np.ndarray | None] = {}
     if drawn:
         where = dict.fromkeys(_SIGHT_OF, nothing)
@@ -319,7 +325,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(args.threads)
     recipe = tomllib.loads(args.recipe.read_text())
     section = dict(recipe[args.stage])
-    simulate = float(section.pop("simulate"))
+    simulate, mirror = float(section.pop("simulate")), float(section.pop("mirror", 0.0))
     run = Run.from_dict(section)
     studies = read_studies(args.films)
     cache = FilmCache(studies, args.cache)
@@ -345,9 +351,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def loss_of(part: Part) -> tuple[Tensor, dict[str, float]]:
         chosen, rng = sampler.batch(part.step, run.batch)
-        examples = part.of(
-            [example(cache[s], s, masks.get(s.id), simulate, rng, true_mask=s.id in true)[0] for s in chosen]
-        )
+        learned = [
+            example(cache[s], s, masks.get(s.id), simulate, rng, true_mask=s.id in true, mirror=mirror)[0]
+            for s in chosen
+        ]
+        examples = part.of(learned)
         images = torch.from_numpy(normalise(np.stack([e.film for e in examples])))
         *early, last = reader(images.to(part.device))
         total, numbers = loss(last, examples, part.share)
