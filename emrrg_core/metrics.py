@@ -3,7 +3,7 @@
     text_scores      references and drafts → bleu1…bleu4, rouge_l, meteor, cider
     label_counts     known labels and stated ones → right and wrong cells of every study
     label_scores     those counts → precision, recall and F1, micro and macro, of 14 and of 5 labels
-    clinical_scores  references and drafts → CheXbert, RadGraph F1 and RaTEScore, where RadEval and its weights are here
+    rate             references and drafts → CheXbert, RadGraph F1 and RaTEScore, where RadEval and its weights are here
     bootstrap        any statistic of studies → its value and 95 % interval
 
 Every score is {"value", "low", "high", "n"}: n studies, the interval by resampling studies. What is not defined or could not
@@ -25,6 +25,8 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -329,65 +331,77 @@ def label_scores(
 
 # ------------------------------------------------------------------------------------------------------------ RadEval
 
-# name → RadEval's metric, the key of its score, and whether it gives one per study
-_CLINICAL = {
-    "chexbert_f1": ("f1chexbert", "f1chexbert_all_micro_f1", False),  # 14 labels, micro
-    "chexbert_f1_five": ("f1chexbert", "f1chexbert_5_micro_f1", False),
-    "radgraph_f1": ("radgraph", "radgraph_partial", True),
-    "ratescore": ("ratescore", "ratescore", True),
-}
-_RADEVAL = """
-import contextlib, json, sys
-asked = json.load(sys.stdin)
-with contextlib.redirect_stdout(sys.stderr):
-    from radeval import RadEval
-    score = RadEval(metrics=[asked["metric"]], per_sample=asked["per_study"], show_progress=False)
-    result = score(refs=asked["references"], hyps=asked["drafts"])
-json.dump({key: value if isinstance(value, list) else float(value) for key, value in result.items()}, sys.stdout, default=float)
-"""
 
+@dataclass(frozen=True)
+class Rated:
+    """What RadEval said of pairs of texts, study by study, so that any of them can be scored.
 
-def clinical_scores(
-    references: Sequence[str], drafts: Sequence[str], *, seed: int = 0, draws: int = 500, python: str = sys.executable
-) -> dict[str, Score]:
-    """CheXbert F1 (14 and 5 labels, micro), RadGraph F1 (partial) and RaTEScore through RadEval 2.x, each in a process of its own.
-
-    `python` is the interpreter that has `radeval` (its torchvision need not sit beside our torch). It runs offline: weights
-    that are not on disk are not fetched, and the score is then None with RadEval's last word as the reason. CheXbert gives no
-    score per study here, so no interval. Written against the source of radeval 2.2.1 and NOT run with its weights: at our
-    place there was neither network nor weights; only the refusal and the exchange with the process are tested.
+    values   score → its parts, (n,) or counts as of `label_counts` (n, labels, 4); or the reason why there are none:
+             "chexbert_f1", "chexbert_f1_five"   micro-F1 of CheXbert's 14 and 5 labels, uncertain as stated
+             "radgraph_f1"                       RadGraph-XL F1, partial, the mean over studies
+             "ratescore"                         RaTEScore, the mean over studies
+    version  RadEval's; None where it is not installed
     """
-    scores: dict[str, Score] = {}
-    answers: dict[str, dict[str, Any] | str] = {}
-    for name, (metric, key, per_study) in _CLINICAL.items():
-        if metric not in answers:
-            answers[metric] = _ask_radeval(python, metric, per_study, references, drafts)
-        answer = answers[metric]
-        if isinstance(answer, str) or key not in answer:
-            reason = answer if isinstance(answer, str) else f"RadEval's answer holds no {key}"
-            scores[name] = _not_computed(reason, len(drafts))
-        elif per_study:
-            scores[name] = bootstrap(np.array(answer[key], float), np.mean, seed, draws)
-        else:
-            scores[name] = {"value": answer[key], "low": None, "high": None, "n": len(drafts)}
-    return scores
+
+    values: Mapping[str, np.ndarray | str]
+    version: str | None
+
+    def scores(self, rows: np.ndarray, *, seed: int = 0, draws: int = 500) -> dict[str, Score]:
+        """Every score over the studies at `rows` (m,); None with the reason where it was not computed."""
+        result = {}
+        for name, values in self.values.items():
+            if not len(rows):
+                result[name] = bootstrap(np.zeros(0))
+            elif isinstance(values, str):
+                result[name] = _not_computed(values, len(rows))
+            else:
+                statistic = np.mean if values.ndim == 1 else lambda counts: micro_scores(counts)[2]
+                result[name] = bootstrap(values[rows], statistic, seed, draws)
+        return result
 
 
-def _ask_radeval(
-    python: str, metric: str, per_study: bool, references: Sequence[str], drafts: Sequence[str]
-) -> dict[str, Any] | str:
-    """RadEval's own answer, or why there is none."""
-    if not drafts:
-        return "there is no study"
-    asked = {"metric": metric, "per_study": per_study, "references": list(references), "drafts": list(drafts)}
-    offline = {**os.environ, "HF_HUB_OFFLINE": "1"}
+def rate(references: Sequence[str], drafts: Sequence[str], *, python: str = sys.executable) -> Rated:
+    """CheXbert, RadGraph and RaTEScore of drafts against one reference each, through RadEval 2.
+
+    `python` is the interpreter that has `radeval`, whose torchvision need not sit beside our torch; `emrrg_core/raters.py` runs there, in one
+    process and offline: weights that are not on disk are not fetched, and the score has that as its reason. Texts go in as they are. Raises
+    ValueError for lists of different length.
+    """
+    if len(references) != len(drafts):
+        raise ValueError(f"{len(references)} references and {len(drafts)} drafts")
+    answer = _ask_raters(python, references, drafts) if references else "there is no study"
+    if isinstance(answer, str):
+        return Rated(dict.fromkeys(("chexbert_f1", "chexbert_f1_five", "radgraph_f1", "ratescore"), answer), None)
+    n, read = len(references), answer["chexbert"]
+    values: dict[str, np.ndarray | str] = {}
+    for name, labels in (("chexbert_f1", None), ("chexbert_f1_five", FIVE_LABELS)):
+        if "reason" in read:
+            values[name] = read["reason"]
+            continue
+        truth, stated = (np.array(read[side], bool) for side in ("references", "drafts"))
+        cells = np.stack([truth & stated, ~truth & stated, truth & ~stated, ~truth & ~stated], -1).astype(int)
+        values[name] = cells[:, [i for i, label in enumerate(read["names"]) if labels is None or label in labels]]
+    for name, rater in (("radgraph_f1", "radgraph"), ("ratescore", "ratescore")):
+        values[name] = answer[rater]["reason"] if isinstance(answer[rater], dict) else np.array(answer[rater], float)
+    for name, found in values.items():
+        if not isinstance(found, str) and len(found) != n:
+            values[name] = f"RadEval failed: {len(found)} scores for {n} studies"
+    return Rated(values, answer["version"])
+
+
+def _ask_raters(python: str, references: Sequence[str], drafts: Sequence[str]) -> dict[str, Any] | str:
+    """The answer of emrrg_core/raters.py, or why there is none."""
+    asked = json.dumps({"references": list(references), "drafts": list(drafts)})
+    # -P: beside the script lie modules of ours, which are not meant
+    command = [python, "-P", str(Path(__file__).with_name("raters.py"))]
     try:
         done = subprocess.run(
-            [python, "-c", _RADEVAL], input=json.dumps(asked), env=offline, capture_output=True, text=True, check=False
+            command, input=asked, capture_output=True, encoding="utf-8", errors="replace", check=False
         )
     except OSError as error:
-        return f"{python} cannot be run: {error.strerror or error}"
+        return f"the interpreter for RadEval cannot be run: {error.strerror or type(error).__name__}"
     if done.returncode:
-        return f"RadEval refused: {(done.stderr.strip().splitlines() or ['it said nothing'])[-1]}"
+        said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        return f"the interpreter for RadEval ended with {done.returncode}: {said}"
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer

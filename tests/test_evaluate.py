@@ -1,6 +1,7 @@
 """The judge: a perfect draft scores 1, a blind one chance, and every documented score is there for every source."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from emrrg_core.findings import LABELS
 from emrrg_core.model import Emrrg
 from emrrg_core.report import compose
 from emrrg_core.simulate import LABEL_OF, Sign
-from tests import tiny
+from tests import radeval_stand_in, tiny
 from tests.phantom import Phantom, make_phantom
 from train import results
 from train.evaluate import (
@@ -30,6 +31,7 @@ from train.evaluate import (
     _simulated_scores,
     baseline_name,
     baselines,
+    by_radeval,
     cleaning_of,
     deletion,
     in_a_box,
@@ -46,6 +48,7 @@ from train.evaluate import (
 TEXT_SCORES = {"label_micro_f1", "label_macro_f1", "normal_balanced_accuracy", "distinct", "bleu4", "rouge_l"}
 SCORES = TEXT_SCORES | {"own_image_preferred", "own_image_preferred_all", "blank_drop", "noise_drop", "mask_share_over_chance",
                         "pointing", "deletion_drop"}  # fmt: skip
+RADEVAL = ("chexbert_f1", "chexbert_f1_five", "radgraph_f1", "ratescore")
 GRID = 4
 
 
@@ -77,7 +80,8 @@ def card(capsys, *arguments: object) -> dict:
 
 
 def test_every_score_is_there_for_every_source_and_baseline_and_a_seed_repeats_it(checkpoint, folder, capsys):
-    asked = ("--checkpoint", checkpoint, "--films", folder / "films.jsonl", "--deletions", 2, "--beside", checkpoint)
+    asked = ("--checkpoint", checkpoint, "--films", folder / "films.jsonl", "--deletions", 2)
+    asked += ("--radeval", "nowhere", "--beside", checkpoint)
     found = card(capsys, *asked)
     assert found["scores"].keys() == {"ours", "theirs", "overall", "simulated"}
     for source in ("ours", "theirs", "overall"):
@@ -93,6 +97,11 @@ def test_every_score_is_there_for_every_source_and_baseline_and_a_seed_repeats_i
     assert [found["scores"][s]["bleu4"]["n"] for s in ("ours", "theirs", "overall")] == [2, 0, 2]
     assert found["scores"]["theirs"]["bleu4"]["value"] is None
     assert found["baselines"].keys() >= {"constant", "label_blind", "nearest"}
+    for name in RADEVAL:
+        assert found["scores"]["theirs"][name]["n"] == 0
+        for rows in (found["scores"], *found["baselines"].values()):
+            assert (rows["ours"][name]["value"], rows["ours"][name]["n"]) == (None, 2)
+            assert "cannot be run" in rows["ours"][name]["reason"]
     for rows in (found["scores"], *found["baselines"].values()):
         assert rows.keys() >= {"ours", "theirs", "overall"}
         for row in rows.values():
@@ -111,6 +120,7 @@ def test_every_score_is_there_for_every_source_and_baseline_and_a_seed_repeats_i
         "deletion",
         "simulated",
         "baselines",
+        "RadEval",
     }
     assert sum(found["seconds_of"].values()) <= found["seconds"]
     assert "60 tokens" in found["truncation"]
@@ -129,6 +139,42 @@ def test_every_score_is_there_for_every_source_and_baseline_and_a_seed_repeats_i
         assert any(line.startswith(f"| {name} |") and f"| {cell} |" in line for line in lines), (name, score)
     assert results.cell(found["scores"]["simulated"]["found_nodule"]) in tables
     assert found["command"] in tables
+    assert "| ours |" + " not computed |" * len(RADEVAL) in tables
+    assert (
+        "Not computed: CheXbert micro-F1, 14 labels, CheXbert micro-F1, 5 labels, RadGraph F1, partial, RaTEScore: the interpreter"
+        in tables
+    )
+
+
+def test_what_radeval_says_stands_where_true_reports_are_and_on_the_page(
+    checkpoint, folder, capsys, tmp_path, monkeypatch
+):
+    radeval_stand_in.make(tmp_path, monkeypatch)
+    asked = ("--checkpoint", checkpoint, "--films", folder / "films.jsonl", "--deletions", 0, "--neighbours", 0)
+    found = card(capsys, *asked, "--limit", 4)
+    assert found["radeval"]["version"] == "2.2.1"
+    for rows in (found["scores"], *found["baselines"].values()):
+        for name in RADEVAL:
+            assert [rows[s][name]["n"] for s in ("ours", "theirs", "overall")] == [1, 0, 1]
+            assert rows["theirs"][name]["value"] is None
+        assert rows["overall"]["ratescore"]["value"] in (0.1, 0.9)
+        assert rows["overall"]["radgraph_f1"]["value"] in (0, 1)
+    page = results.tables(found)
+    assert "| RaTEScore |" in page
+    assert "Not computed:" not in page
+
+
+def test_radeval_is_asked_once_and_each_text_has_its_own_scores(tmp_path, monkeypatch):
+    radeval_stand_in.make(tmp_path, monkeypatch)
+    studies = [
+        study(0, {}),
+        study(1, {}, findings="A large\nheart.", impression="No effusion."),
+        study(2, {}, impression="Clear."),
+    ]
+    true = ["", compose("A large heart.", "No effusion."), compose("", "Clear.")]
+    found = by_radeval({"": true, "wrong": [true[2], true[2], true[1]]}, studies, sys.executable)
+    assert [list(found[name].values["radgraph_f1"]) for name in ("", "wrong")] == [[1, 1], [0, 0]]
+    assert found["wrong"].values["chexbert_f1"].shape == (2, 3, 4)
 
 
 def test_fewer_films_without_reports_have_scores_but_no_baselines(checkpoint, folder, tmp_path, capsys):

@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,14 +13,15 @@ from emrrg_core import metrics
 from emrrg_core.findings import LABELS, labels
 from emrrg_core.metrics import (
     bootstrap,
-    clinical_scores,
     label_counts,
     label_scores,
     macro_scores,
     meteor_of_statistics,
     micro_scores,
+    rate,
     text_scores,
 )
+from tests import radeval_stand_in
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "metrics_pycocoevalcap.json").read_text("utf-8"))
 OURS = ("bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "cider")  # METEOR is Java's
@@ -251,39 +251,102 @@ def test_other_policies_and_lengths_are_refused():
 
 # ------------------------------------------------------------------------------------------------------------ RadEval
 
+RATED = {"chexbert_f1", "chexbert_f1_five", "radgraph_f1", "ratescore"}
+EACH = np.arange(3)
+REFERENCES = ["large heart", "clear", "effusion"]
+DRAFTS = ["large heart", "effusion", ""]
+
+
+@pytest.fixture
+def radeval(monkeypatch, tmp_path) -> radeval_stand_in.StandIn:
+    """A package with the calls of radeval 2.2.1, and its caches, all weights in them."""
+    return radeval_stand_in.make(tmp_path, monkeypatch)
+
+
+def test_what_radeval_says_of_each_study_becomes_scores_with_intervals(radeval):
+    rated = rate(REFERENCES, DRAFTS)
+    assert rated.version == "2.2.1"
+    scores = rated.scores(EACH, draws=200)
+    assert scores.keys() == RATED
+    assert all(score["n"] == 3 and "reason" not in score for score in scores.values())
+    # the stand-in reads Cardiomegaly, one of the five, from "large" and Fracture, which is not, from "effusion"
+    assert scores["chexbert_f1"]["value"] == pytest.approx(2 * 1 / (2 * 1 + 1 + 1))
+    assert scores["chexbert_f1_five"]["value"] == 1
+    assert scores["radgraph_f1"]["value"] == pytest.approx((1 + 0 + 0) / 3)
+    assert scores["ratescore"]["value"] == pytest.approx((0.9 + 0.1 + 0.1) / 3)
+    assert scores["ratescore"]["low"] == pytest.approx(0.1)
+    assert scores["ratescore"]["high"] > scores["ratescore"]["value"]
+
+
+def test_any_studies_can_be_scored_apart(radeval):
+    rated = rate(REFERENCES, DRAFTS)
+    first, last, none = (rated.scores(np.array(rows, int), draws=5) for rows in ([0], [1, 2], []))
+    assert (first["radgraph_f1"]["value"], last["radgraph_f1"]["value"]) == (1, 0)
+    assert (last["chexbert_f1"]["n"], last["chexbert_f1"]["value"]) == (2, 0)
+    assert last["chexbert_f1_five"]["value"] is None, "none is known or stated, so there is nothing to divide by"
+    assert {score["reason"] for score in none.values()} == {"there is no study"}
+
+
+def test_weights_that_are_not_on_disk_are_named_and_the_others_go_on(radeval):
+    radeval.file("chexbert.pth").unlink()
+    scores = rate(REFERENCES, DRAFTS).scores(EACH, draws=5)
+    for name in ("chexbert_f1", "chexbert_f1_five"):
+        assert scores[name]["value"] is None
+        assert "StanfordAIMI/RRG_scorers chexbert.pth" in scores[name]["reason"]
+        assert "docs/training.md" in scores[name]["reason"]
+        assert str(radeval.folder) not in scores[name]["reason"], "a card names no folder of the machine"
+    assert scores["ratescore"]["value"] is not None
+    for found in radeval.folder.rglob("config.json"):
+        found.unlink()
+    reason = rate(REFERENCES, DRAFTS).values["ratescore"]
+    assert "RaTE-NER-Deberta" in reason
+    assert "BioLORD" in reason
+
+
+def test_radgraph_is_found_packed_or_unpacked(radeval):
+    archive = radeval.file("radgraph-xl.tar.gz")
+    archive.unlink()
+    assert "radgraph-xl.tar.gz" in rate(REFERENCES, DRAFTS).values["radgraph_f1"]
+    unpacked = radeval.folder / "cache" / "radgraph" / "0.1.18" / "radgraph-xl"
+    unpacked.mkdir()
+    (unpacked / "weights.th").touch()
+    assert list(rate(REFERENCES, DRAFTS).values["radgraph_f1"]) == [1, 0, 0]
+
+
+def test_one_that_fails_or_leaves_a_study_out_has_its_reason_and_no_number(radeval):
+    values = rate([*REFERENCES[:2], "unreadable"], DRAFTS).values
+    assert values["radgraph_f1"] == "RadEval failed: ValueError: no such words"
+    assert values["ratescore"] == "RadEval failed: 2 scores for 3 studies"
+    assert len(values["chexbert_f1"]) == 3
+
+
+def test_an_older_radeval_is_told_apart(radeval):
+    radeval.version("0.1.5")
+    rated = rate(REFERENCES, DRAFTS)
+    assert rated.version == "0.1.5"
+    assert all("too old" in reason for reason in rated.values.values())
+
 
 @pytest.mark.skipif(find_spec("radeval") is not None, reason="RadEval is installed")
-def test_without_radeval_its_scores_are_not_computed_and_say_why():
-    scores = clinical_scores(["no effusion ."], ["no effusion ."])
-    assert set(scores) == {"chexbert_f1", "chexbert_f1_five", "radgraph_f1", "ratescore"}
-    for score in scores.values():
-        assert score["value"] is None
-        assert "No module named 'radeval'" in score["reason"]
+def test_without_radeval_its_scores_are_not_computed_and_say_what_to_do():
+    rated = rate(["no effusion ."], ["no effusion ."])
+    assert rated.version is None
+    for score in rated.scores(np.array([0])).values():
+        assert score == {"value": None, "low": None, "high": None, "n": 1,
+                         "reason": "RadEval is not installed; docs/training.md says how to get it"}  # fmt: skip
 
 
-def test_an_interpreter_that_is_not_there_is_a_reason_too(tmp_path):
-    scores = clinical_scores(["a"], ["a"], python=str(tmp_path / "python"))
-    assert all(score["value"] is None and "cannot be run" in score["reason"] for score in scores.values())
+def test_an_interpreter_that_cannot_be_run_or_dies_is_a_reason_too(tmp_path):
+    values = rate(["a"], ["a"], python=str(tmp_path / "python")).values
+    assert values.keys() == RATED
+    assert set(values.values()) == {"the interpreter for RadEval cannot be run: No such file or directory"}
+    (tmp_path / "python").write_text("#!/bin/sh\necho out of memory >&2\nexit 3\n")
+    (tmp_path / "python").chmod(0o755)
+    values = rate(["a"], ["a"], python=str(tmp_path / "python")).values
+    assert set(values.values()) == {"the interpreter for RadEval ended with 3: out of memory"}
 
 
-def test_what_an_answer_does_not_hold_is_not_computed(monkeypatch, tmp_path):
-    """The exchange with the process, with a module that has RadEval's signature and knows one metric."""
-    (tmp_path / "radeval.py").write_text(
-        "import os\n"
-        "class RadEval:\n"
-        "    def __init__(self, metrics, per_sample, show_progress):\n"
-        "        assert os.environ['HF_HUB_OFFLINE'] == '1'\n"
-        "        self.metrics, self.per_sample = metrics, per_sample\n"
-        "    def __call__(self, refs, hyps):\n"
-        "        print('chatter')\n"
-        "        assert self.metrics != ['radgraph'], 'weights are not here'\n"
-        "        if self.metrics == ['ratescore'] and self.per_sample:\n"
-        "            return {'ratescore': [float(r == h) for r, h in zip(refs, hyps)]}\n"
-        "        return {'other': 1.0}\n"
-    )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    scores = clinical_scores(["a", "b"], ["a", "c"], python=sys.executable, draws=10)
-    assert scores["ratescore"]["value"] == 0.5
-    assert scores["radgraph_f1"]["value"] is None
-    assert scores["radgraph_f1"]["reason"].endswith("weights are not here")
-    assert "f1chexbert_all_micro_f1" in scores["chexbert_f1"]["reason"]
+def test_texts_for_radeval_must_pair_up_and_none_need_no_interpreter():
+    with pytest.raises(ValueError, match="2 references and 1 drafts"):
+        rate(["a", "b"], ["a"])
+    assert set(rate([], [], python="nowhere").values.values()) == {"there is no study"}

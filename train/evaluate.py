@@ -13,6 +13,8 @@ Of the drafts, and of every baseline's reports:
     prior_words                      share of texts that speak of an earlier film (emrrg_core.findings), though none was given
     bleu4, rouge_l, cider            against the film's true report, where there is one; `…_truncated` as the released code truncates it
                                      (--cleaning)
+    chexbert_f1, chexbert_f1_five    likewise by RadEval 2 where it and its weights are on disk (--radeval; docs/training.md), of the texts as
+    radgraph_f1, ratescore           written: micro-F1 of CheXbert's 14 and of 5 labels, RadGraph-XL F1 (partial), RaTEScore; else the `reason`
 Does it look?
     own_image_preferred_all          share of pairs: the draft is more probable under its own film than under another of its source
     own_image_preferred              the same over pairs of which one is labelled normal and the other abnormal; `own_image_gain`: nats
@@ -56,7 +58,7 @@ from emrrg_core.evidence import lay_over, patch_weights
 from emrrg_core.films import model_input, read_film
 from emrrg_core.findings import NO_FINDING, Status, is_abnormal, labels, prior_words, read_findings
 from emrrg_core.language import prefers_bfloat16
-from emrrg_core.metrics import Score, bootstrap, label_counts, macro_scores, micro_scores, text_scores
+from emrrg_core.metrics import Rated, Score, bootstrap, label_counts, macro_scores, micro_scores, rate, text_scores
 from emrrg_core.model import IGNORED, Emrrg
 from emrrg_core.report import Sentence, compose, sections, split
 from emrrg_core.simulate import LABEL_OF, Drawn, Sign, draw
@@ -176,6 +178,28 @@ def text_columns(texts: Sequence[str], studies: Sequence[Study]) -> dict[str, An
     }
 
 
+def by_radeval(said: Mapping[str, Sequence[str]], studies: Sequence[Study], python: str) -> dict[str, Rated]:
+    """RadEval on the texts of every name in `said`, of the studies that have a report, in order; one run, for its models load slowly."""
+    told = reported(studies)
+    wanted = [_flat(f"{studies[i].findings} {studies[i].impression}") for i in told]
+    drafts = [_flat(_plain(texts[i])) for texts in said.values() for i in told]
+    whole = rate(wanted * len(said), drafts, python=python)
+    own = {name: slice(k * len(told), (k + 1) * len(told)) for k, name in enumerate(said)}
+    return {
+        name: Rated({score: v if isinstance(v, str) else v[rows] for score, v in whole.values.items()}, whole.version)
+        for name, rows in own.items()
+    }
+
+
+def reported(studies: Sequence[Study]) -> np.ndarray:
+    """The studies that have a true report, ascending."""
+    return np.flatnonzero([bool(s.findings or s.impression) for s in studies])
+
+
+def _flat(text: str) -> str:
+    return " ".join(text.split())
+
+
 def first_of_its_kind(texts: Sequence[str]) -> np.ndarray:
     """1.0 for every text that none before it equals, (n,): their mean is the share of distinct texts."""
     seen: set[str] = set()
@@ -183,9 +207,17 @@ def first_of_its_kind(texts: Sequence[str]) -> np.ndarray:
 
 
 def summarise_texts(
-    columns: dict[str, Any], studies: Sequence[Study], rows: np.ndarray, tokenizer: Any, cleaning: str = "iu_xray"
+    columns: dict[str, Any],
+    studies: Sequence[Study],
+    rows: np.ndarray,
+    tokenizer: Any,
+    cleaning: str = "iu_xray",
+    rated: Rated | None = None,
 ) -> dict[str, Score]:
-    """Scores of the texts at `rows`. cleaning: a name of `annotations.DATASETS`, or AS_WRITTEN, which truncates nothing either."""
+    """Scores of the texts at `rows`. cleaning: a name of `annotations.DATASETS`, or AS_WRITTEN, which truncates nothing either.
+
+    rated: of `by_radeval`, for its scores.
+    """
     texts, called = columns["texts"], columns["abnormal"]
     truth = np.array([np.nan if s.abnormal is None else float(s.abnormal) for s in studies])
     known = rows[np.isfinite(truth[rows])]
@@ -209,7 +241,8 @@ def summarise_texts(
         within = np.array([i for i in known if studies[i].view == view], int)
         if len(set(truth[within])) == 2:
             result[f"normal_balanced_accuracy_{view}"] = bootstrap(within, accuracy)
-    with_report = [i for i in rows if studies[i].findings or studies[i].impression]
+    told = reported(studies)
+    with_report = told[np.isin(told, rows)]
     whole = [_clean(f"{studies[i].findings} {studies[i].impression}", cleaning) for i in with_report]
     drafts = [_clean(_plain(texts[i]), cleaning) for i in with_report]
     references = {"": whole}
@@ -220,6 +253,8 @@ def summarise_texts(
         scores = text_scores(wanted, drafts, meteor=False) if wanted else {}
         for name in ("bleu4", "rouge_l", "cider"):
             result[name + suffix] = scores.get(name, {"value": None, "low": None, "high": None, "n": 0})
+    if rated:
+        result |= rated.scores(np.searchsorted(told, with_report))
     return result
 
 
@@ -378,11 +413,12 @@ def evaluate(
     neighbours: int = 2000,
     beside: Mapping[str, Emrrg] | None = None,
     cleaning: str | None = None,
+    radeval: str = sys.executable,
 ) -> dict[str, Any]:
     """All scores, per source and overall, and those of the baselines where `reports` of the training split are given.
 
     learn: training films, for the nearest of them. beside: other models by name, whose drafts are judged by their texts alone. cleaning: as for
-    `summarise_texts`; None: `cleaning_of` these studies.
+    `summarise_texts`; None: `cleaning_of` these studies. radeval: the interpreter that has RadEval.
     """
     begun, clock = time.perf_counter(), Clock()
     judge = Judge(model, batch)
@@ -406,30 +442,42 @@ def evaluate(
         "overall": np.arange(len(studies))
     }
 
-    def table(texts: Sequence[str]) -> dict[str, Any]:
-        with clock("scores of texts"):
-            these = text_columns(texts, studies)
-            return {
-                name: summarise_texts(these, studies, rows, model.tokenizer, cleaning) for name, rows in groups.items()
-            }
-
-    result["scores"] = table([d.text for d in drafts])
-    for name, rows in groups.items():
-        result["scores"][name] |= {score: bootstrap(_known(values[rows])) for score, values in looks.items()}
+    # the texts to judge: this checkpoint's drafts, and by its name each baseline's
+    said = {"": [d.text for d in drafts]}
     with clock("simulated"):
-        if made := simulated(studies, films, size, seed):
-            result["scores"]["simulated"] = _simulated_scores(judge, made, grid, seed)
+        made = simulated(studies, films, size, seed)
+        made_scores = _simulated_scores(judge, made, grid, seed) if made else None
     if reports:
         with clock("baselines"):
-            texts = baselines(judge, studies, visual, learn, reports, neighbours=neighbours, seed=seed)
-        result["baselines"] = {name: table(rows) for name, rows in texts.items()}
+            said |= baselines(judge, studies, visual, learn, reports, neighbours=neighbours, seed=seed)
     for name, other in (beside or {}).items():
         with clock(f"beside: {name}"):
             own_size = other.config.vision.image_size
             judge = Judge(other, batch)
             visual = judge.see(films if own_size == size else load_films(studies, own_size))
-            written = judge.write(visual, seed, progress=name)
-        result.setdefault("baselines", {})[name] = table([d.text for d in written])
+            said[name] = [d.text for d in judge.write(visual, seed, progress=name)]
+    with clock("RadEval"):
+        rated = by_radeval(said, studies, radeval)
+    result["radeval"] = {
+        "version": rated[""].version,
+        "texts": "references and drafts as written, without headings and line ends; references whole",
+    }
+    with clock("scores of texts"):
+        tables = {
+            name: {
+                group: summarise_texts(these, studies, rows, model.tokenizer, cleaning, rated[name])
+                for group, rows in groups.items()
+            }
+            for name, texts in said.items()
+            for these in [text_columns(texts, studies)]
+        }
+    result["scores"] = tables.pop("")
+    for group, rows in groups.items():
+        result["scores"][group] |= {score: bootstrap(_known(values[rows])) for score, values in looks.items()}
+    if made_scores:
+        result["scores"]["simulated"] = made_scores
+    if tables:
+        result["baselines"] = tables
     result["seconds"], result["seconds_of"] = time.perf_counter() - begun, clock.seconds
     return result
 
@@ -599,6 +647,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="the released code's rule for references and drafts, and how far it truncates references: 60 tokens for iu_xray, 100 for the "
         "others; none leaves texts as they are. Default: the set that all films come from, by their source, else iu_xray",
     )
+    parser.add_argument(
+        "--radeval",
+        default=sys.executable,
+        metavar="PYTHON",
+        help="the interpreter of an environment with RadEval 2, for CheXbert, RadGraph and RaTEScore (docs/training.md); default: this one",
+    )
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
@@ -633,6 +687,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             neighbours=args.neighbours,
             beside={name: checkpoint.load(path)[0] for name, path in zip(names, args.beside, strict=True)},
             cleaning=args.cleaning,
+            radeval=args.radeval,
         )
     except EmrrgError as error:
         print(f"emrrg: {error}", file=sys.stderr)

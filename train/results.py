@@ -29,6 +29,12 @@ _TEXTS = {
     "bleu4_truncated": "BLEU-4, truncated references",
     "rouge_l_truncated": "ROUGE-L, truncated references",
 }
+_RADEVAL = {
+    "chexbert_f1": "CheXbert micro-F1, 14 labels",
+    "chexbert_f1_five": "CheXbert micro-F1, 5 labels",
+    "radgraph_f1": "RadGraph F1, partial",
+    "ratescore": "RaTEScore",
+}
 _LOOKS = {
     "blank_drop": "grey film, nats a token",
     "noise_drop": "noise, nats a token",
@@ -41,9 +47,9 @@ _SIGNS = ("nodule", "opacity", "effusion", "heart")
 
 
 def cell(score: Mapping[str, Any] | None) -> str:
-    """value [low, high] (n), or a dash where it was not computed."""
+    """value [low, high] (n); a dash where there is nothing to score, "not computed" where it could not be."""
     if not score or score.get("value") is None:
-        return "–"
+        return "not computed" if score and score["n"] and score.get("reason") else "–"
     spread = "" if score.get("low") is None else f" [{score['low']:.2f}, {score['high']:.2f}]"
     return f"{score['value']:.2f}{spread} (n {score['n']})"
 
@@ -61,6 +67,12 @@ def tables(card: Mapping[str, Any]) -> str:
     """Everything on the card that fits a page, as Markdown."""
     scores = {name: row for name, row in card["scores"].items() if name != "simulated"}
     parts = [table("source", scores, columns) for columns in (_COLUMNS, _TEXTS, _LOOKS)]
+    # cards of before RadEval have none of these
+    if told := {name: row for name, row in scores.items() if row.get("ratescore", {}).get("n")}:
+        parts.append(table("source", told, _RADEVAL))
+        reasons = {heading: next(iter(told.values()))[score].get("reason") for score, heading in _RADEVAL.items()}
+        for reason in dict.fromkeys(filter(None, reasons.values())):
+            parts.append(f"Not computed: {', '.join(h for h, r in reasons.items() if r == reason)}: {reason}.")
     if made := card["scores"].get("simulated"):
         rows = {sign: {name: made.get(f"{name}_{sign}") for name in ("found", "side", "pointing")} for sign in _SIGNS}
         rows["all"] = {name: made.get(name) for name in ("found", "side", "pointing")}
