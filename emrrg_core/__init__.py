@@ -4,36 +4,73 @@ import importlib as _importlib
 import typing as _typing
 
 if _typing.TYPE_CHECKING:
+    from emrrg_core.burned import Box, burned_in, burned_in_warning
+    from emrrg_core.cases import Case, CaseError, Cases, read_cases
+    from emrrg_core.classes import Answer, Class, ClassError, Classes, ClassGoneError, Learner, answers_csv
+    from emrrg_core.comparison import Comparison, Match, compare
     from emrrg_core.config import DecodeConfig
-    from emrrg_core.consistency import Contradiction, Flag, contradictions, findings_table, flags
+    from emrrg_core.consistency import Contradiction, Flag, Row, contradictions, findings_table, flags
     from emrrg_core.errors import CheckpointError, ConfigError, DataError, EmrrgError, FilmError, LanguageModelError
     from emrrg_core.evidence import Looking, Why, gate_figure, heat_map, overlay
+    from emrrg_core.export import KeyImage, version
+    from emrrg_core.export.dicom import origin
+    from emrrg_core.export.dicom_capture import to_dicom_capture
+    from emrrg_core.export.dicom_pdf import to_dicom_pdf
+    from emrrg_core.export.dicom_sr import Reader, to_dicom_sr
+    from emrrg_core.export.docx import to_docx
+    from emrrg_core.export.fhir import diagnostic_report
+    from emrrg_core.export.pdf import to_pdf
+    from emrrg_core.export.provenance import to_json
+    from emrrg_core.export.text import to_text
     from emrrg_core.films import Film, read_film
+    from emrrg_core.findings import read_report, sentences
+    from emrrg_core.looks import Looks
+    from emrrg_core.parameters import Counts
     from emrrg_core.report import DISCLAIMER, Choice, Difference, Draft, Edit, Line, Piece, Report, Sentence, as_text
     from emrrg_core.reporter import Reporter
+    from emrrg_core.retouch import Fill, Rescored, retouched
     from emrrg_core.session import Session, SessionConflictError, SessionError, SessionGoneError, Sessions
 
 __all__ = [
     "DISCLAIMER",
+    "Answer",
+    "Box",
+    "Case",
+    "CaseError",
+    "Cases",
     "CheckpointError",
     "Choice",
+    "Class",
+    "ClassError",
+    "ClassGoneError",
+    "Classes",
+    "Comparison",
     "ConfigError",
     "Contradiction",
+    "Counts",
     "DataError",
     "DecodeConfig",
     "Difference",
     "Draft",
     "Edit",
     "EmrrgError",
+    "Fill",
     "Film",
     "FilmError",
     "Flag",
+    "KeyImage",
     "LanguageModelError",
+    "Learner",
     "Line",
     "Looking",
+    "Looks",
+    "Match",
     "Piece",
+    "Reader",
     "Report",
     "Reporter",
+    "Rescored",
+    "Row",
     "Sentence",
     "Session",
     "SessionConflictError",
@@ -41,26 +78,62 @@ __all__ = [
     "SessionGoneError",
     "Sessions",
     "Why",
+    "answers_csv",
     "as_text",
+    "burned_in",
+    "burned_in_warning",
+    "compare",
     "contradictions",
+    "diagnostic_report",
     "findings_table",
     "flags",
     "gate_figure",
     "heat_map",
+    "origin",
     "overlay",
+    "read_cases",
     "read_film",
+    "read_report",
+    "retouched",
+    "sentences",
+    "to_dicom_capture",
+    "to_dicom_pdf",
+    "to_dicom_sr",
+    "to_docx",
+    "to_json",
+    "to_pdf",
+    "to_text",
+    "version",
 ]
 
 # Where these names are at home. Each is fetched when first asked for (PEP 562), so that a film can be read and an error
 # caught without waiting seconds for torch and transformers.
 _HOMES = {
+    "burned": {"Box", "burned_in", "burned_in_warning"},
+    "cases": {"Case", "CaseError", "Cases", "read_cases"},
+    "classes": {"Answer", "Class", "ClassError", "Classes", "ClassGoneError", "Learner", "answers_csv"},
+    "comparison": {"Comparison", "Match", "compare"},
     "config": {"DecodeConfig"},
-    "consistency": {"Contradiction", "Flag", "contradictions", "findings_table", "flags"},
+    "consistency": {"Contradiction", "Flag", "Row", "contradictions", "findings_table", "flags"},
     "errors": {"CheckpointError", "ConfigError", "DataError", "EmrrgError", "FilmError", "LanguageModelError"},
     "evidence": {"Looking", "Why", "gate_figure", "heat_map", "overlay"},
+    "export": {"KeyImage", "version"},
+    "export.dicom": {"origin"},
+    "export.dicom_capture": {"to_dicom_capture"},
+    "export.dicom_pdf": {"to_dicom_pdf"},
+    "export.dicom_sr": {"Reader", "to_dicom_sr"},
+    "export.docx": {"to_docx"},
+    "export.fhir": {"diagnostic_report"},
+    "export.pdf": {"to_pdf"},
+    "export.provenance": {"to_json"},
+    "export.text": {"to_text"},
     "films": {"Film", "read_film"},
+    "findings": {"read_report", "sentences"},
+    "looks": {"Looks"},
+    "parameters": {"Counts"},
     "report": {"DISCLAIMER", "Choice", "Difference", "Draft", "Edit", "Line", "Piece", "Report", "Sentence", "as_text"},
     "reporter": {"Reporter"},
+    "retouch": {"Fill", "Rescored", "retouched"},
     "session": {"Session", "SessionConflictError", "SessionError", "SessionGoneError", "Sessions"},
 }
 

@@ -9,9 +9,9 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from emrrg_core.config import MOST_FILMS
 from emrrg_core.errors import CheckpointError, ConfigError, DataError, EmrrgError, FilmError
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from emrrg_core.report import Draft
     from emrrg_core.reporter import Reporter
 
+T = TypeVar("T")
 DOCTOR_SCHEMA = "emrrg.doctor/1"
 
 
@@ -100,6 +101,9 @@ def _parser() -> argparse.ArgumentParser:
     for command in (draft, batch):
         command.add_argument("--beams", type=int, default=1, metavar="N", help="width of the beam search; 1 is greedy")
         command.add_argument(
+            "--anyway", action="store_true", help="use films too that a rule refuses which a reader may override"
+        )
+        command.add_argument(
             "--language-model", metavar="DIR", help="use this one, not the one that the checkpoint names"
         )
     for command in (draft, batch, doctor):
@@ -134,10 +138,10 @@ def _convert(arguments: argparse.Namespace) -> str:
 
 
 def _label(arguments: argparse.Namespace) -> str:
-    from emrrg_core.findings import as_dict, labels_of_row
+    from emrrg_core.findings import labels_of_row, read_report
 
     if arguments.file:
-        return json.dumps(as_dict(_text(arguments.file)), indent=2)
+        return json.dumps(read_report(_text(arguments.file)), indent=2)
     rows = []
     for number, line in enumerate(_text(arguments.reports).split("\n"), 1):
         if line.strip():
@@ -164,14 +168,18 @@ def _text(file: str) -> str:
 
 def _draft(arguments: argparse.Namespace) -> str:
     from emrrg_core.config import DecodeConfig
+    from emrrg_core.films import read_film
     from emrrg_core.reporter import Reporter
 
     decoding = DecodeConfig(beams=arguments.beams)
-    films = _films(arguments.films)  # before the models: what will not do is refused at once
+    anyway = _anyway(arguments)
+    # before the models: what will not do is refused at once
+    films = _each(arguments.films, lambda path, name: read_film(path, name=name, anyway=anyway))
     if arguments.maps:
         with _writing_to(arguments.maps):
             arguments.maps.mkdir(parents=True, exist_ok=True)
     reporter = Reporter.load(arguments.checkpoint, language_model=arguments.language_model)
+    films = _each(films, lambda film, _: reporter.check(film, anyway=anyway))
     draft = reporter.draft(films, decoding)
     maps = _save_maps(draft, arguments.maps) if arguments.maps else {}
     looking = reporter.looking(films, draft) if arguments.why and draft.tokens else None
@@ -190,19 +198,24 @@ def _draft(arguments: argparse.Namespace) -> str:
     return "".join([draft.text().rstrip("\n"), "\n" if warnings or tests or paths else "", *warnings, *tests, *paths])
 
 
-def _films(paths: Sequence[str]) -> "list[Film]":
-    """The films under neutral names: a path or a header may hold a patient's."""
-    from emrrg_core.films import read_film
+def _anyway(arguments: argparse.Namespace) -> frozenset[str]:
+    from emrrg_core.films import OVERRIDABLE
 
-    if len(paths) > MOST_FILMS:
-        raise FilmError(f"One study has at most {MOST_FILMS} films here; {len(paths)} were given. Leave some out.")
-    films = []
-    for number, path in enumerate(paths, 1):
+    return OVERRIDABLE if arguments.anyway else frozenset()
+
+
+def _each(films: Sequence[T], read: "Callable[[T, str], Film]") -> "list[Film]":
+    """The films under neutral names: a path or a header may hold a patient's."""
+    if len(films) > MOST_FILMS:
+        raise FilmError(f"One study has at most {MOST_FILMS} films here; {len(films)} were given. Leave some out.")
+    done = []
+    for number, film in enumerate(films, 1):
         try:
-            films.append(read_film(path, name=f"Film {number}"))
+            done.append(read(film, f"Film {number}"))
         except FilmError as error:
-            raise FilmError(f"Film {number}: {error}") from error
-    return films
+            hint = " If you know better, add --anyway." if error.overridable else ""
+            raise FilmError(f"Film {number}: {error}{hint}", rule=error.rule, overridable=error.overridable) from error
+    return done
 
 
 def _save_maps(draft: "Draft", folder: Path) -> dict[int, list[str]]:
@@ -278,6 +291,7 @@ def _batch(arguments: argparse.Namespace) -> tuple[str, int]:
             tokens=arguments.tokens,
             label=arguments.label,
             hashed=arguments.names == "hash",
+            anyway=_anyway(arguments),
             rank=rank,
             processes=processes,
         )

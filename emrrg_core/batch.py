@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from emrrg_core.config import DecodeConfig
 from emrrg_core.errors import ConfigError, DataError, EmrrgError
-from emrrg_core.findings import as_dict, report_text
+from emrrg_core.findings import read_report, report_text
 
 if TYPE_CHECKING:
     from emrrg_core.reporter import Reporter  # torch takes seconds, and a folder that will not do is told at once
@@ -126,6 +126,7 @@ def run(
     tokens: bool = False,
     label: bool = False,
     hashed: bool = False,
+    anyway: Collection[str] = (),
     rank: int = 0,
     processes: int = 1,
 ) -> Tally:
@@ -134,6 +135,7 @@ def run(
     load       gives the Reporter; called once, and not at all where nothing is left to do
     tokens     keep the trace of tokens      label   add the 14 labels of the draft
     hashed     write hashes for names        rank    of this process, from 0
+    anyway     rules to override, for every film (`Reporter.read`)
 
     What a study cannot be drafted for goes into its line as "error". The last of the processes to end merges their files, where it sees them all.
     Raises DataError where `out` holds something else, ConfigError where its drafts were made otherwise, EmrrgError where it cannot be written.
@@ -144,7 +146,7 @@ def run(
     with _file(target) as file:
         ended.unlink(missing_ok=True)
         rows = {(row["study"], row["content"]): row for row in _rows(out)}
-        drafter = _Drafter(load, decoding or DecodeConfig(), list(rows.values()), tokens, label)
+        drafter = _Drafter(load, decoding or DecodeConfig(), list(rows.values()), tokens, label, anyway)
         drafted = failed = known = known_failed = 0
         for study in tqdm(mine, unit="study", disable=True if rank else None):  # None: only where someone watches
             name = _pseudonym(study.name) if hashed else study.name
@@ -178,16 +180,22 @@ class _Drafter:
     """Makes the lines; fetches the reporter when the first is needed."""
 
     def __init__(
-        self, load: "Callable[[], Reporter]", decoding: DecodeConfig, rows: list[Row], tokens: bool, label: bool
+        self,
+        load: "Callable[[], Reporter]",
+        decoding: DecodeConfig,
+        rows: list[Row],
+        tokens: bool,
+        label: bool,
+        anyway: Collection[str],
     ) -> None:
         self._load, self._decoding, self._rows = load, decoding, rows
-        self._tokens, self._label = tokens, label
+        self._tokens, self._label, self._anyway = tokens, label, anyway
         self._reporter: Reporter | None = None
 
     def row(self, study: Study, head: Row) -> Row:
         reporter = self._reporter = self._reporter or self._checked(self._load())
         try:
-            films = [reporter.read(path, name=f"Film {n}") for n, path in enumerate(study.files, 1)]
+            films = [reporter.read(p, name=f"Film {n}", anyway=self._anyway) for n, p in enumerate(study.files, 1)]
             draft = reporter.draft(films, self._decoding)
         except EmrrgError as error:
             return head | {"error": " ".join(str(error).split())}
@@ -202,7 +210,7 @@ class _Drafter:
         if not self._tokens:
             del written["tokens"]
         if self._label:
-            written["labels"] = as_dict(report_text(draft.findings, draft.impression))["labels"]
+            written["labels"] = read_report(report_text(draft.findings, draft.impression))["labels"]
         return head | written
 
     def _checked(self, reporter: "Reporter") -> "Reporter":

@@ -20,7 +20,15 @@ class ConfigError(EmrrgError):
 
 
 class FilmError(EmrrgError):
-    """A file that cannot be read, or that is not a single-frame chest radiograph."""
+    """A file that cannot be read, or that is not a single-frame chest radiograph.
+
+    rule: the one that refused it, a short word for programs that stays the same (docs/refusals.md); None where no rule of
+    reading did. overridable: whether a reader who knows better may have it read all the same, with `anyway=[error.rule]`.
+    """
+
+    def __init__(self, message: str, *, rule: str | None = None, overridable: bool = False) -> None:
+        super().__init__(message)
+        self.rule, self.overridable = rule, overridable
 
 
 class LanguageModelError(EmrrgError):

@@ -24,7 +24,7 @@ import math
 import re
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,21 +60,9 @@ _MEAN = np.array((0.485, 0.456, 0.406), dtype=np.float32)
 _STD = np.array((0.229, 0.224, 0.225), dtype=np.float32)
 
 
-class FilmRefusedError(FilmError):
-    """A file that `read_film` refused: `code` is a stable word for programs, the text is the reason for people.
-
-    Codes: missing, not-a-file, unreadable, empty, too-large, unsupported-format, undecodable, no-image, modality,
-    body-part, multi-frame, colour, blank, too-small. `overridable` marks those where the file can be read and a
-    radiologist may know better than its header or our rule (body-part, colour).
-    """
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-    @property
-    def overridable(self) -> bool:
-        return self.code in ("body-part", "colour")
+# Rules that a reader may override: the file can be read, and a person may know better than its header or our eye for
+# chests. Each of them is applied by `read_film`, but for looks, which needs a model (`Reporter.check`).
+OVERRIDABLE = frozenset({"modality", "body-part", "colour", "looks"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +78,8 @@ class Film:
     steps: tuple[str, ...]  # every step applied, in order, in words
     sha256: str  # of the stored values and their shape, before any step: lossless compression does not change it
     format: str  # "DICOM", "PNG", "JPEG" or "TIFF"
+    overridden: tuple[str, ...] = ()  # the rules that refused it, and that the reader overrode
+    annotated: bool | None = None  # whether the header says that names or the like are burned in; None: it does not say
 
 
 class _Reading(NamedTuple):
@@ -97,22 +87,53 @@ class _Reading(NamedTuple):
     pixels: np.ndarray
     spacing: tuple[float, float] | None = None
     view: str | None = None
+    annotated: bool | None = None
 
 
-def read_film(path: Path | str, *, name: str | None = None) -> Film:
+class _Rules:
+    """Which rules the reader overrides, and which of them this film broke."""
+
+    def __init__(self, anyway: Collection[str], steps: list[str]) -> None:
+        self._anyway, self._steps = anyway, steps
+        self.overridden: list[str] = []
+
+    def broken(self, rule: str, fact: str, advice: str = "", *, overridable: bool = True) -> None:
+        """Raises FilmError, or notes that the reader overrides this rule."""
+        if not (overridable and rule in self._anyway):
+            raise FilmError(f"{fact}{advice}.", rule=rule, overridable=overridable)
+        self.overridden.append(rule)
+        self._steps.append(f"rule {rule} overridden by the reader: {fact[0].lower()}{fact[1:]}")
+
+
+def read_film(path: Path | str, *, name: str | None = None, anyway: Collection[str] = ()) -> Film:
     """Read one film. The format is told by content, never by the file's name.
 
-    Raises FilmRefusedError (a FilmError), whose text is the reason in a sentence that names neither patient nor path.
+    anyway: rules of OVERRIDABLE that the reader overrides for this film; those that it breaks are in `Film.overridden` and
+    in its steps. Raises FilmError, whose text is the reason in a sentence that names neither patient nor path, with the
+    rule that failed (docs/refusals.md), and ValueError for a rule that cannot be overridden.
     """
+    if stiff := sorted(set(anyway) - OVERRIDABLE):
+        raise ValueError(f"{stiff} cannot be overridden, only {sorted(OVERRIDABLE)}")
     path = Path(path)
     kind = _kind(_head(path))
     steps: list[str] = []
-    with _quiet():
-        reading = _read_dicom(path, steps) if kind == "DICOM" else _read_picture(path, kind, steps)
+    rules = _Rules(anyway, steps)
+    with quiet_decoders():
+        reading = _read_dicom(path, steps, rules) if kind == "DICOM" else _read_picture(path, kind, steps, rules)
     pixels = np.ascontiguousarray(np.clip(reading.pixels, 0, 1), dtype=np.float32)
     if not np.isfinite(pixels).all():  # a slope or window beyond all numbers
         raise _undecodable()
-    return Film(name or "film", pixels, reading.spacing, reading.view, tuple(steps), _digest(reading.stored), kind)
+    return Film(
+        name=name or "film",
+        pixels=pixels,
+        spacing=reading.spacing,
+        view=reading.view,
+        steps=tuple(steps),
+        sha256=pixel_digest(reading.stored),
+        format=kind,
+        overridden=tuple(rules.overridden),
+        annotated=reading.annotated,
+    )
 
 
 def model_input(film: Film | np.ndarray, size: int = 224) -> np.ndarray:
@@ -158,19 +179,19 @@ _FOREIGN = (  # formats people do try; named so that they know what they have
 def _head(path: Path) -> bytes:
     try:
         if path.is_dir():
-            raise FilmRefusedError("not-a-file", "This is a folder, not a file: choose the film inside it.")
+            raise FilmError("This is a folder, not a file: choose the film inside it.", rule="not-a-file")
         size = path.stat().st_size
         if size > MAX_BYTES:
             limit = MAX_BYTES // 1_000_000
-            raise FilmRefusedError("too-large", f"This file is larger than {limit} MB, which no single film is.")
+            raise FilmError(f"This file is larger than {limit} MB, which no single film is.", rule="too-large")
         with path.open("rb") as file:
             head = file.read(132)
     except FileNotFoundError as error:
-        raise FilmRefusedError("missing", "This file was not found: check where it is and choose it again.") from error
+        raise FilmError("This file was not found: check where it is and choose it again.", rule="missing") from error
     except OSError as error:
-        raise FilmRefusedError("unreadable", "This file could not be opened: check that you may read it.") from error
+        raise FilmError("This file could not be opened: check that you may read it.", rule="unreadable") from error
     if not head:
-        raise FilmRefusedError("empty", "This file is empty: copy or export the film again.")
+        raise FilmError("This file is empty: copy or export the film again.", rule="empty")
     return head
 
 
@@ -187,15 +208,15 @@ def _kind(head: bytes) -> str:
     if head[:3] in (b"\0\x02\0", b"\0\x08\0"):
         return "DICOM"
     words = next((words for pattern, words in _FOREIGN if pattern.match(head)), "none of these")
-    raise FilmRefusedError(
-        "unsupported-format",
+    raise FilmError(
         f"A film must be a DICOM, PNG, JPEG or TIFF file; this one is {words}. Export it again as one of them.",
+        rule="unsupported-format",
     )
 
 
-def _undecodable() -> FilmRefusedError:
-    return FilmRefusedError(
-        "undecodable", "This file is damaged or cut short and cannot be decoded: copy or export it again."
+def _undecodable() -> FilmError:
+    return FilmError(
+        "This file is damaged or cut short and cannot be decoded: copy or export it again.", rule="undecodable"
     )
 
 
@@ -203,7 +224,7 @@ _quiet_lock = threading.Lock()
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_decoders() -> Iterator[None]:
     """Silence the decoders' warnings and log lines: they quote header values, and those are a patient's.
 
     One film at a time: the filters are the whole process's.
@@ -221,7 +242,7 @@ def _quiet() -> Iterator[None]:
 # --- pieces that every format uses ------------------------------------------------------------------------------------
 
 
-def _digest(stored: np.ndarray) -> str:
+def pixel_digest(stored: np.ndarray) -> str:
     """Of the values, not of how they were held: decoders differ in the integer type that they return for one film."""
     whole = "<i4" if stored.dtype.itemsize <= 2 else "<i8"
     kind = "<f8" if np.issubdtype(stored.dtype, np.floating) else whole
@@ -234,21 +255,17 @@ def _digest(stored: np.ndarray) -> str:
 def _refuse_size(height: int, width: int) -> None:
     if height * width > MAX_PIXELS:
         limit = MAX_PIXELS // 1_000_000
-        raise FilmRefusedError(
-            "too-large", f"This image has more than {limit} million pixels, which no single film has."
-        )
+        raise FilmError(f"This image has more than {limit} million pixels, which no single film has.", rule="too-large")
     if min(height, width) < MIN_SIDE:
-        raise FilmRefusedError(
-            "too-small",
+        raise FilmError(
             f"This image is only {width} × {height} pixels; a film must have at least {MIN_SIDE} on its shorter side. "
             "A preview or thumbnail is not enough: export the full image.",
+            rule="too-small",
         )
 
 
-def _blank() -> FilmRefusedError:
-    return FilmRefusedError(
-        "blank", "This image is blank or has hardly any grey tones: there is no film to read in it."
-    )
+def _blank() -> FilmError:
+    return FilmError("This image is blank or has hardly any grey tones: there is no film to read in it.", rule="blank")
 
 
 def _refuse_blank(values: np.ndarray) -> None:
@@ -275,7 +292,7 @@ def _stretched(values: np.ndarray, sample: np.ndarray, steps: list[str], why: st
     return np.clip((values - low) / (high - low), 0, 1)
 
 
-def _grey(colour: np.ndarray, full: float, steps: list[str]) -> np.ndarray:
+def _grey(colour: np.ndarray, full: float, steps: list[str], rules: _Rules) -> np.ndarray:
     """(height, width, 3) red, green, blue from 0 to `full` -> (height, width). Raises for a picture in colour."""
     red, green, blue = (colour[..., channel] for channel in range(3))
     if np.array_equal(red, green) and np.array_equal(green, blue):
@@ -293,10 +310,10 @@ def _grey(colour: np.ndarray, full: float, steps: list[str]) -> np.ndarray:
         here = brightness == level
         stray[here] = np.ptp(chroma[here] - np.median(chroma[here], axis=0), axis=1)
     if (stray > STRAY_CHROMA).mean() > STRAY_SHARE or (np.ptp(small, axis=1) > STRONG_CHROMA).mean() > STRONG_SHARE:
-        raise FilmRefusedError(
-            "colour", "This is a picture in colour, not an X-ray film: export the film in shades of grey."
-        )
-    steps.append("slight colour (a tint or coloured marks) turned to grey by luminance")
+        rules.broken("colour", "This is a picture in colour, not an X-ray film", ": export the film in shades of grey")
+        steps.append("colour turned to grey by luminance")
+    else:
+        steps.append("slight colour (a tint or coloured marks) turned to grey by luminance")
     return 0.299 * red.astype(np.float32) + 0.587 * green.astype(np.float32) + 0.114 * blue.astype(np.float32)
 
 
@@ -313,7 +330,7 @@ _UPRIGHT = {  # EXIF tag 274: what turns the stored picture upright
 }
 
 
-def _read_picture(path: Path, kind: str, steps: list[str]) -> _Reading:
+def _read_picture(path: Path, kind: str, steps: list[str], rules: _Rules) -> _Reading:
     """8-bit grey values are taken as display values (divided by 255): whoever exported them chose the contrast.
 
     Deeper ones (16-bit, float) often fill only part of their range, 12 bits of 16 for one, so they are stretched
@@ -326,7 +343,7 @@ def _read_picture(path: Path, kind: str, steps: list[str]) -> _Reading:
     if values.ndim == 3 and values.shape[2] in (2, 4):
         values = _without_alpha(values, full, steps)
     if values.ndim == 3:
-        values = _grey(values, full, steps)
+        values = _grey(values, full, steps, rules)
     sample = values[_thinned(values.shape)]
     _refuse_blank(np.rint(sample).astype(np.int64) if np.issubdtype(stored.dtype, np.integer) else sample)
     if full == 255:
@@ -350,9 +367,9 @@ def _decoded_picture(path: Path, kind: str, steps: list[str]) -> tuple[np.ndarra
             _refuse_size(image.height, image.width)
             _refuse_pages(image)
             if image.mode in ("CMYK", "LAB", "HSV"):
-                raise FilmRefusedError(
-                    "unsupported-format",
+                raise FilmError(
                     f"This picture is in print colours ({image.mode}): export it in shades of grey.",
+                    rule="unsupported-format",
                 )
             depth = _sample_depth(path, image)
             tags = image.tag_v2 if kind == "TIFF" else {}  # type: ignore[attr-defined]
@@ -379,12 +396,12 @@ def _decoded_picture(path: Path, kind: str, steps: list[str]) -> tuple[np.ndarra
                 steps.append(f"{kind} decoded, {depth} bits{', float' if mode == 'F' else ''}")
                 values = np.asarray(image)
             else:
-                raise FilmRefusedError(
-                    "unsupported-format", "This kind of picture is not supported: export it in shades of grey."
+                raise FilmError(
+                    "This kind of picture is not supported: export it in shades of grey.", rule="unsupported-format"
                 )
     except Image.DecompressionBombError as error:
-        raise FilmRefusedError("too-large", "This image has far more pixels than a film can have.") from error
-    except FilmRefusedError:
+        raise FilmError("This image has far more pixels than a film can have.", rule="too-large") from error
+    except FilmError:
         raise
     except Exception as error:  # Pillow raises many kinds for damaged files (OSError, SyntaxError, struct.error, ...)
         raise _undecodable() from error
@@ -399,9 +416,9 @@ def _decoded_picture(path: Path, kind: str, steps: list[str]) -> tuple[np.ndarra
 def _refuse_pages(image: Image.Image) -> None:
     pages = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
     if pages > 1:
-        raise FilmRefusedError(
-            "multi-frame",
+        raise FilmError(
             f"This file holds {pages} pages or frames, not one film: export the film alone as a single image.",
+            rule="multi-frame",
         )
 
 
@@ -498,25 +515,25 @@ _OTHER_PARTS = {
 }  # fmt: skip
 
 
-def _read_dicom(path: Path, steps: list[str]) -> _Reading:
+def _read_dicom(path: Path, steps: list[str], rules: _Rules) -> _Reading:
     header = _header(path)
-    _refuse_other_kinds(header)
-    _refuse_other_parts(header, steps)
     frames = _numbers(header, "NumberOfFrames") or [1.0]
+    _refuse_other_kinds(header, rules, single=frames[0] <= 1)
+    _refuse_other_parts(header, steps, rules)
     if frames[0] > 1:
-        raise FilmRefusedError(
-            "multi-frame",
+        raise FilmError(
             f"This file holds {frames[0]:.0f} frames (a cine loop or a stack of slices): choose a single film.",
+            rule="multi-frame",
         )
     _refuse_size(*(int((_numbers(header, keyword) or [0.0])[0]) for keyword in ("Rows", "Columns")))
-    stored, photometric = _stored_values(header, steps)
+    stored, photometric = stored_values(header, steps)
     if photometric in ("MONOCHROME1", "MONOCHROME2"):
         pixels = _monochrome(header, stored, photometric, steps)
     else:
-        pixels = _from_colour(header, stored, photometric, steps)
+        pixels = _from_colour(header, stored, photometric, steps, rules)
     spacing = _spacing(header, steps)
     pixels, spacing = _square_pixels(header, pixels, spacing, steps)
-    return _Reading(stored, pixels, spacing, _view(header, steps))
+    return _Reading(stored, pixels, spacing, _view(header, steps), _annotated(header, steps))
 
 
 def _header(path: Path) -> pydicom.Dataset:
@@ -533,7 +550,7 @@ def _header(path: Path) -> pydicom.Dataset:
     return header
 
 
-def _value(header: pydicom.Dataset, keyword: str) -> Any:
+def header_value(header: pydicom.Dataset, keyword: str) -> Any:
     """An element's value, or None when it is absent, empty or not what its type allows (which pydicom notes only when
     asked)."""
     try:
@@ -544,7 +561,7 @@ def _value(header: pydicom.Dataset, keyword: str) -> Any:
 
 
 def _numbers(header: pydicom.Dataset, keyword: str) -> list[float]:
-    value = _value(header, keyword)
+    value = header_value(header, keyword)
     if value is None:
         return []
     try:
@@ -555,45 +572,49 @@ def _numbers(header: pydicom.Dataset, keyword: str) -> list[float]:
 
 
 def _items(header: pydicom.Dataset, keyword: str) -> list[pydicom.Dataset]:
-    value = _value(header, keyword)
+    value = header_value(header, keyword)
     return list(value) if isinstance(value, pydicom.Sequence) else []
 
 
 def _text(header: pydicom.Dataset, keyword: str) -> str:
-    return str(_value(header, keyword) or "").strip().upper()
+    return str(header_value(header, keyword) or "").strip().upper()
 
 
 def _sop_class(header: pydicom.Dataset) -> str:
     meta = getattr(header, "file_meta", None) or FileMetaDataset()
-    return str(_value(header, "SOPClassUID") or _value(meta, "MediaStorageSOPClassUID") or "")
+    return str(header_value(header, "SOPClassUID") or header_value(meta, "MediaStorageSOPClassUID") or "")
 
 
-def _refuse_other_kinds(header: pydicom.Dataset) -> None:
+def _refuse_other_kinds(header: pydicom.Dataset, rules: _Rules, *, single: bool) -> None:
     """Only plain projection radiographs pass: by SOP Class (PS3.4 B.5), then by Modality (PS3.3 C.7.3.1.1.1).
 
     A class that is missing or a vendor's own is judged by Modality alone. Secondary captures carry the modality they
-    captured.
+    captured. single: of one frame; no stack of slices is a film with a wrong word in its header.
     """
     sop_class, modality = _sop_class(header), _text(header, "Modality")
     if sop_class == _DIRECTORY:
-        raise FilmRefusedError(
-            "no-image", "This is the index of a disc (DICOMDIR), not a film: choose one of the images it lists."
+        raise FilmError(
+            "This is the index of a disc (DICOMDIR), not a film: choose one of the images it lists.", rule="no-image"
         )
+    image = any(keyword in header for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData"))
     public = UID(sop_class).name != sop_class  # else missing, or a vendor's own
     own = not public and modality in _FILM_MODALITIES - {"OT", "HC", "SC", ""}
     unnamed = not sop_class and modality in _FILM_MODALITIES
     if modality not in _FILM_MODALITIES or not (sop_class in _FILM_CLASSES or own or unnamed):
         words = _MODALITY_WORDS.get(modality) or (f"“{UID(sop_class).name}”" if public else "something else")
-        raise FilmRefusedError(
-            "modality", f"This file holds {words}, not a plain chest radiograph: choose a CR or DX film."
+        rules.broken(
+            "modality",
+            f"This file holds {words}, not a plain chest radiograph",
+            ": choose a CR or DX film",
+            overridable=image and single,
         )
-    if not any(keyword in header for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
-        raise FilmRefusedError(
-            "no-image", "This DICOM file holds no image, only a header: export the film with its image."
+    if not image:
+        raise FilmError(
+            "This DICOM file holds no image, only a header: export the film with its image.", rule="no-image"
         )
 
 
-def _refuse_other_parts(header: pydicom.Dataset, steps: list[str]) -> None:
+def _refuse_other_parts(header: pydicom.Dataset, steps: list[str], rules: _Rules) -> None:
     """By Body Part Examined (PS3.3 C.7.3.1), or the Anatomic Region of a DX film (C.8.11.2). Unknown words pass."""
     texts = [_text(header, "BodyPartExamined")]
     texts += [_text(item, "CodeMeaning") for item in _items(header, "AnatomicRegionSequence")]
@@ -605,9 +626,8 @@ def _refuse_other_parts(header: pydicom.Dataset, steps: list[str]) -> None:
             single = {"FEET": "FOOT", "TEETH": "TOOTH"}.get(other, other)
             single = single[:-1] if single[:-1] in _OTHER_PARTS else single
             article = "an" if single[0] in "AEIOU" and single != "ULNA" else "a"
-            raise FilmRefusedError(
-                "body-part", f"The header says that this film shows {article} {single}, not a chest."
-            )
+            rules.broken("body-part", f"The header says that this film shows {article} {single}, not a chest")
+            return
     known = "names no body part" if not any(texts) else "names a body part in words not known here"
     steps.append(f"the header {known}: taken to be a chest")
 
@@ -615,7 +635,7 @@ def _refuse_other_parts(header: pydicom.Dataset, steps: list[str]) -> None:
 # --- DICOM: stored values ---------------------------------------------------------------------------------------------
 
 
-def _stored_values(header: pydicom.Dataset, steps: list[str]) -> tuple[np.ndarray, str]:
+def stored_values(header: pydicom.Dataset, steps: list[str]) -> tuple[np.ndarray, str]:
     """The decoded values with unused bits cleared (PS3.3 C.7.6.3.1, PS3.5 8.1.1), and the photometric interpretation
     they are in.
 
@@ -682,10 +702,11 @@ def _plugins(available: tuple[str, ...]) -> list[str]:
     return sorted(available, key=lambda name: order.index(name) if name in order else len(order)) or [""]
 
 
-def _unsupported_syntax(syntax: UID) -> FilmRefusedError:
+def _unsupported_syntax(syntax: UID) -> FilmError:
     words = syntax.name if syntax.name != syntax else "of an unknown kind"
-    return FilmRefusedError(
-        "undecodable", f"This film is compressed in a way that is not supported here ({words}): export it uncompressed."
+    return FilmError(
+        f"This film is compressed in a way that is not supported here ({words}): export it uncompressed.",
+        rule="undecodable",
     )
 
 
@@ -777,7 +798,7 @@ class _Table(NamedTuple):
 def _table(item: pydicom.Dataset, values: np.ndarray) -> _Table | None:
     """Read here, not with pydicom's apply_modality_lut and apply_voi: those wrap where the index does not fit the type
     of the pixels or of the entries (8-bit entries for 12-bit pixels), and refuse depths such as 12."""
-    descriptor, data = _numbers(item, "LUTDescriptor"), _value(item, "LUTData")
+    descriptor, data = _numbers(item, "LUTDescriptor"), header_value(item, "LUTData")
     if len(descriptor) != 3 or data is None:
         return None
     count, first, bits = (int(number) for number in descriptor)
@@ -852,7 +873,9 @@ def _windowed(values: np.ndarray, center: float, width: float, function: str) ->
     return np.clip((values - center) / width + 0.5, 0, 1)
 
 
-def _from_colour(header: pydicom.Dataset, stored: np.ndarray, photometric: str, steps: list[str]) -> np.ndarray:
+def _from_colour(
+    header: pydicom.Dataset, stored: np.ndarray, photometric: str, steps: list[str], rules: _Rules
+) -> np.ndarray:
     """A secondary capture saved in colour: accepted when it shows shades of grey. No window applies to colour
     (C.11.2)."""
     full = 2.0 ** _depth(header) - 1
@@ -867,7 +890,7 @@ def _from_colour(header: pydicom.Dataset, stored: np.ndarray, photometric: str, 
         raise _undecodable()
     if stored.dtype.itemsize > 2:  # no 32-bit picture needs more than 16 bits, and OpenCV takes no more
         stored, full = (stored / full * 65535).astype(np.uint16), 65535.0
-    grey = _grey(stored[..., :3], full, steps)
+    grey = _grey(stored[..., :3], full, steps, rules)
     _refuse_blank(np.rint(grey[_thinned(grey.shape)] * (255 / full)).astype(np.int64))
     steps.append(f"colour values taken as display values (divided by {full:g})")
     return grey / np.float32(full)
@@ -926,6 +949,14 @@ def _square_pixels(
     return square, None if spacing is None else (row * height / tall, column * width / wide)
 
 
+def _annotated(header: pydicom.Dataset, steps: list[str]) -> bool | None:
+    """Burned In Annotation (PS3.3 C.7.6.1): whether the pixels hold text that identifies a patient."""
+    said = {"YES": True, "NO": False}.get(_text(header, "BurnedInAnnotation"))
+    if said:
+        steps.append("the header says that text is burned in (Burned In Annotation)")
+    return said
+
+
 _VIEW_POSITIONS = {  # PS3.3 C.8.1.1 and C.8.11.5 View Position; oblique and decubitus positions are none of the three
     "PA": "PA",
     "AP": "AP",
@@ -957,7 +988,7 @@ def _view(header: pydicom.Dataset, steps: list[str]) -> str | None:
 
 def _faces(header: pydicom.Dataset) -> str:
     """Where the rows run to (PS3.3 C.7.6.1.1.1): L, R, A, P, H or F first; empty unless columns run to head or feet."""
-    value = _value(header, "PatientOrientation")
+    value = header_value(header, "PatientOrientation")
     if not isinstance(value, MultiValue) or len(value) != 2:
         return ""
     along, down = (str(direction).upper() for direction in value)

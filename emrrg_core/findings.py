@@ -8,7 +8,7 @@ al. 2019); the phrases are our own.
     read_findings  text → every mention with its status, side and place
     labels         text → one status per label, CheXpert's way
     present        text → the labels that a human indexer would code, yes or no
-    as_dict        text → all of this as JSON ("emrrg.labels/1")
+    read_report    text → all of this as JSON ("emrrg.labels/1")
     is_abnormal    text → does it state anything abnormal at all
     prior_words    text → where it speaks of an earlier film
 """
@@ -498,7 +498,7 @@ LABELS_SCHEMA = "emrrg.labels/1"
 NOT_MENTIONED = "not mentioned"
 
 
-def as_dict(text: str) -> dict[str, Any]:
+def read_report(text: str) -> dict[str, Any]:
     """All that is read from one report, as plain values: what `python -m emrrg_core label` prints. Places count characters of `text`."""
     mentions = read_findings(text)
     return {

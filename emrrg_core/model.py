@@ -54,6 +54,8 @@ class Emrrg(nn.Module):
                 llm,
             )
         self.llm = llm
+        # what training starts with; a model that is loaded to draft has everything frozen
+        self.learns = frozenset(name for name, parameter in self.named_parameters() if parameter.requires_grad)
         self._prompt = tuple(
             tokenizer(text, add_special_tokens=False).input_ids for text in (config.prompt.before, config.prompt.after)
         )

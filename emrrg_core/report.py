@@ -45,6 +45,7 @@ class FilmRecord:
     spacing: tuple[float, float] | None  # mm a pixel: row, column
     view: str | None
     steps: tuple[str, ...]
+    overridden: tuple[str, ...] = ()  # rules that refused it, and that the reader overrode (docs/refusals.md)
 
 
 @dataclass(frozen=True)

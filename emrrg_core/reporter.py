@@ -1,7 +1,7 @@
 """Reporter: films in, draft out. The one door for the screen, the command line and batch work."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from emrrg_core import checkpoint as checkpoints
+from emrrg_core.burned import burned_in_warning
 from emrrg_core.config import MOST_FILMS, DecodeConfig
 from emrrg_core.decode import Writing
 from emrrg_core.decode import stream as write_stream
@@ -28,8 +29,11 @@ from emrrg_core.evidence import (
 )
 from emrrg_core.films import Film, model_input, read_film
 from emrrg_core.language import LanguageModel
+from emrrg_core.looks import Detector, Looks
 from emrrg_core.model import Emrrg
+from emrrg_core.parameters import Counts, count
 from emrrg_core.report import Draft, FilmRecord, sections
+from emrrg_core.retouch import Rescored
 
 Progress = Callable[[int, int], None]  # (readings done, readings in all)
 _TOGETHER = 8  # readings of a draft at once: more would cost memory
@@ -40,8 +44,10 @@ DEFAULT_CHECKPOINT = Path(__file__).resolve().parent.parent / "assets" / "checkp
 class Reporter:
     """Drafts reports with one loaded checkpoint. Keeps nothing of a film or a draft; may be shared by many readers."""
 
-    def __init__(self, model: Emrrg, *, names: dict[str, str], cautions: Sequence[str] = ()) -> None:
-        self._model, self.names, self._cautions = model, names, tuple(cautions)
+    def __init__(
+        self, model: Emrrg, *, names: dict[str, str], cautions: Sequence[str] = (), detector: Detector | None = None
+    ) -> None:
+        self._model, self.names, self._cautions, self._detector = model, names, tuple(cautions), detector
 
     @classmethod
     def load(
@@ -64,11 +70,58 @@ class Reporter:
             "language_model": language.name,
             "language_model_sha256": language.sha256,
         }
-        return cls(model, names=names, cautions=tuple(_cautions(checkpoints.read_config(directory), language)))
+        cautions = list(_cautions(checkpoints.read_config(directory), language))
+        detector = Detector.load(directory)
+        if detector and detector.weights != names["checkpoint_sha256"]:
+            detector = None
+            cautions.append(
+                "Not checked: whether this is a chest film. The detector beside the checkpoint is that of other weights."
+            )
+        if detector:
+            names["looks_sha256"] = detector.sha256
+        return cls(model, names=names, cautions=cautions, detector=detector)
 
-    def read(self, path: Path | str, *, name: str | None = None) -> Film:
-        """Read a film. Raises FilmError with the reason, in words for a radiologist, when it is not one."""
-        return read_film(path, name=name)
+    def parameters(self) -> Counts:
+        """The loaded model's parameters by part, counted on its tensors: all, and those that fine-tuning trained."""
+        return count(self._model, self._model.learns)
+
+    def read(self, path: Path | str, *, name: str | None = None, anyway: Collection[str] = ()) -> Film:
+        """Read a film, and check what it looks like. Raises FilmError with the reason, in words for a radiologist, when it is not one.
+
+        anyway: rules that the reader overrides for it, as `read_film` and `check` take them.
+        """
+        return self.check(read_film(path, name=name, anyway=anyway), anyway=anyway)
+
+    def check(self, film: Film, *, anyway: Collection[str] = ()) -> Film:
+        """The film itself, where it looks like a chest film or the checkpoint has no detector.
+
+        Where it does not, and `anyway` has "looks": the film with that override in its record. Else raises FilmError of the rule "looks".
+        """
+        looks = self.look_at(film)
+        if looks is None or looks.chest or "looks" in film.overridden:
+            return film
+        if "looks" not in anyway:
+            raise FilmError(
+                "This does not look like a chest film: choose one, or use it anyway if you know that it is.",
+                rule="looks",
+                overridable=True,
+            )
+        step = "rule looks overridden by the reader: this does not look like a chest film"
+        return replace(film, overridden=(*film.overridden, "looks"), steps=(*film.steps, step))
+
+    def look_at(self, film: Film) -> Looks | None:
+        """What a film looks like: frontal, lateral, upside down, sideways, mirrored, or no chest film. None where the checkpoint has no detector."""
+        if self._detector is None:
+            return None
+        images = torch.from_numpy(self._images([film])).unsqueeze(0).to(self._model.llama_proj.weight.device)
+        with torch.inference_mode():
+            return self._looks(self._model.see(images))[0]
+
+    def _looks(self, tokens: torch.Tensor) -> list[Looks]:
+        """Of the tower's tokens (films, l, d); empty without a detector."""
+        middle = self._model.config.vision.class_position
+        patches = torch.cat([tokens[:, :middle], tokens[:, middle + 1 :]], dim=1)
+        return self._detector(patches) if self._detector else []
 
     def draft(self, films: Sequence[Film], decoding: DecodeConfig | None = None) -> Draft:
         """Findings and Impression for one to four films of one study. Raises FilmError for none or more than four."""
@@ -92,9 +145,11 @@ class Reporter:
             )
         records = tuple(_record(film) for film in films)
         begun = time.perf_counter()
-        images = torch.from_numpy(self._images(films)).unsqueeze(0)
+        images = torch.from_numpy(self._images(films)).unsqueeze(1).to(self._model.llama_proj.weight.device)
         with torch.inference_mode():
-            visual = self._model.encode(images.to(self._model.llama_proj.weight.device))
+            tokens = self._model.see(images)  # each film as a study of its own
+            visual = self._model.project(tokens.mean(0, keepdim=True))  # as `Emrrg.encode` does (METHOD §5.1)
+            looks = self._looks(tokens)
         seen = time.perf_counter()
         writing: Writing | None = None
         for (writing,) in write_stream(self._model, visual, decoding):
@@ -102,7 +157,8 @@ class Reporter:
         if writing is not None:
             now = time.perf_counter()
             timings = {"encode": seen - begun, "write": now - seen, "total": now - begun}
-            yield self._draft(writing, records, decoding, partial=False, timings=timings)
+            warnings = (*self._cautions, *_film_warnings(films, looks))
+            yield self._draft(writing, records, decoding, partial=False, timings=timings, warnings=warnings)
 
     # -- did the film matter? -----------------------------------------------------------------------------------------
 
@@ -159,6 +215,34 @@ class Reporter:
         blank, noise, swapped = ((found[0] - found[1:]) / counted).tolist()
         return Looking(blank, noise, swapped, gate_strength(draft.tokens), counted)
 
+    def rescore(
+        self,
+        films: Sequence[Film],
+        draft: Draft,
+        changed: Sequence[np.ndarray],
+        *,
+        earlier: Rescored | None = None,
+        progress: Progress | None = None,
+    ) -> Rescored:
+        """*What does the model see?*: every sentence of the draft read again under changed films, beside what it is under its own.
+
+        changed: pixels (height, width) in [0, 1] for each of `films`, in their order (`retouch.retouched`); films that are not changed give
+        exactly no change. earlier: an answer about the same films and draft, whose reading of these is used again, so that half of the work is
+        saved. Read as for `why`; raises alike, and ValueError for another number of films.
+        """
+        self._check(films, draft)
+        if len(changed) != len(films):
+            raise ValueError(f"{len(changed)} changed films for {len(films)} films")
+        size = self._model.config.vision.image_size
+        own, other = self._images(films), np.stack([model_input(pixels, size) for pixels in changed])
+        studies = ([] if earlier else [own]) + ([] if np.array_equal(own, other) else [other])
+        found = self._read_tokens(studies, draft, 0, len(draft.tokens), progress)
+        spans = [slice(*sentence.tokens) for sentence in draft.sentences]
+        readings = [tuple(float(row[span].sum()) for span in spans) for row in found]
+        before = earlier.before if earlier else readings.pop(0)
+        counted = tuple(sum(not token.forced for token in draft.tokens[span]) for span in spans)
+        return Rescored(before, readings.pop() if readings else before, counted)
+
     def _check(self, films: Sequence[Film], draft: Draft) -> None:
         if sorted(film.sha256 for film in films) != sorted(film.sha256 for film in draft.films):
             raise FilmError("These are not the films that this draft was written about: choose those, or draft again.")
@@ -176,19 +260,25 @@ class Reporter:
         self, studies: Sequence[np.ndarray], draft: Draft, first: int, last: int, progress: Progress | None
     ) -> np.ndarray:
         """Log-probability of the chosen ones among draft.tokens[first:last] under each of the studies (views, 3, s, s): (studies,), nats."""
+        return self._read_tokens(studies, draft, first, last, progress).sum(1)
+
+    def _read_tokens(
+        self, studies: Sequence[np.ndarray], draft: Draft, first: int, last: int, progress: Progress | None
+    ) -> np.ndarray:
+        """The same token by token: (studies, last - first); 0 for a forced one."""
         device = self._model.llama_proj.weight.device
         ids = torch.tensor([[token.id for token in draft.tokens[:last]]], device=device)
         chosen = torch.tensor([not token.forced for token in draft.tokens[first:last]], device=device)
-        found: list[float] = []
+        found = np.zeros((len(studies), last - first))
         for start in range(0, len(studies), _TOGETHER):
             with torch.inference_mode():
                 some = [torch.from_numpy(study)[None].to(device) for study in studies[start : start + _TOGETHER]]
                 seen = torch.cat([self._model.encode(study) for study in some])  # one by one: of any number of views
                 log_probs = self._model.log_probs(seen, ids.expand(len(some), -1))[:, first:]
-            found += (log_probs.double() * chosen).sum(1).tolist()
+            found[start : start + len(some)] = (log_probs.double() * chosen).cpu().numpy()
             if progress:
-                progress(len(found), len(studies))
-        return np.array(found)
+                progress(start + len(some), len(studies))
+        return found
 
     # -- what a draft is made of --------------------------------------------------------------------------------------
 
@@ -200,6 +290,7 @@ class Reporter:
         *,
         partial: bool,
         timings: dict[str, float] | None = None,
+        warnings: tuple[str, ...] = (),
     ) -> Draft:
         findings, impression, sentences = sections(writing, partial=partial)
         return Draft(
@@ -210,7 +301,7 @@ class Reporter:
             layers=tuple(self._model.hybrid.indices()),
             grid=self._model.config.vision.grid,
             films=films,
-            warnings=() if partial else (*self._cautions, *_warnings(writing, findings, impression, films, decoding)),
+            warnings=() if partial else (*warnings, *_warnings(writing, findings, impression, len(films), decoding)),
             timings=timings or {},
             model=self.names,
             decoding=decoding.to_dict(),
@@ -231,12 +322,24 @@ def _cautions(config: dict[str, Any], language: LanguageModel) -> Iterator[str]:
 
 def _record(film: Film) -> FilmRecord:
     height, width = film.pixels.shape
-    return FilmRecord(film.name, film.format, film.sha256, height, width, film.spacing, film.view, tuple(film.steps))
+    return FilmRecord(
+        film.name, film.format, film.sha256, height, width, film.spacing, film.view, tuple(film.steps), film.overridden
+    )
 
 
-def _warnings(
-    writing: Writing, findings: str, impression: str, films: tuple[FilmRecord, ...], decoding: DecodeConfig
-) -> Iterator[str]:
+def _film_warnings(films: Sequence[Film], looks: Sequence[Looks]) -> Iterator[str]:
+    for number, film in enumerate(films):
+        if film.overridden:
+            yield f"{film.name} was refused ({', '.join(film.overridden)}) and used all the same, by the reader's decision."
+        if film.view == "LATERAL":
+            yield f"{film.name} is a lateral view; this checkpoint was trained on frontal films."
+        elif looks and (words := looks[number].warning(film.name)):
+            yield words
+        if words := burned_in_warning(film):
+            yield words
+
+
+def _warnings(writing: Writing, findings: str, impression: str, views: int, decoding: DecodeConfig) -> Iterator[str]:
     if not writing.finished:
         yield f"The draft did not end by itself and was cut after {decoding.max_new_tokens} tokens."
     if writing.closed:
@@ -248,8 +351,5 @@ def _warnings(
         yield "The draft has no Impression."
     if writing.tokens and not any(any(token.gates) for token in writing.tokens):
         yield "Every gate stayed shut: this draft did not look at the film through the hybrid layers, and has no heat maps."
-    if len(films) > 1:
+    if views > 1:
         yield "The views were averaged before writing, so one map serves all films of this study."
-    for film in films:
-        if film.view == "LATERAL":
-            yield f"{film.name} is a lateral view; this checkpoint was trained on frontal films."

@@ -3,6 +3,7 @@
 import logging
 import struct
 import zlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from pydicom.sequence import Sequence
 from pydicom.uid import UID
 
 from emrrg_core.errors import FilmError
-from emrrg_core.films import Film, FilmRefusedError, model_input, read_film
+from emrrg_core.films import OVERRIDABLE, Film, model_input, read_film
 
 CR, DX, RAW_DX, SC = (f"1.2.840.10008.5.1.4.1.1.{suffix}" for suffix in ("1", "1.1", "1.1.1", "7"))
 EXPLICIT, IMPLICIT, BIG, DEFLATED = (f"1.2.840.10008.1.2{suffix}" for suffix in (".1", "", ".2", ".1.99"))
@@ -86,9 +87,9 @@ def picture(tmp_path):
     return build
 
 
-def refusal(path: Path) -> FilmRefusedError:
-    with pytest.raises(FilmRefusedError) as caught:
-        read_film(path)
+def refusal(path: Path, anyway: Collection[str] = ()) -> FilmError:
+    with pytest.raises(FilmError) as caught:
+        read_film(path, anyway=anyway)
     return caught.value
 
 
@@ -146,7 +147,7 @@ def test_a_losslessly_compressed_real_film_is_the_same_film():
 def test_a_real_film_of_a_leg_is_refused_by_its_header():
     error = refusal(real("RG3_UNCR.dcm"))
     assert str(error) == "The header says that this film shows an EXTREMITY, not a chest."
-    assert error.code == "body-part"
+    assert error.rule == "body-part"
     assert error.overridable
 
 
@@ -176,7 +177,67 @@ def test_test_patterns_with_real_lookup_tables_come_out_alike():
 def test_other_kinds_of_real_files_are_refused_by_name(name, words):
     error = refusal(Path(get_testdata_file(name, download=False)))
     assert str(error) == f"This file holds {words}, not a plain chest radiograph: choose a CR or DX film."
-    assert error.code == "modality"
+    assert error.rule == "modality"
+
+
+# --- what a reader may override ---------------------------------------------------------------------------------------
+
+
+def test_a_reader_who_knows_better_has_the_leg_read_and_the_film_says_so():
+    film = read_film(real("RG3_UNCR.dcm"), anyway=["body-part"])
+    assert film.overridden == ("body-part",)
+    assert (
+        "rule body-part overridden by the reader: the header says that this film shows an EXTREMITY, not a chest"
+        in film.steps
+    )
+    assert film.pixels.shape == (1760, 1760)
+
+
+def test_each_rule_is_overridden_for_itself(tmp_path):
+    path = saved(header(hues(), SOPClassUID=SC, Modality="XC", BodyPartExamined="HAND"), tmp_path / "film")
+    assert refusal(path).rule == "modality"
+    assert refusal(path, ["modality"]).rule == "body-part"
+    assert refusal(path, ["modality", "body-part"]).rule == "colour"
+    assert read_film(path, anyway=OVERRIDABLE).overridden == ("modality", "body-part", "colour")
+
+
+def test_an_override_that_nothing_needs_is_not_recorded(read, picture):
+    for film in (read_film(real("RG1_UNCR.dcm"), anyway=OVERRIDABLE), picture(EIGHT_BITS)):
+        assert film.overridden == ()
+        assert not any("overridden" in step for step in film.steps)
+
+
+@pytest.mark.parametrize("rule", ["undecodable", "no-image", "multi-frame", "blank", "too-small", "a rule of nobody's"])
+def test_no_one_may_override_what_cannot_be_read(rule):
+    with pytest.raises(ValueError, match="cannot be overridden"):
+        read_film(real("RG1_UNCR.dcm"), anyway=[rule])
+
+
+def test_a_file_without_an_image_or_of_many_slices_stays_refused(tmp_path):
+    """Another modality may be a wrong word in a header; a report or a stack of slices is no film with a wrong word."""
+    report = refusal(Path(get_testdata_file("reportsi.dcm", download=False)))
+    film = header(TWELVE_BITS, Modality="CT", NumberOfFrames=3)
+    film.PixelData = TWELVE_BITS.tobytes() * 3
+    for error in (report, refusal(saved(film, tmp_path / "film"))):
+        assert error.rule == "modality"
+        assert not error.overridable
+    assert refusal(tmp_path / "film", OVERRIDABLE).rule == "modality"
+    cut = tmp_path / "cut"
+    cut.write_bytes((tmp_path / "film").read_bytes()[:140])
+    assert refusal(cut, OVERRIDABLE).rule == "undecodable"
+
+
+def test_a_real_ct_slice_is_read_when_the_reader_insists():
+    film = read_film(get_testdata_file("CT_small.dcm", download=False), anyway=["modality"])
+    assert film.overridden == ("modality",)
+    assert film.pixels.std() > 0.05
+
+
+@pytest.mark.parametrize(("said", "known"), [("YES", True), ("NO", False), (None, None), ("MAYBE", None)])
+def test_a_header_that_says_text_is_burned_in_is_heard(read, said, known):
+    film = read(**({"BurnedInAnnotation": said} if said else {}))
+    assert film.annotated is known
+    assert any("burned in" in step for step in film.steps) is (said == "YES")
 
 
 # --- DICOM by content -------------------------------------------------------------------------------------------------
@@ -286,7 +347,7 @@ def test_a_dicom_film_cut_short_is_refused(tmp_path, share, compressed):
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * share)])
     error = refusal(path)
-    assert error.code == "undecodable"
+    assert error.rule == "undecodable"
     assert str(error) == "This file is damaged or cut short and cannot be decoded: copy or export it again."
 
 
@@ -577,8 +638,8 @@ def test_secondary_captures_of_radiographs_are_read(read, modality):
 def test_what_is_no_plain_radiograph_is_refused_by_name(tmp_path, elements, words):
     error = refusal(saved(header(TWELVE_BITS, **elements), tmp_path / "film"))
     assert str(error) == f"This file holds {words}, not a plain chest radiograph: choose a CR or DX film."
-    assert error.code == "modality"
-    assert not error.overridable
+    assert error.rule == "modality"
+    assert error.overridable
 
 
 def test_a_makers_own_class_is_judged_by_its_modality(read):
@@ -610,20 +671,20 @@ def test_several_frames_are_refused_with_their_number(tmp_path):
     film.PixelData = TWELVE_BITS.tobytes() * 3
     error = refusal(saved(film, tmp_path / "film"))
     assert str(error).startswith("This file holds 3 frames")
-    assert error.code == "multi-frame"
+    assert error.rule == "multi-frame"
 
 
 @pytest.mark.parametrize("stored", [np.full((128, 160), 700, np.uint16), TWELVE_BITS // 400, TWELVE_BITS % 2 * 4095])
 @pytest.mark.parametrize("window", [{}, {"WindowCenter": 700, "WindowWidth": 2}])
 def test_blank_films_are_refused(tmp_path, stored, window):
     error = refusal(saved(header(stored.astype(np.uint16), **window), tmp_path / "film"))
-    assert error.code == "blank"
+    assert error.rule == "blank"
     assert str(error).startswith("This image is blank")
 
 
 def test_a_film_of_padding_alone_is_blank(tmp_path):
     film = header(TWELVE_BITS, PixelPaddingValue=0, PixelPaddingRangeLimit=4095)
-    assert refusal(saved(film, tmp_path / "film")).code == "blank"
+    assert refusal(saved(film, tmp_path / "film")).rule == "blank"
 
 
 def test_small_films_are_refused_with_their_size(tmp_path):
@@ -633,7 +694,7 @@ def test_small_films_are_refused_with_their_size(tmp_path):
 
 def test_dicom_bombs_are_refused_before_decoding(tmp_path):
     film = header(TWELVE_BITS, Rows=60_000, Columns=60_000)
-    assert refusal(saved(film, tmp_path / "film")).code == "too-large"
+    assert refusal(saved(film, tmp_path / "film")).rule == "too-large"
 
 
 def test_a_header_without_an_image_is_refused(tmp_path):
@@ -644,7 +705,7 @@ def test_a_header_without_an_image_is_refused(tmp_path):
 def test_the_index_of_a_disc_is_refused():
     error = refusal(Path(get_testdata_file("DICOMDIR", download=False)))
     assert "DICOMDIR" in str(error)
-    assert error.code == "no-image"
+    assert error.rule == "no-image"
 
 
 @pytest.mark.parametrize(
@@ -875,7 +936,7 @@ def test_colour_pictures_are_refused(tmp_path, colours, kind):
     Image.fromarray(colours).save(tmp_path / "picture", format=kind)
     error = refusal(tmp_path / "picture")
     assert str(error) == "This is a picture in colour, not an X-ray film: export the film in shades of grey."
-    assert error.code == "colour"
+    assert error.rule == "colour"
     assert error.overridable
 
 
@@ -883,7 +944,7 @@ def test_dicom_colour_is_read_when_grey_and_refused_when_not(tmp_path, read):
     film = read(greys_in(1, 1, 1), SOPClassUID=SC, Modality="OT")
     close(film.pixels, EIGHT_BITS / 255)
     path = saved(header(hues(), SOPClassUID=SC, Modality="OT"), tmp_path / "film")
-    assert refusal(path).code == "colour"
+    assert refusal(path).rule == "colour"
 
 
 # --- picture refusals -------------------------------------------------------------------------------------------------
@@ -936,7 +997,7 @@ def test_print_colours_are_refused(tmp_path):
 def test_black_and_white_drawings_and_blank_pictures_are_refused(tmp_path):
     for values in (EIGHT_BITS > 128, np.full((128, 160), 90, np.uint8), np.full((128, 160), 9000, np.uint16)):
         Image.fromarray(values).save(tmp_path / "film", format="PNG")
-        assert refusal(tmp_path / "film").code == "blank"
+        assert refusal(tmp_path / "film").rule == "blank"
 
 
 def test_thumbnails_are_refused(tmp_path):
@@ -952,7 +1013,7 @@ def test_pictures_cut_short_are_refused(tmp_path, kind, values, share):
     Image.fromarray(values).save(tmp_path / "film", format=kind)
     whole = (tmp_path / "film").read_bytes()
     (tmp_path / "film").write_bytes(whole[: int(len(whole) * share)])
-    assert refusal(tmp_path / "film").code == "undecodable"
+    assert refusal(tmp_path / "film").rule == "undecodable"
 
 
 @pytest.mark.parametrize("side", [10_100, 20_000])
@@ -960,7 +1021,7 @@ def test_picture_bombs_are_refused_before_decoding(tmp_path, side):
     shape = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
     bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", shape) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
     (tmp_path / "film").write_bytes(bomb)
-    assert refusal(tmp_path / "film").code == "too-large"
+    assert refusal(tmp_path / "film").rule == "too-large"
 
 
 def test_files_too_large_for_a_film_are_refused_unread(tmp_path):

@@ -275,7 +275,8 @@ def test_a_draft_as_json_has_the_documented_keys():
         "seed",
     }
     assert (data["schema"], data["schema"], data["notice"]) == ("emrrg.draft/1", SCHEMA, DISCLAIMER)
-    assert set(data["films"][0]) == {"name", "format", "sha256", "height", "width", "spacing", "view", "steps"}
+    keys = {"name", "format", "sha256", "height", "width", "spacing", "view", "steps", "overridden"}
+    assert set(data["films"][0]) == keys
     assert data["films"][0]["steps"] == ["read", "scaled"]
     assert set(data["sentences"][0]) == {"text", "section", "start", "end", "confidence", "gates", "map", "maps"}
     assert data["sentences"][0]["gates"].keys() == {"0", "5"}

@@ -1,7 +1,6 @@
-"""Images that are no frontal chest film, drawn from a seed, for the detector of `train.looks` to learn what to refuse.
+"""Images that are no chest film, drawn from a seed, for the detector of `train.looks` to learn what to refuse.
 
-No one's film is in them, but for `jigsaw`, which cuts a chest film in tiles. The lateral chests are drawn too, since films from the side are
-rare in public sets: a coarse drawing of what every one of them shows (spine behind, heart before it, domes below).
+No one's film is in them, but for `jigsaw`, which cuts a chest film in tiles.
 """
 
 from collections.abc import Callable
@@ -177,42 +176,12 @@ def sector(size: int, rng: Rng) -> Array:
     return np.maximum(film, letters / 255)
 
 
-def lateral(size: int, rng: Rng) -> Array:
-    """A chest from the side, facing either way."""
-    x, y = _grid(size)
-    x = (x - rng.normal(0, 0.08)) / rng.uniform(0.65, 0.9)
-    y = (y - rng.normal(0, 0.05)) / rng.uniform(0.95, 1.15)
-    lean = x - 0.15 * (y - 0.1) * rng.uniform(0, 1)
-    front, back = -0.75 + 0.25 * (y - 0.3) ** 2, 0.8 - 0.25 * (y + 0.1) ** 2
-    body = _soft((lean > front - 0.12) & (lean < back + 0.12) & (y > -1.2), 3)
-    chest = _soft((lean > front + 0.06) & (lean < back - 0.05) & (y > -0.75 + 0.5 * np.abs(lean - 0.1)), 4)
-    dome = rng.uniform(0.3, 0.5) + 0.35 * (lean + rng.uniform(0, 0.3)) ** 2 + 0.2 * (lean - 0.1).clip(0)
-    lung = chest * _soft(y < dome, 4)
-    film = 0.62 * body + 0.15 * _soft(y > dome, 4) * body - lung * rng.uniform(0.3, 0.45)
-    spine = back - rng.uniform(0.2, 0.32) - 0.08 * y
-    column = np.exp(-(((lean - spine) / 0.11) ** 2))
-    blocks = 0.75 + 0.25 * np.sign(np.sin(y * rng.uniform(16, 24)))
-    film += column * body * blocks * rng.uniform(0.08, 0.25) * (1 - 0.35 * (y + 0.2).clip(0))
-    heart = np.hypot((lean + rng.uniform(0.15, 0.3)) / 0.33, (y - rng.uniform(0.15, 0.3)) / 0.33)
-    film += _soft(heart < 1, 4) * lung * rng.uniform(0.15, 0.3)
-    hilum = np.hypot(lean / 0.13, (y + 0.1) / 0.16)
-    film += np.exp(-(hilum**2)) * lung * rng.uniform(0.1, 0.25)
-    shoulder = np.hypot((lean - rng.uniform(-0.2, 0.2)) / 0.7, (y + 1.05) / 0.4)
-    film += _soft(shoulder < 1, 5) * rng.uniform(0.1, 0.3)
-    for k in range(int(rng.integers(5, 9))):  # ribs, running down and forwards
-        y0 = -0.6 + 0.17 * k
-        film += np.exp(-(((y - y0 - 0.35 * (spine - lean)) / 0.018) ** 2)) * lung * 0.07
-    film += 0.06 * (_cloud(size, rng, 1.1) - 0.5) * body
-    film = _stretched(_soft(film.clip(0), 1)) ** rng.uniform(0.7, 1.3)
-    return film[:, ::-1] if rng.random() < 0.5 else film
-
-
 def jigsaw(film: Array, rng: Rng) -> Array:
     """A chest film (size, size) from 0 to 1 in tiles, laid anew: all of its texture, none of its anatomy."""
     parts = int(rng.integers(3, 6))
     edge = film.shape[0] // parts
     tiles = [film[r * edge : (r + 1) * edge, c * edge : (c + 1) * edge] for r in range(parts) for c in range(parts)]
-    tiles = [np.rot90(tiles[i], rng.integers(4)) for i in rng.permutation(len(tiles))]
+    tiles = [np.rot90(tiles[i], int(rng.integers(4))) for i in rng.permutation(len(tiles))]
     laid = np.block([tiles[r * parts : (r + 1) * parts] for r in range(parts)])
     return cv2.resize(laid.astype(np.float64), film.shape, interpolation=cv2.INTER_LINEAR)
 

@@ -24,7 +24,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from emrrg_core.errors import FilmError
 from emrrg_core.export import version
-from emrrg_core.films import _digest, _quiet, _stored_values, _value
+from emrrg_core.films import header_value, pixel_digest, quiet_decoders, stored_values
 from emrrg_core.report import Draft
 
 Source = Path | str | bytes | None  # a film's file or its content; None, or a picture, has nothing to copy
@@ -81,7 +81,7 @@ def origin(draft: Draft, films: Sequence[Source]) -> Origin:
     """
     if len(films) != len(draft.films):
         raise ValueError(f"the draft was made from {len(draft.films)} films, not {len(films)}")
-    with _quiet():
+    with quiet_decoders():
         headers = tuple(
             _header(source, film.sha256, film.name) if film.format == "DICOM" else None
             for film, source in zip(draft.films, films, strict=True)
@@ -96,13 +96,13 @@ def origin(draft: Draft, films: Sequence[Source]) -> Origin:
             elif keyword in REQUIRED.split():
                 setattr(subject, keyword, None)
         _to_unicode(subject)
-        study = _value(known[0], "StudyInstanceUID") if known else None
+        study = header_value(known[0], "StudyInstanceUID") if known else None
         subject.add_new("StudyInstanceUID", "UI", study or _uid("study", *(film.sha256 for film in draft.films)))
         return Origin(subject, headers, _zone(known[0]) if known else None)
 
 
 def referable(header: Dataset) -> bool:
-    return all(_value(header, keyword) for keyword in POINTERS)
+    return all(header_value(header, keyword) for keyword in POINTERS)
 
 
 def document(kind: Kind, origin: Origin, draft: Draft, at: datetime) -> Dataset:
@@ -157,7 +157,7 @@ def moment(time: datetime) -> str:
 
 def to_bytes(made: Dataset) -> bytes:
     """A DICOM Part 10 file, explicit VR little endian, in a series of its own, with UIDs drawn from all it holds."""
-    with _quiet():
+    with quiet_decoders():
         plain = BytesIO()
         pydicom.dcmwrite(plain, made, implicit_vr=False, little_endian=True)
         digest = hashlib.sha256(plain.getvalue()).hexdigest()
@@ -180,7 +180,7 @@ def _header(source: Source, sha256: str, name: str) -> Dataset:
         raise FilmError(problem)
     try:
         header = pydicom.dcmread(BytesIO(source) if isinstance(source, bytes) else source, force=True)
-        same = _digest(_stored_values(header, [])[0]) == sha256
+        same = pixel_digest(stored_values(header, [])[0]) == sha256
         header.decode()
     except Exception as error:  # a file that is no film may fail in as many ways as there are files
         raise FilmError(problem) from error
@@ -191,7 +191,7 @@ def _header(source: Source, sha256: str, name: str) -> Dataset:
 
 
 def _zone(header: Dataset) -> timezone | None:
-    match = re.fullmatch(r"([+-])(\d\d)([0-5]\d)", str(_value(header, "TimezoneOffsetFromUTC") or "").strip())
+    match = re.fullmatch(r"([+-])(\d\d)([0-5]\d)", str(header_value(header, "TimezoneOffsetFromUTC") or "").strip())
     if match is None:
         return None
     offset = timedelta(hours=int(match[2]), minutes=int(match[3]))

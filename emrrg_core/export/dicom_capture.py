@@ -10,7 +10,7 @@ from pydicom.valuerep import DSfloat
 
 from emrrg_core.export import clean
 from emrrg_core.export.dicom import Kind, Source, code, document, origin, referable, reference, to_bytes
-from emrrg_core.films import _value
+from emrrg_core.films import header_value
 from emrrg_core.report import Draft
 
 KIND = Kind(SecondaryCaptureImageStorage, "OT", 9003, "EMRRG attention map, research only")
@@ -43,7 +43,7 @@ def to_dicom_capture(
     made = document(KIND, whose, draft, at)
     made.ConversionType = "WSD"
     made.DateOfSecondaryCapture, made.TimeOfSecondaryCapture = made.ContentDate, made.ContentTime
-    made.BodyPartExamined = _value(header, "BodyPartExamined") or "CHEST"  # of nothing else are drafts made
+    made.BodyPartExamined = header_value(header, "BodyPartExamined") or "CHEST"  # of nothing else are drafts made
     made.ImageType = ["DERIVED", "SECONDARY"]
     made.PatientOrientation = None  # type 2C: present, if only empty
     if not turned:
@@ -51,7 +51,7 @@ def to_dicom_capture(
     if burned_in is not None:
         made.BurnedInAnnotation = "YES" if burned_in else "NO"
     for keyword in ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"):
-        if _value(header, "LossyImageCompression") == "01" and keyword in header:
+        if header_value(header, "LossyImageCompression") == "01" and keyword in header:
             made[keyword] = header[keyword]  # what was lost once stays lost (C.7.6.1.1.5)
     of = "its whole draft" if sentence is None else f"“{clean(draft.sentences[sentence].text)}”"
     made.DerivationDescription = (
@@ -75,9 +75,9 @@ def _geometry(made: Dataset, header: Dataset, height: int, width: int, shown: tu
 
     Pixel Spacing only: Imager Pixel Spacing is measured at the detector, and a capture has no attribute that says so.
     """
-    if _value(header, "PatientOrientation") is not None:
+    if header_value(header, "PatientOrientation") is not None:
         made["PatientOrientation"] = header["PatientOrientation"]
-    spacing = _value(header, "PixelSpacing")
+    spacing = header_value(header, "PixelSpacing")
     rows, columns = shown
     if (
         spacing is None

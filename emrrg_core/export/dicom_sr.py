@@ -16,7 +16,7 @@ from pydicom.uid import BasicTextSRStorage
 
 from emrrg_core.export import banner, notice, passages
 from emrrg_core.export.dicom import Kind, Source, device_uid, document, moment, origin, to_bytes
-from emrrg_core.films import _quiet
+from emrrg_core.films import quiet_decoders
 from emrrg_core.report import NOT_REVIEWED, Draft, Report
 
 KIND = Kind(BasicTextSRStorage, "SR", 9001, "EMRRG report, research only")
@@ -63,7 +63,7 @@ def to_dicom_sr(
 
     from highdicom.sr.utils import collect_evidence
 
-    with _quiet():
+    with quiet_decoders():
         tree = _tree(report, draft, whose.images, reader if signed else None)
         made.update(tree)
         same, other = collect_evidence(whose.images, tree, made.StudyInstanceUID) if whose.images else ([], [])
