@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import emrrg_core.reporter
 from emrrg_core import DecodeConfig, EmrrgError, Film, FilmError, Reporter
 from emrrg_core.cases import QUESTION, CaseError, read_case, read_cases
 from emrrg_core.classes import (
@@ -165,6 +166,14 @@ def test_the_documented_example_is_a_case_and_uses_every_key(folder):
     assert case.impression
     for key in (*COLUMNS[:9], "reference_sentences_missed", "bleu1", "rouge_l"):
         assert f"`{key}`" in DOCS.read_text(encoding="utf-8"), "every column of the CSV is explained"
+
+
+@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL))
+def test_the_documented_python_runs_as_written(block, checkpoint, monkeypatch, capsys):
+    monkeypatch.setattr(emrrg_core.reporter, "DEFAULT_CHECKPOINT", checkpoint)
+    monkeypatch.chdir(ROOT)
+    exec(compile(block, "teaching.md", "exec"), {})
+    assert capsys.readouterr().out
 
 
 # --- a report beside the reference ------------------------------------------------------------------------------------
