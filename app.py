@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -25,13 +25,15 @@ with without_stubs():
     import gradio as gr
 from starlette.middleware import Middleware
 
-from ui import about, api, read, teach
+from ui import about, api, read, teach, viewer
+from ui.pixels import Pixels
 from ui.uploads import Nameless
 
 if TYPE_CHECKING:
     from emrrg_core import Reporter
 
-STYLES = [Path(__file__).parent / "ui" / name for name in ("style.css", "viewer.css", "teach.css", "about.css")]
+_SHEETS = ("style.css", "viewer.css", "panels.css", "teach.css", "about.css")
+STYLES = [Path(__file__).parent / "ui" / name for name in _SHEETS]
 MOST_BYTES = 500_000_000  # of one upload; a larger file is no single film
 _HEADER = (
     '<header class="rr-bar"><h1>EMRRG<small>drafts a chest X-ray report and shows where it looked</small></h1>'
@@ -39,23 +41,23 @@ _HEADER = (
 )
 
 
-def build_demo(reporter: "Reporter | Future[Reporter]") -> gr.Blocks:
-    """The whole app around one reporter, which all readers share; a future may still be loading it."""
+def build_demo(reporter: "Reporter | Future[Reporter]", *, cases: Path | None = None) -> gr.Blocks:
+    """The whole app around one reporter, which all readers share; a future may still be loading it. cases: the folder for Teach."""
     soon: Future[Reporter] = Future()
     if isinstance(reporter, Future):
         soon = reporter
     else:
         soon.set_result(reporter)
     with gr.Blocks(title="EMRRG", analytics_enabled=False, delete_cache=(600, 600), fill_width=True) as demo:
+        api.endpoints(demo, soon)  # first: an event of a screen that has the same name takes another
         gr.HTML(_HEADER, elem_id="bar")
         with gr.Tabs(elem_id="rooms"):
             with gr.Tab("Read", id="read"):
                 read.screen(demo, soon, example_film)
             with gr.Tab("Teach", id="teach"):
-                teach.screen(demo, soon)
+                teach.screen(demo, soon, cases)
             with gr.Tab("About", id="about"):
                 about.screen(demo, soon)
-        api.endpoints(demo, soon)
 
         def forget(request: gr.Request) -> None:
             """A tab was closed or reloaded: drop all that the server holds of its session, at once."""
@@ -87,9 +89,25 @@ def launch(demo: gr.Blocks, *, port: int | None = None) -> str:
             primary_hue="teal",
             font=["system-ui", "sans-serif"],  # nothing is fetched from another host
             font_mono=["ui-monospace", "monospace"],
+        ).set(  # contrast of at least 4.5 : 1, which the theme's own colours miss (tests/test_access.py)
+            body_text_color_subdued="*neutral_600",
+            body_text_color_subdued_dark="*neutral_400",
+            input_placeholder_color="*neutral_600",
+            input_placeholder_color_dark="*neutral_400",
+            color_accent="*primary_700",  # of tabs in the dark: panels.css
+            button_primary_background_fill="*primary_700",
+            button_primary_background_fill_dark="*primary_700",
+            button_primary_background_fill_hover="*primary_800",
+            button_primary_background_fill_hover_dark="*primary_800",
         ),
         css_paths=STYLES,
-        app_kwargs={"middleware": [Middleware(Nameless)], "docs_url": None, "redoc_url": None, "openapi_url": None},
+        head=viewer.HEAD,
+        app_kwargs={
+            "middleware": [Middleware(Nameless), Middleware(api.Once), Middleware(Pixels)],
+            "docs_url": None,
+            "redoc_url": None,
+            "openapi_url": None,
+        },
     )
     return address.rstrip("/")
 
@@ -126,11 +144,36 @@ def load_behind(soon: "Future[Reporter]", checkpoint: Path | None) -> None:
     threading.Thread(target=load, name="load", daemon=True).start()
 
 
+def purge_behind(soon: "Future[Reporter]") -> None:
+    """Once the model is loaded, delete expired reports every hour, in a thread of its own: on an idle server too."""
+
+    def purge() -> None:
+        wait([soon])
+        from emrrg_core import EmrrgError, Sessions
+
+        try:
+            store = Sessions()
+        except EmrrgError as error:  # the screen says so too, when a report is to be kept
+            print(f"emrrg: {error}", file=sys.stderr, flush=True)
+            return
+        if store.notice:
+            print(f"emrrg: {store.notice}", file=sys.stderr, flush=True)
+        store.keep_purging()
+
+    threading.Thread(target=purge, name="purge", daemon=True).start()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="app.py", description=__doc__)
     parser.add_argument("--port", type=int, help="default: GRADIO_SERVER_PORT, or the first free one from 7860")
     parser.add_argument(
         "--checkpoint", type=Path, help="folder of a checkpoint; default: the one that comes with EMRRG"
+    )
+    parser.add_argument(
+        "--cases",
+        type=Path,
+        default=os.environ.get("EMRRG_CASES") or None,
+        help="folder of teaching cases (docs/teaching.md); default: EMRRG_CASES, or the drawn ones that come with EMRRG",
     )
     args = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, _leave)
@@ -140,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     demo = None
     try:
         soon: Future[Reporter] = Future()
-        demo = build_demo(soon)
+        demo = build_demo(soon, cases=args.cases)
         try:
             address = launch(demo, port=args.port)
         except OSError:  # Gradio's own words for it name its parameters
@@ -149,6 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 2
         print(f"EMRRG is at {address} (the model is loading; stop with Ctrl+C)", flush=True)
         load_behind(soon, args.checkpoint)
+        purge_behind(soon)
         threading.Event().wait()
     except KeyboardInterrupt:
         return 0

@@ -21,6 +21,8 @@ from ui import panels
 ROOT = Path(__file__).resolve().parent.parent
 FINDINGS = "The heart is enlarged. No pleural effusion. Possible left basilar opacity, unchanged. Café 2.5 cm."
 IMPRESSION = "Small right pleural effusion. The lungs are clear."
+CHROMIUM = Path("/usr/bin/chromium")
+SLOW = 120_000  # milliseconds: the machine may be busy
 HOSTILE = [
     "<script>alert(1)</script>",
     "\" onmouseover=\"alert(1)' x='",
@@ -215,7 +217,7 @@ def test_tab_reaches_one_item_and_a_colour_is_never_alone(draft):
     for button in buttons:
         (kind,) = set(button.kinds) & set(names)
         assert names[kind] in (button.attributes.get("title") or button["aria-label"])
-    assert [item.text.split()[0] for item in shown.one("ul", "rr-legend").all("li")] == ["sure", "less", "unsure"]
+    assert [item.text.split()[0] for item in shown.one("ul", "rr-bands").all("li")] == ["sure", "less", "unsure"]
 
 
 def test_a_confidence_is_the_geometric_mean_of_its_tokens_probabilities(draft):
@@ -242,6 +244,67 @@ def test_words_about_an_earlier_film_are_marked_and_the_sentence_says_so():
     assert tagged["The heart is enlarged."] == []
 
 
+@pytest.fixture(scope="module")
+def browser():
+    if not CHROMIUM.exists():
+        pytest.skip("Chromium is not installed")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-background-networking"], timeout=SLOW
+        )
+        yield browser
+        browser.close()
+
+
+def test_the_keyboard_reaches_every_word_and_a_click_names_the_place(browser):
+    draft = draft_of(CUTS["a word a token"])
+    shown = browser.new_page()
+    shown.set_default_timeout(SLOW)
+    shown.set_content(f'<button id="before">before</button><div id="here">{panels.words_html(draft)}</div>')
+    shown.evaluate(  # as gr.HTML runs js_on_load
+        "(js) => { window.told = []; new Function('element', 'trigger', js)("
+        "document.getElementById('here'), (name, data) => window.told.push([name, data.index])); }",
+        panels.PICK,
+    )
+    here = (
+        "(() => { const {sentence, word} = document.activeElement.dataset; "
+        "return [Number(sentence), word === '' ? null : Number(word)]; })()"
+    )
+
+    def press(*keys: str) -> list:
+        for key in keys:
+            shown.keyboard.press(key)
+        return shown.evaluate(here)
+
+    shown.focus("#before")
+    assert press("Tab") == [0, None]
+    assert press("ArrowRight") == [0, 0]
+    assert press("ArrowLeft", "ArrowLeft") == [0, None], "before the first there is nothing"
+    seen = [press("ArrowRight") for _ in range(sum(1 + len(s.text.split()) for s in draft.sentences) - 1)]
+    assert (
+        seen
+        == [[number, word] for number, s in enumerate(draft.sentences) for word in (None, *range(len(s.text.split())))][
+            1:
+        ]
+    )
+    assert press("Home") == [0, None]
+    assert press("ArrowDown", "ArrowDown", "ArrowRight", "ArrowRight") == [2, 1]
+    assert press("ArrowUp") == [2, None]
+    assert press("ArrowUp") == [1, None]
+    assert press("End", "Enter") == seen[-1]
+    shown.click("[data-sentence='1'][data-word='']")
+    shown.keyboard.press("Space")
+    assert shown.evaluate("window.told") == [["select", seen[-1]], ["select", [1, None]], ["select", [1, None]]]
+    pressed = (
+        "[...document.querySelectorAll('[aria-pressed=true]')].map(b => b.dataset.sentence + '/' + b.dataset.word)"
+    )
+    assert shown.evaluate(pressed) == ["1/"]
+    assert shown.evaluate("document.querySelectorAll('.rr-pick[tabindex=\"0\"]').length") == 1
+    shown.close()
+
+
 # --- tokens and gates ---------------------------------------------------------------------------------------------------
 
 
@@ -257,7 +320,7 @@ def test_tokens_show_their_probabilities_and_a_forced_one_says_so():
 
 
 @pytest.mark.parametrize(
-    ("share", "text"), [(1.0, "100 %"), (0.9999, "over 99 %"), (0.5, "50 %"), (0.001, "below 1 %"), (0, "below 1 %")]
+    ("share", "text"), [(1.0, "100 %"), (0.9999, "&gt;99 %"), (0.5, "50 %"), (0.001, "&lt;1 %"), (0, "&lt;1 %")]
 )
 def test_a_share_says_all_or_nothing_only_where_it_is(share, text):
     assert panels._percent(share).replace("\N{NO-BREAK SPACE}", " ") == text
@@ -266,7 +329,7 @@ def test_a_share_says_all_or_nothing_only_where_it_is(share, text):
 def test_the_gates_of_a_selection_are_its_tokens_mean_strength():
     draft = draft_of(CUTS["a word a token"])
     shown = page(panels.gates_html(draft, 2, 6))
-    cells = [cell for cell in shown.all("td", "rr-number") if "data-gate" in cell.attributes]
+    cells = [cell for cell in shown.all("td", "rr-figure") if "data-gate" in cell.attributes]
     strength = np.abs([token.gates for token in draft.tokens[2:6]]).mean(0)
     assert [float(cell["data-gate"]) for cell in cells] == pytest.approx(strength)
     assert [head.text for head in shown.all("th") if head["scope"] == "row"] == ["Layer 3", "Layer 7"]
@@ -356,7 +419,11 @@ def place_of(node: Node, name: str) -> float:
 def test_the_marks_of_why_lie_where_the_numbers_are(why):
     shown = page(panels.why_html(why, "The heart is <enlarged>."))
     chart = shown.one("svg")
-    own, mean, dots = chart.one("circle", "rr-own"), chart.one("line", "rr-mean"), list(chart.all("circle", "rr-dot"))
+    own, mean, dots = (
+        chart.one("circle", "rr-here"),
+        chart.one("line", "rr-mean"),
+        list(chart.all("circle", "rr-random")),
+    )
     assert float(own["data-nats"]) == why.drop
     assert float(mean["data-nats"]) == why.mean
     assert [float(dot["data-nats"]) for dot in dots] == list(why.random)

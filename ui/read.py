@@ -1,68 +1,56 @@
-"""Read, the clinician's screen: films in, a draft streams out, every sentence can be asked where the model looked.
+"""Read, the clinician's screen: films in, a draft streams out, the reader makes a report of it, sentence by sentence.
 
-A session's films and draft live in `gr.State` on the server and go with the session; none of them is written to the
-disk.
+What a tab holds is on its `Desk`, in a `gr.State` on the server; it goes with the tab. Report and draft are kept on the disk
+under a random id, which the browser remembers for that tab alone (sessionStorage), so that a reload or a restart of the
+server loses nothing.
 """
 
 import html
-import json
-from collections.abc import Callable, Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import suppress
-from dataclasses import replace
-from functools import partial
+from functools import cache
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from ui import viewer
+from ui import editor, exports, notices, panels, viewer
+from ui.desk import Desk, core
+from ui.notices import say
 
 if TYPE_CHECKING:
-    from emrrg_core import Draft, Film, Reporter
+    from emrrg_core import Draft, Reporter, Sessions
 
 NOTICE = "Research and teaching only, not a medical device."
 NO_FILM = "Choose a chest film first: drop one on the left, or try the example."
-MOST_FILMS = 4
+SHOWN = 0.15  # seconds between two pictures of a draft under way: each costs about as much as a token
 KEPT = 4 * 3600  # seconds that an open but untouched tab keeps its films
-BANDS = (("sure (80 % and more)", 0.8), ("less sure (50 to 80 %)", 0.5), ("unsure (below 50 %)", 0.0))
-COLOURS = dict(zip((name for name, _ in BANDS), ("#a7d8c2", "#f3dc8e", "#f2b5a7"), strict=True))
+SCRIPT = (Path(__file__).parent / "read.js").read_text(encoding="utf-8")
 
-_SHOW_OPACITY = "(value) => { document.documentElement.style.setProperty('--map-opacity', value); }"
+_RECALL = "() => sessionStorage.getItem('emrrg-session') || ''"  # of this tab alone, and gone with it
+_REMEMBER = """(id) => {
+    if (id) sessionStorage.setItem('emrrg-session', id);
+    else sessionStorage.removeItem('emrrg-session');
+}"""
 _SHOW_FILMS = (
     """() => { if (window.innerWidth < 768) document.getElementById('films').scrollIntoView({behavior: 'smooth'}); }"""
 )
 _SAVE = """(parcel) => {
-    if (!parcel) return;
+    if (!parcel) return '';
     const file = JSON.parse(parcel), link = document.createElement('a');
-    link.href = URL.createObjectURL(new Blob([file.body], {type: file.type}));
+    const bytes = Uint8Array.from(atob(file.body), (letter) => letter.charCodeAt(0));
+    link.href = URL.createObjectURL(new Blob([bytes], {type: file.type}));
     link.download = file.name;
     document.body.append(link);
     link.click();
     link.remove();
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+    return '';
 }"""
-
-
-class Wish:
-    """The reader's wish that a draft under way end, shared by the draft and the Stop button; also what a closed tab wishes."""
-
-    def __init__(self) -> None:
-        self.stop = False
-
-    def end(self) -> None:
-        self.stop = True
-
-
-def core() -> Any:
-    """emrrg_core, imported when first needed, so that the page answers at once.
-
-    Its films and errors come quickly. What drafts brings torch and transformers, seconds of work that the loading thread
-    does; who needs it waits for the reporter first, so that no two threads import them in different orders.
-    """
-    import emrrg_core
-
-    return emrrg_core
 
 
 def screen(demo: gr.Blocks, reporter: "Future[Reporter]", example: Callable[[], Path | None]) -> None:
@@ -70,9 +58,7 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", example: Callable[[], 
 
     reporter may still be loading; example gives the path of a film to try, or None where there is none.
     """
-    films = gr.State((), time_to_live=KEPT)  # tuple of Film; once there is a draft, it grows no more
-    draft = gr.State(None, time_to_live=KEPT)  # Draft or None
-    wish = gr.State(Wish(), time_to_live=KEPT, delete_callback=Wish.end)  # a new one for every draft
+    tab = gr.State(Desk(), time_to_live=KEPT, delete_callback=Desk.leave)  # every tab gets one of its own
 
     with gr.Row(elem_id="room"):
         with gr.Column(scale=6, min_width=320):
@@ -86,15 +72,10 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", example: Callable[[], 
                 try_example = gr.Button("Try the example film", size="sm", min_width=120, elem_id="example")
                 new_study = gr.Button("New study", size="sm", min_width=120, elem_id="new")
             notice = gr.HTML("", elem_id="notice")
-            with gr.Row(visible=False, elem_id="removers") as removing:
-                removers = [
-                    gr.Button(f"Remove Film {number}", size="sm", min_width=100, elem_id=f"remove-{number}")
-                    for number in range(1, MOST_FILMS + 1)
-                ]
+            chips = gr.HTML("", elem_id="chips")
             with gr.Column(elem_id="viewer"):  # stays in sight while the draft is read
                 figures = gr.HTML(viewer.figures(()), elem_id="films")
                 layers = gr.HTML("", elem_id="layers")
-                opacity = gr.Slider(0, 1, 0.5, step=0.05, label="Heat map opacity", elem_id="opacity", visible="hidden")
                 caption = gr.HTML("", elem_id="caption")
         with gr.Column(scale=5, min_width=320):
             with gr.Row():
@@ -109,15 +90,9 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", example: Callable[[], 
                     label="Beams",
                     info="1 is quickest; more weigh several wordings against each other.",
                 )
-            status = gr.HTML(_say("The model is loading…", busy=True), elem_id="status")
-            findings = gr.Textbox(
-                label="Findings",
-                lines=5,
-                max_lines=14,
-                elem_id="findings",
-                placeholder="The draft appears here and can be edited.",
-            )
-            impression = gr.Textbox(label="Impression", lines=3, max_lines=10, elem_id="impression")
+            status = gr.HTML(say("The model is loading…", busy=True), elem_id="status")
+            looked = gr.HTML("", elem_id="looked")
+            report = gr.HTML(editor.html_of(None, None), elem_id="report", js_on_load=SCRIPT)
             earlier = gr.Textbox(
                 label="Your earlier text",
                 info="What you had written or edited before the report was drafted anew.",
@@ -128,92 +103,68 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", example: Callable[[], 
                 visible="hidden",
                 elem_id="earlier",
             )
-            with gr.Row():
-                save_text = gr.Button("Download text", size="sm", min_width=120, elem_id="save-text")
-                save_json = gr.Button("Download JSON", size="sm", min_width=120, elem_id="save-json")
-            sentences = gr.HighlightedText(
-                label="The draft's sentences, coloured by confidence: select one to see where the model looked",
-                color_map=COLOURS,
-                show_legend=True,
-                show_inline_category=False,
-                interactive=False,
-                visible="hidden",
-                elem_id="sentences",
-            )
-            gates = gr.Plot(label="Gates of the selected sentence", show_label=False, visible=False, elem_id="gates")
+            with gr.Accordion("The model’s draft: sentences and words", open=True, elem_id="beside"):
+                words = gr.HTML(panels.words_html(None), elem_id="words", js_on_load=panels.PICK)
+                chosen = gr.HTML("", elem_id="chosen")
+                why = gr.HTML("", elem_id="why")
+            with gr.Accordion("What the report states", open=True, elem_id="states"):
+                flagged = gr.HTML(panels.flag_html((), "", ""), elem_id="flags")
+                table = gr.HTML(panels.findings_table_html((), "", ""), elem_id="table")
+            with gr.Accordion("Export", open=True, elem_id="export"):
+                menu = gr.HTML(exports.menu(Desk()), elem_id="menu")
+                packing = gr.HTML("", elem_id="packing")
+                with gr.Accordion("Name of the reader, for a signed DICOM structured report", open=False):
+                    with gr.Row():
+                        name = gr.Textbox(
+                            label="Name, as DICOM writes it", placeholder="Family^Given", elem_id="reader"
+                        )
+                        place = gr.Textbox(label="Organization", elem_id="organization")
+                    gr.HTML('<p class="rr-hint">Goes into that file alone and is not kept.</p>')
+            gr.HTML(notices.keys(), elem_id="keys")
             parcel = gr.Textbox(visible="hidden", elem_id="parcel")
+            kept_id = gr.Textbox(visible="hidden", elem_id="session")
 
-    evidence = [layers, caption, opacity, gates]
+    film_parts = [figures, chips, notice]
+    report_parts = [report, words, flagged, table, menu, kept_id, earlier, looked]
+    evidence = [layers, caption, chosen, why]
+    buttons = [write, stop, drop, try_example, new_study]
 
-    def ready() -> Any:
-        try:
-            reporter.result()
-        except core().EmrrgError as error:
-            return _say(str(error), bad=True)
-        except Exception:
-            return _say("The model could not be loaded; the server's console says more.", bad=True)
-        return _say("Ready.")
+    @cache
+    def store() -> "Sessions":
+        return core().Sessions()
 
-    def add(uploads: "list[str] | None", held: Any, written: Any) -> Any:
-        """Read what was dropped, delete it from the disk, keep the films in memory."""
-        paths = [Path(upload) for upload in uploads or ()]
-        try:
-            held, words = receive(paths, held, drafted=written is not None, first=1)
-        finally:
-            for path in paths:
-                path.unlink(missing_ok=True)
-                with suppress(
-                    OSError
-                ):  # the folder is named after the content: an equal film of another reader may lie there
-                    path.parent.rmdir()
-        return {drop: None, notice: _warn(words), **_show(held, fixed=written is not None)}
+    # -- what is shown ---------------------------------------------------------------------------------------------------
 
-    def add_example(held: Any, written: Any) -> Any:
-        path = example()
-        if path is None:
-            return {notice: _warn(["The example film is not installed. Install it with: pip install pydicom-data"])}
-        held, words = receive([path], held, drafted=written is not None, first=None)
-        return {notice: _warn(words), **_show(held, fixed=written is not None)}
-
-    def remove(number: int, held: Any, written: Any) -> Any:
-        """Take one film out of a study that has no draft yet; those behind it move up."""
-        if written is None:
-            kept = [film for place, film in enumerate(held, start=1) if place != number]
-            held = tuple(replace(film, name=f"Film {place}") for place, film in enumerate(kept, start=1))
-        return {notice: "", **_show(held, fixed=written is not None)}
-
-    def _show(held: Any, *, fixed: bool) -> dict[Any, Any]:
-        return {films: held, figures: viewer.figures(held), **_removers(held, fixed=fixed)}
-
-    def _removers(held: Any, *, fixed: bool) -> dict[Any, Any]:
-        """A button for each film, unless they are fixed: a draft speaks of them."""
-        shown = {button: gr.Button(visible=number < len(held)) for number, button in enumerate(removers)}
-        return {removing: gr.Row(visible=bool(held) and not fixed), **shown}
-
-    def reset() -> Any:
+    def films_of(desk: Desk, said: list[str] | None = None) -> dict[Any, Any]:
         return {
-            draft: None,
-            notice: "",
-            earlier: gr.Textbox(value="", visible="hidden"),
-            **_show((), fixed=False),
-            findings: gr.Textbox(value="", interactive=True),
-            impression: gr.Textbox(value="", interactive=True),
-            parcel: "",
-            status: _say("Ready." if reporter.done() else "The model is loading…", busy=not reporter.done()),
-            sentences: gr.HighlightedText(value=None, visible="hidden"),
-            **_buttons(idle=True),
-            **_without_map(),
+            figures: viewer.figures(desk.shown),
+            chips: notices.chips(desk),
+            notice: notices.films(desk, said or []),
         }
 
-    def _without_map() -> dict[Any, Any]:
+    def report_of(desk: Desk) -> dict[Any, Any]:
+        """Everything that follows from the report and its draft."""
+        drafted: Any = ()
+        if desk.draft:
+            drafted = core().flags(desk.draft.findings, desk.draft.impression, has_prior=desk.has_prior)
+        texts = desk.texts
+        marks = core().flags(*texts, has_prior=desk.has_prior) if any(texts) else []
+        rows = core().findings_table(*texts) if any(texts) else ()
         return {
-            layers: "",
-            caption: "",
-            opacity: gr.Slider(visible="hidden"),
-            gates: gr.Plot(value=None, visible=False),
+            report: editor.html_of(desk.report, desk.draft, marks, kept=notices.kept(desk)),
+            words: panels.words_html(desk.draft, desk.picked, drafted),
+            flagged: panels.flag_html(marks, *texts),
+            table: panels.findings_table_html(rows, *texts),
+            menu: exports.menu(desk),
+            kept_id: desk.session.id if desk.session else "",
+            earlier: gr.Textbox(value=desk.earlier, visible=True if desk.earlier else "hidden"),
+            looked: panels.looking_html(desk.looked) if desk.looked else "",
         }
 
-    def _buttons(*, idle: bool) -> dict[Any, Any]:
+    def without_map() -> dict[Any, Any]:
+        return {layers: "", caption: "", chosen: "", why: ""}
+
+    def buttons_of(*, idle: bool) -> dict[Any, Any]:
         return {
             write: gr.Button(interactive=idle),
             stop: gr.Button(interactive=not idle),
@@ -222,239 +173,416 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", example: Callable[[], 
             new_study: gr.Button(interactive=idle),  # stop first: a draft's last words must not reach the next study
         }
 
-    def begin(held: Any, written: Any, found: str, concluded: str, before: str) -> Any:
-        """At once, though another reader's draft may be under way: empty the room for the new draft and say so.
+    # -- opening the page ------------------------------------------------------------------------------------------------
 
-        What the reader wrote or edited is never thrown away: it moves to "Your earlier text", the newest above.
-        """
-        if not held:
-            return {status: _say(NO_FILM, bad=True)}
-        kept = "\n\n".join(text for text in (own_words(written, found, concluded), before) if text)
+    def hello(desk: Desk, id: str) -> Any:
+        """At once: films wait until the kept report is open, or they would be taken for another study's."""
+        desk.busy = bool(id)
+        return say("Your report is being opened; the model is loading…" if id else "The model is loading…", busy=True)
+
+    def resume(desk: Desk, id: str) -> Any:
+        """Once the model is there: open the report that this tab had."""
+        wait([reporter])
+        told, trouble = "", ""
+        try:
+            if id and desk.session is None:
+                desk.open(store().load(id))
+        except core().SessionGoneError as error:
+            trouble, id = str(error), ""
+        except core().EmrrgError as error:
+            trouble = str(error)
+        finally:
+            desk.busy = False
+        if desk.session:
+            told = "Your report is as you left it."
+        if desk.session and desk.session.warning:
+            trouble = desk.session.warning
+        try:
+            reporter.result()
+            ready = say(trouble, bad=True) if trouble else say(told or "Ready.")
+        except core().EmrrgError as error:
+            ready = say(f"{trouble} {error}".strip(), bad=True)
+        except Exception:
+            ready = say("The model could not be loaded; the server's console says more.", bad=True)
+        if desk.session is None:
+            return {status: ready, kept_id: id}
+        return {tab: desk, status: ready, **films_of(desk), **report_of(desk)}
+
+    # -- films -----------------------------------------------------------------------------------------------------------
+
+    def add(desk: Desk, uploads: "list[str] | None") -> Any:
+        """Read what was dropped, delete it from the disk, keep the films in memory."""
+        paths = [Path(upload) for upload in uploads or ()]
+        try:
+            trouble = desk.take(paths, first=1)
+        finally:
+            for path in paths:
+                path.unlink(missing_ok=True)
+                with suppress(
+                    OSError
+                ):  # the folder is named after the content: an equal film of another reader may lie there
+                    path.parent.rmdir()
+        return {tab: desk, drop: None, **films_of(desk, trouble), menu: exports.menu(desk)}
+
+    def add_example(desk: Desk) -> Any:
+        path = example()
+        missing = ["The example film is not installed. Install it with: pip install pydicom-data"]
+        trouble = desk.take([path], first=None) if path else missing
+        return {tab: desk, drop: None, **films_of(desk, trouble), menu: exports.menu(desk)}
+
+    # -- drafting --------------------------------------------------------------------------------------------------------
+
+    def begin(desk: Desk) -> Any:
+        """At once, though another reader's draft may be under way: empty the room for the new draft and say so."""
+        with desk.lock:
+            if reason := _not_now(desk):
+                return {status: say(reason, bad=True)}
+            desk.busy, desk.wanted, desk.stop, desk.waiting = True, True, False, ()
         first = "Waiting for the model…" if reporter.done() else "The model is loading; the draft starts after that…"
         return {
-            draft: None,
-            wish: Wish(),
-            notice: "",
-            earlier: gr.Textbox(value=kept, visible=True if kept else "hidden"),
-            **_removers(held, fixed=True),
-            status: _say(first, busy=True),
-            findings: gr.Textbox(value="", interactive=False),
-            impression: gr.Textbox(value="", interactive=False),
-            sentences: gr.HighlightedText(value=None, visible="hidden"),
-            **_buttons(idle=False),
-            **_without_map(),
+            tab: desk,
+            **films_of(desk),
+            status: say(first, busy=True),
+            looked: "",
+            report: editor.html_of(None, None),
+            words: panels.words_html(None),
+            **buttons_of(idle=False),
+            **without_map(),
         }
 
-    def draft_report(held: Any, wish: Wish, width: float) -> Iterator[Any]:
-        if not held:
-            yield {status: _say(NO_FILM, bad=True)}
+    def draft_report(desk: Desk, width: float) -> Iterator[Any]:
+        """What the reader wrote or edited is never thrown away: it moves to "Your earlier text", the newest above."""
+        if not desk.wanted:  # it could not begin
+            yield {status: gr.skip()}
             return
-        latest = None
+        desk.wanted = False
+        latest, begun, shown = None, False, 0.0
         try:
-            while not (wish.stop or reporter.done()):
+            while not (desk.stop or reporter.done()):
                 wait([reporter], timeout=0.2)
-            for latest in () if wish.stop else reporter.result().stream(held, core().DecodeConfig(beams=int(width))):
-                if wish.stop:
+            if desk.stop or not desk.check(reporter.result()):  # the report that was there is there still
+                why_not = say("Not drafted: a film was refused, see the note above it.", bad=True)
+                yield {status: notices.stopped(None) if desk.stop else why_not, **settle(desk, None, begun)}
+                return
+            with desk.lock:  # from here on the former report is over
+                begun = True
+                desk.earlier = "\n\n".join(text for text in (own_words(desk), desk.earlier) if text)
+                desk.draft = desk.looked = desk.picked = None
+                desk.report = core().Report()
+                desk.keep(store())
+            yield {
+                earlier: gr.Textbox(value=desk.earlier, visible=True if desk.earlier else "hidden"),
+                kept_id: desk.session.id if desk.session else "",
+            }
+            for latest in reporter.result().stream(desk.films, core().DecodeConfig(beams=int(width))):
+                if desk.stop:
                     break
-                said = _say(f"Drafting… {len(latest.tokens)} tokens", busy=True)
-                yield {draft: latest, findings: latest.findings, impression: latest.impression, status: said}
+                if time.monotonic() - shown < SHOWN:
+                    continue
+                shown = time.monotonic()
+                yield {
+                    report: editor.writing(latest),
+                    status: say(f"Drafting… {len(latest.tokens)} tokens", busy=True),
+                }
         except core().EmrrgError as error:
-            yield {status: _say(str(error), bad=True), **_open(latest, held)}
+            yield {status: say(str(error), bad=True), **settle(desk, latest, begun)}
         except Exception:  # a bug: it shows as one on the server's console, but the screen must not stay locked
-            yield {status: _say("The draft failed; the server's console says more.", bad=True), **_open(latest, held)}
+            yield {
+                status: say("The draft failed; the server's console says more.", bad=True),
+                **settle(desk, latest, begun),
+            }
             raise
         else:
-            yield {status: _stopped(latest) if wish.stop else _finished(latest), **_open(latest, held)}
+            ending = notices.stopped(latest) if desk.stop else notices.finished(latest)
+            yield {status: ending, **settle(desk, latest, begun)}
 
-    def _open(latest: Any, held: Any) -> dict[Any, Any]:
-        """No draft is under way any more: what there is may be edited and asked."""
-        texts = {} if latest is None else {"findings": latest.findings, "impression": latest.impression}
-        return {
-            draft: latest,
-            findings: gr.Textbox(value=texts.get("findings", ""), interactive=True),
-            impression: gr.Textbox(value=texts.get("impression", ""), interactive=True),
-            **_sentences(latest),
-            **_removers(held, fixed=latest is not None),
-            **_buttons(idle=True),
-        }
+    def settle(desk: Desk, latest: "Draft | None", begun: bool) -> dict[Any, Any]:
+        """No draft is under way any more: what there is becomes the report, unread, and is kept. begun: else the former one stays."""
+        trouble = None
+        with desk.lock:
+            desk.busy = False
+            if begun:
+                desk.draft = latest
+                desk.report = core().Report.of(latest) if latest else core().Report()
+                if not desk.left:  # a page that was loaded again meanwhile has opened the session already
+                    trouble = desk.keep(store())
+        return {tab: desk, **report_of(desk), **films_of(desk, [trouble] if trouble else None), **buttons_of(idle=True)}
 
-    def _sentences(latest: Any) -> dict[Any, Any]:
-        if latest is None or not latest.sentences:
-            return {}
-        return {sentences: gr.HighlightedText(value=[(text, band) for text, band, _ in marked(latest)], visible=True)}
+    def is_it_looking(desk: Desk) -> Iterator[Any]:
+        """Read the draft again under what is not its film."""
+        draft = desk.draft
+        if draft is None or desk.stop or desk.looked or not draft.tokens or desk.missing:
+            yield {looked: gr.skip()}
+            return
+        try:
+            for done, every, found in followed(
+                lambda progress: reporter.result().looking(desk.films, draft, progress=progress)
+            ):
+                if found is None:
+                    yield {looked: say(f"Does the text depend on its film? Reading {done} of {every}…", busy=True)}
+                elif desk.draft is draft:
+                    with desk.lock:
+                        desk.looked = found
+                        trouble = desk.keep(store())
+                    yield {
+                        looked: panels.looking_html(found),
+                        kept_id: desk.session.id if desk.session else "",
+                        notice: notices.films(desk, [trouble]) if trouble else gr.skip(),
+                    }
+                else:
+                    yield {looked: ""}
+        except core().EmrrgError as error:
+            yield {looked: say(f"Whether the text depends on its film could not be measured. {error}", bad=True)}
 
-    def look(latest: Any, event: gr.SelectData) -> Any:
-        """A sentence was selected: its map over every film of the draft, its gates beside them."""
-        rows = marked(latest) if latest is not None else []
-        number = rows[event.index][2] if event.index < len(rows) else None
-        if number is None:  # a heading or the space between two sentences
+    # -- asking ----------------------------------------------------------------------------------------------------------
+
+    def look_at_line(desk: Desk, event: gr.EventData) -> Any:
+        """A sentence of the report was chosen: the map of the drafted sentence that it came from."""
+        if desk.report is None or desk.busy:
             return {caption: gr.skip()}
-        sentence = latest.sentences[number]
-        maps = [core().heat_map(latest, film, sentence.tokens) for film in range(len(latest.films))]
+        line = next((line for line in desk.report.lines if line.id == event._data.get("line")), None)
+        if line is None or line.drafted is None or desk.draft is None:
+            desk.picked = None
+            words_there = (
+                "" if line is None else notices.told_of("You wrote this sentence: the model has no map of it.")
+            )
+            return {**without_map(), caption: words_there, words: gr.skip(), menu: exports.menu(desk)}
+        picked = panels.picked(desk.draft, [line.drafted, None])
+        return looked_at(desk, picked) if picked else {caption: gr.skip()}
+
+    def look_at_words(desk: Desk, event: gr.SelectData) -> Any:
+        """A sentence or a word of the draft was chosen."""
+        picked = panels.picked(desk.draft, event.index) if desk.draft and not desk.busy else None
+        return looked_at(desk, picked) if picked else {caption: gr.skip()}
+
+    def looked_at(desk: Desk, picked: panels.Selection) -> Any:
+        """Its map over every film, its gates and probabilities beside them."""
+        draft = desk.draft
+        assert draft is not None
+        desk.picked = picked
+        first, last = picked.first, picked.last
+        maps = [core().heat_map(draft, place, (first, last)) for place in desk.places]
+        drafted = core().flags(draft.findings, draft.impression, has_prior=desk.has_prior)
         return {
-            sentences: [(text, band) for text, band, _ in marked(latest, number)],
+            tab: desk,
             layers: viewer.layers(maps, core().overlay),
-            caption: _caption(sentence, blind=maps[0] is None),
-            opacity: gr.Slider(visible=True),
-            gates: gr.Plot(value=core().gate_figure(latest, number), visible=True),
+            caption: _caption(draft, picked, maps),
+            words: panels.words_html(draft, picked, drafted),
+            chosen: panels.tokens_html(draft, first, last) + panels.gates_html(draft, first, last) + _ask(desk),
+            why: "",
+            menu: exports.menu(desk),
         }
 
-    def as_text(found: str, concluded: str) -> Any:
-        if not (found.strip() or concluded.strip()):
-            raise gr.Error(
-                "There is no report yet: press Draft report, or write one.",
-                title="Nothing to download",
-                print_exception=False,
-            )
+    def why_this(desk: Desk) -> Iterator[Any]:
+        """*Why this sentence?*, of the chosen one."""
+        draft, picked = desk.draft, desk.picked
+        if draft is None or picked is None:
+            yield {why: gr.skip()}
+            return
+        sentence = draft.sentences[picked.sentence].text
+        yield {why: say("Waiting for the model…", busy=True)}
+        try:
+            for done, every, found in followed(
+                lambda progress: (reporter.result().why(desk.films, draft, picked.sentence, progress=progress),)
+            ):
+                if desk.picked is None or desk.picked.sentence != picked.sentence:
+                    return  # another one is chosen by now
+                if found is None:
+                    yield {why: say(f"Masking places of the film: reading {done} of {every}…", busy=True)}
+                else:
+                    yield {why: panels.why_html(found[0], sentence)}
+        except core().EmrrgError as error:
+            yield {why: say(str(error), bad=True)}
+
+    # -- the reader's deeds ----------------------------------------------------------------------------------------------
+
+    def act(desk: Desk, id: str, event: gr.EventData) -> Any:
+        """A button of the room that the browser cannot do alone."""
+        deed = dict(event._data)
+        if desk.busy:
+            return {status: say("Wait until the draft is done, or stop it.", bad=True)}
+        do, number = deed.get("deed"), deed.get("number", -1)
+        if do in ("use", "remove", "mark"):
+            found = [getattr(desk, do)(number if isinstance(number, int) else -1)]
+            if desk.report:  # whether there is a prior film belongs to what is kept
+                found.append(desk.keep(store()))
+            films = films_of(desk, [words_said for words_said in found if words_said])
+            return {tab: desk, **films, **(report_of(desk) if desk.report else {}), **without_map()}
+        if do == "close":
+            return close(desk)
+        if do == "leave-open":
+            return films_of(desk)
         wait([reporter])
-        return pack("emrrg-report.txt", "text/plain;charset=utf-8", core().as_text(found, concluded))
+        try:
+            if id and desk.report is None:  # the tab was left alone for so long that its desk was cleared
+                desk.open(store().load(id))
+            if do == "keep":
+                with desk.lock:
+                    desk.session = None
+                words_said = "Kept as a new session."
+            else:
+                with desk.lock:
+                    desk.report = editor.apply(desk.report or core().Report(), deed)
+                words_said = editor.told(desk.report, deed)
+            trouble = desk.keep(store())
+        except core().EmrrgError as error:
+            return {status: say(str(error), bad=True), **report_of(desk)}
+        note = {notice: notices.films(desk, [trouble] if trouble else [])}
+        return {tab: desk, **report_of(desk), **note, status: say(words_said)}
 
-    def as_json(latest: Any, found: str, concluded: str) -> Any:
-        if latest is None:
-            raise gr.Error(
-                "There is no draft yet: press Draft report first.", title="Nothing to download", print_exception=False
-            )
-        whole = latest.to_dict() | {"edited": {"findings": found, "impression": concluded}}
-        return pack("emrrg-report.json", "application/json", json.dumps(whole, ensure_ascii=False, indent=1))
+    def ask_to_close(desk: Desk) -> Any:
+        """New study: what is kept of this one would be deleted, so the reader is asked first."""
+        if desk.busy:
+            return {notice: gr.skip()}
+        if not desk.has_words:
+            return close(desk)
+        return {notice: notices.to_close(desk.report is not None and desk.report.signed is not None)}
 
-    hidden: dict[str, Any] = {"api_visibility": "private"}
-    demo.load(ready, None, status, show_progress="hidden", **hidden)
-    study = [films, figures, notice, removing, *removers]
-    adding = {"outputs": [drop, *study], "show_progress_on": figures, **hidden}
-    drop.upload(add, [drop, films, draft], **adding)
-    try_example.click(add_example, [films, draft], **adding)
-    for number, button in enumerate(removers, start=1):
-        button.click(partial(remove, number), [films, draft], study, show_progress="hidden", **hidden)
-    locked = [findings, impression, sentences, write, stop, drop, try_example, new_study, removing, *removers]
+    def close(desk: Desk) -> Any:
+        try:
+            if desk.session:
+                desk.close(store())
+            desk.clear()
+        except core().EmrrgError as error:
+            return {notice: notices.films(desk, [f"The report could not be deleted. {error}"])}
+        ready = reporter.done()
+        return {
+            **films_of(desk),
+            **blank(),
+            **without_map(),
+            packing: "",
+            parcel: "",
+            status: say("Ready." if ready else "The model is loading…", busy=not ready),
+        }
+
+    def blank() -> dict[Any, Any]:
+        """What follows from there being no report, said without the core, which may still be loading."""
+        return {
+            report: editor.html_of(None, None),
+            words: panels.words_html(None),
+            flagged: panels.flag_html((), "", ""),
+            table: panels.findings_table_html((), "", ""),
+            menu: exports.menu(Desk()),
+            kept_id: "",
+            earlier: gr.Textbox(value="", visible="hidden"),
+            looked: "",
+        }
+
+    def export(desk: Desk, reader: str | None, organization: str | None, event: gr.EventData) -> Iterator[Any]:
+        kind = str(event._data.get("kind"))
+        label = next((each.label for each in exports.KINDS if each.name == kind), "The file")
+        yield {parcel: "", packing: say(f"{label} is being made…", busy=True)}
+        try:
+            wait([reporter])
+            made = exports.make(kind, desk, reader=exports.reader_of(reader, organization))
+        except core().EmrrgError as error:
+            yield {parcel: "", packing: say(str(error), bad=True)}
+        except Exception:
+            yield {parcel: "", packing: say(f"{label} could not be made; the server's console says more.", bad=True)}
+            raise
+        else:
+            yield {parcel: made, packing: say(f"{label} is saved.")}
+
+    hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    # the model works for one reader at a time
+    model: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model", **hidden}
+    recall = f"(tab, id) => [tab, ({_RECALL})()]"
+    demo.load(hello, [tab, kept_id], status, js=recall, **hidden).then(
+        resume, [tab, kept_id], [tab, status, *film_parts, *report_parts], js=recall, **hidden
+    ).then(None, kept_id, js=_REMEMBER)  # also where nothing changed: a report that is gone is forgotten
+    kept_id.change(None, kept_id, js=_REMEMBER)
+    adding: dict[str, Any] = {
+        "outputs": [tab, drop, *film_parts, menu],
+        "show_progress_on": figures,
+        "api_visibility": "private",
+    }
+    drop.upload(add, [tab, drop], **adding)
+    try_example.click(add_example, tab, **adding)
     write.click(
         begin,
-        [films, draft, findings, impression, earlier],
-        [draft, wish, notice, status, earlier, *locked, *evidence],
-        show_progress="hidden",
+        tab,
+        [tab, *film_parts, status, looked, report, words, *buttons, *evidence],
         **hidden,
     ).then(
         draft_report,
-        [films, wish, beams],
-        [draft, status, *locked],
-        show_progress="hidden",
-        concurrency_limit=1,
-        **hidden,
+        [tab, beams],
+        [tab, status, *film_parts, *report_parts, *buttons],
+        **model,
+    ).then(is_it_looking, tab, [looked, kept_id, notice], **model)
+    stop.click(Desk.halt, tab, None, **hidden)
+    closing = [*film_parts, *report_parts, *evidence, packing, parcel, status]
+    new_study.click(ask_to_close, tab, closing, **hidden)
+    # one at a time and in their order, none left out: an edit must never overtake another
+    report.act(act, [tab, kept_id], [tab, *closing], trigger_mode="multiple", concurrency_limit=1, **hidden)
+    report.look(look_at_line, tab, [tab, *evidence, words, menu], trigger_mode="always_last", **hidden)
+    words.select(look_at_words, tab, [tab, *evidence, words, menu], trigger_mode="always_last", **hidden).then(
+        None, js=_SHOW_FILMS
     )
-    stop.click(Wish.end, wish, None, show_progress="hidden", **hidden)
-    new_study.click(
-        reset,
-        None,
-        [films, draft, notice, figures, earlier, parcel, status, *locked, *evidence],
-        show_progress="hidden",
-        **hidden,
-    )
-    sentences.select(look, draft, [sentences, *evidence], show_progress="hidden", **hidden).then(None, js=_SHOW_FILMS)
-    opacity.change(None, opacity, js=_SHOW_OPACITY)
-    for button, fn, inputs in (
-        (save_text, as_text, [findings, impression]),
-        (save_json, as_json, [draft, findings, impression]),
-    ):
-        button.click(fn, inputs, parcel, show_progress="hidden", **hidden).success(None, parcel, js=_SAVE)
+    report.ask(why_this, tab, why, **model)
+    report.save(export, [tab, name, place], [parcel, packing], **hidden).then(None, parcel, parcel, js=_SAVE)
 
 
-def receive(
-    paths: list[Path], held: "tuple[Film, ...]", *, drafted: bool, first: int | None
-) -> "tuple[tuple[Film, ...], list[str]]":
-    """Read files into films beside those held: the films, and a sentence for every file that is not among them.
+def followed(work: Callable[[Callable[[int, int], None]], Any]) -> Iterator[tuple[int, int, Any]]:
+    """(done, of, None) while `work` goes on, and (of, of, its result) once it is done. What it raises is raised here."""
+    steps: SimpleQueue[tuple[int, int] | None] = SimpleQueue()
+    result: Future[Any] = Future()
 
-    Good files are kept though others are refused. Files are called by their place in the drop, "File 2", never by
-    their names. first: the number of the first file; None where there is only one, which needs no number.
-    """
-    if len(held) + len(paths) > MOST_FILMS:
-        have = f"{len(held)} here and {len(paths)} more were" if held else f"{len(paths)} were"
-        return held, [
-            f"A study may have at most {MOST_FILMS} films; {have} given. Leave some out and drop the others again."
-        ]
-    words = []
-    for number, path in enumerate(paths):
-        file = f"File {number + first}" if first is not None else "The example"
+    def run() -> None:
         try:
-            film = core().read_film(path, name=f"Film {len(held) + 1}")
-        except core().EmrrgError as error:
-            words.append(f"{file} was not taken. {error}")
-            continue
-        if drafted:
-            words.append(
-                f"{file} was not taken, because this study has a draft already. Press New study first, so that no two "
-                "patients are mixed."
-            )
-        elif (same := next((other for other in held if other.sha256 == film.sha256), None)) is not None:
-            words.append(f"{file} was not taken, because it is the same image as {same.name}.")
-        else:
-            held = (*held, film)
-    return held, words
+            result.set_result(work(lambda done, every: steps.put((done, every))))
+        except BaseException as error:
+            result.set_exception(error)
+        steps.put(None)
+
+    threading.Thread(target=run, name="read-again", daemon=True).start()
+    every = 0
+    while (step := steps.get()) is not None:
+        done, every = step
+        yield done, every, None
+    yield every, every, result.result()
 
 
-def own_words(draft: "Draft | None", found: str, concluded: str) -> str:
-    """The report on the screen where a reader had a hand in it, else nothing. draft: what the model wrote, None for nothing."""
-    drafted = ("", "") if draft is None else (draft.findings.strip(), draft.impression.strip())
-    here = (found.strip(), concluded.strip())
+def own_words(desk: Desk) -> str:
+    """The report on the desk where a reader had a hand in it, else nothing."""
+    drafted = (desk.draft.findings.strip(), desk.draft.impression.strip()) if desk.draft else ("", "")
+    here = tuple(text.strip() for text in desk.texts)
     if here == drafted:
         return ""
     return "\n".join(f"{name}: {text}" for name, text in zip(("Findings", "Impression"), here, strict=True) if text)
 
 
-def marked(draft: "Draft", selected: int | None = None) -> list[tuple[str, str | None, int | None]]:
-    """The draft in pieces: text, confidence band, number of the sentence; headings and gaps have neither of the two."""
-    pieces: list[tuple[str, str | None, int | None]] = []
-    section = None
-    for number, sentence in enumerate(draft.sentences):
-        if sentence.section != section:
-            section = sentence.section
-            pieces.append((("\n" if pieces else "") + f"{section.capitalize()}: ", None, None))
-        band = next(name for name, least in BANDS if sentence.confidence >= least)
-        pieces += [
-            (("▸\N{NO-BREAK SPACE}" if number == selected else "") + sentence.text, band, number),
-            (" ", None, None),
-        ]
-    return pieces
+def _not_now(desk: Desk) -> str:
+    """Why no draft can begin; empty where it can."""
+    if desk.busy:
+        return "Wait: a draft is under way, or your report is still being opened."
+    if desk.report is not None and desk.report.signed is not None:
+        return "This report is signed. Take the signature back, or begin a new study."
+    if desk.draft is not None and desk.missing:
+        names = " and ".join(desk.draft.films[number].name for number in desk.missing)
+        return f"Films are not stored: drop {names} again to draft anew."
+    if not desk.films:
+        return "Every film here is marked as prior: drop the one to be read." if desk.held else NO_FILM
+    return ""
 
 
-def pack(name: str, kind: str, body: str) -> str:
-    """A file for the browser to save; it never exists on the server's disk."""
-    return json.dumps({"name": name, "type": kind, "body": body})
+def _ask(desk: Desk) -> str:
+    """*Why this sentence?*, or why that cannot be asked now."""
+    if desk.missing:
+        return '<p class="rr-hint">Why this sentence? Drop the films again to ask: they are not stored.</p>'
+    ask = notices.button("why", "Why this sentence?", 'data-event="ask"')
+    return f'<p class="rr-foot">{ask}</p>'
 
 
-def _finished(draft: "Draft | None") -> str:
-    if draft is None:
-        return _say("The model wrote nothing.", bad=True)
-    seconds = draft.timings.get("total", 0.0)
-    text = (
-        f"Draft done in {seconds:.1f} s. Read it and correct it; select a sentence below to see where the model looked."
+def _caption(draft: "Draft", picked: panels.Selection, maps: Sequence[Any]) -> str:
+    said = (
+        f"<b>“{html.escape(picked.text)}”</b> · confidence {panels.confidence(draft, picked.first, picked.last):.0%}. "
     )
-    return _say(text, notes=draft.warnings)
-
-
-def _stopped(draft: "Draft | None") -> str:
-    kept = draft is not None and (draft.findings or draft.impression)
-    return _say("Stopped. What was written so far is kept." if kept else "Stopped before the first word.")
-
-
-def _caption(sentence: Any, *, blind: bool) -> str:
-    words = f"<b>“{html.escape(sentence.text)}”</b> · confidence {sentence.confidence:.0%}. "
-    words += (
-        "No map: every gate was shut while this sentence was written, so the model did not look at the film here."
-        if blind
-        else "The brighter a place, the more the model looked there while writing. It does not prove why it wrote this."
-    )
-    return f'<p role="status">{words}</p>'
-
-
-def _say(text: str, *, busy: bool = False, bad: bool = False, notes: "tuple[str, ...]" = ()) -> str:
-    kind = "rr-bad" if bad else "rr-busy" if busy else "rr-calm"
-    listed = f"<ul>{''.join(f'<li>{html.escape(note)}</li>' for note in notes)}</ul>" if notes else ""
-    role = "alert" if bad else "status"
-    return f'<div class="rr-say {kind}" role="{role}" aria-live="polite">{html.escape(text)}{listed}</div>'
-
-
-def _warn(words: list[str]) -> str:
-    return (
-        f'<div class="rr-say rr-bad" role="alert">{"".join(f"<p>{html.escape(line)}</p>" for line in words)}</div>'
-        if words
-        else ""
-    )
+    if not maps:
+        said += "Drop the films again to see where the model looked: they are not stored."
+    elif all(heat is None for heat in maps):
+        said += "No map: every gate was shut while this was written, so the model did not look at the film here."
+    else:
+        said += (
+            "The brighter a place, the more the model looked there while writing. It does not prove why it wrote this."
+        )
+    return f'<p role="status">{said}</p>'

@@ -1,51 +1,178 @@
 """The film viewer: films as pictures inside the page, and heat maps as layers over them.
 
-Nothing here is written to the disk: pictures travel inside the page as data. A map is a style sheet of its own, so that
-choosing another sentence sends a few kilobytes and not the films again; the browser blends it, so that the opacity
-slider answers at once.
+Nothing here is written to the disk. A picture of each film travels inside the page as data, 8 bits and at most
+LONGEST_FILM pixels long; `ui/viewer.js`, which makes window, zoom and the rest, fetches the film itself from
+`ui.pixels` once that shows more. A map is a style sheet of its own, so that choosing another sentence sends a few
+kilobytes and not the films again; the browser blends it, so that the opacity slider answers at once.
 """
 
 import base64
 import html
 import io
+import json
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
+from ui.pixels import address
+from ui.window import PRESETS, windows
+
 if TYPE_CHECKING:
     from emrrg_core import Film
 
-LONGEST_FILM = 1600  # pixels on the longer side, for the browser
+LONGEST_FILM = 1600  # pixels on the longer side of the picture inside the page
 LONGEST_MAP = 448  # a map has 14 × 14 patches; its layer is stretched over the film
 VIEWS = {"PA": "PA", "AP": "AP", "LATERAL": "lateral"}
+KEYS = (
+    ("+ −", "zoom in, zoom out"),
+    ("0", "whole film"),
+    ("O", "one to one: one film pixel on one screen pixel"),
+    ("← ↑ → ↓", "move the film, when zoomed in"),
+    ("1 to 5", "window presets, in their order"),
+    ("Shift + ← →", "narrower, wider window: more, less contrast"),
+    ("Shift + ↑ ↓", "brighter, darker"),
+    ("I", "invert"),
+    ("M", "heat map on or off"),
+    ("L", "link zoom and position of the films"),
+    ("F", "full screen"),
+    ("R", "reset all films"),
+    ("?", "this list"),
+)
+POINTER = (
+    ("Wheel, pinch", "zoom"),
+    ("Drag", "move the film, when zoomed in"),
+    ("Shift or right button + drag", "window: sideways contrast, up and down brightness"),
+    ("Double click", "one to one there, and back to the whole film"),
+)
+# In the page's head, once: the viewer finds its films by itself, however often Gradio renders them anew.
+HEAD = f"<script>{(Path(__file__).parent / 'viewer.js').read_text(encoding='utf-8')}</script>"
 
 
-def figures(films: "Sequence[Film]") -> str:
-    """HTML of the films, each with its view, size, spacing and the steps applied; without films, what to do."""
+def figures(films: "Sequence[Film]", *, prior: AbstractSet[int] = frozenset()) -> str:
+    """HTML of the films, each with its view, size, spacing and the steps applied; without films, what to do.
+
+    prior: the places, counted from 0, of films that the reader marked as prior; they stand last and are labelled.
+    """
     if not films:
         return (
             '<div class="rr-empty"><p><b>No film yet.</b></p><p>Drop one to four films of one study above: DICOM, PNG, '
             "JPEG or TIFF, 8 or 16 bit. Or try the example, a real chest film.</p></div>"
         )
+    shared = min(_ratio(film) for film in films)  # side by side, all stages are as tall as the tallest film needs
+    shown = "".join(_figure(number, film, prior=number in prior) for number, film in enumerate(films))
     return (
-        f'<div class="rr-films rr-count-{len(films)}">{"".join(_figure(n, film) for n, film in enumerate(films))}</div>'
+        f'<section class="rr-viewer" aria-label="Film viewer" data-linked="{int(bool(prior))}">{_tools(films)}'
+        f'<div class="rr-films rr-count-{len(films)}" style="--shared:{shared:.5f}">{shown}</div>'
+        '<p class="rr-said" role="status"></p></section>'
     )
 
 
-def _figure(number: int, film: "Film") -> str:
+def _ratio(film: "Film") -> float:
+    """Width to height as the patient was, where pixels are not square."""
     height, width = film.pixels.shape
     row, column = film.spacing or (1.0, 1.0)
-    ratio = width * column / (height * row)  # as the patient was, where pixels are not square
+    return width * column / (height * row)
+
+
+def _figure(number: int, film: "Film", *, prior: bool) -> str:
+    width = film.pixels.shape[1]
     name, about = html.escape(film.name), html.escape(describe(film))
     steps = html.escape(" → ".join(film.steps) or "none")
+    spread = html.escape(json.dumps([(round(each.level, 4), round(each.width, 4)) for each in windows(film.pixels)]))
+    kind = "prior film, not read by the model · " if prior else ""
+    badge = name if not prior or "prior" in name.lower() else f"{name} · prior"
     return (
-        f'<figure class="rr-film film-{number}">'
-        f'<div class="rr-stage" style="--ratio:{ratio:.5f}">'
-        f'<img src="{picture(film.pixels)}" alt="{name}: chest film, {about}">'
-        f'<div class="rr-map" aria-hidden="true"></div></div>'
-        f'<figcaption><b>{name}</b> · {about}<br><span class="rr-steps">Steps: {steps}</span></figcaption></figure>'
+        f'<figure class="rr-film film-{number}{" rr-prior" if prior else ""}" data-film="{html.escape(film.sha256)}" '
+        f'data-full="{address(film)}" data-width="{width}" data-windows="{spread}">'
+        f'<div class="rr-stage" style="--ratio:{_ratio(film):.5f}" tabindex="0" role="application" '
+        f'aria-roledescription="film viewer" aria-label="{badge}. Press question mark for the keys.">'
+        f'<img class="rr-fit" src="{picture(film.pixels)}" alt="{name}: chest film, {kind}{about}" draggable="false">'
+        '<canvas hidden aria-hidden="true"></canvas><div class="rr-map rr-fit" aria-hidden="true"></div>'
+        f'<span class="rr-badge" aria-hidden="true">{badge}</span></div>'
+        f'<figcaption><b>{name}</b> · {kind}{about}<br><span class="rr-steps">Steps: {steps}</span>'
+        '<br><span class="rr-now"></span></figcaption></figure>'
+    )
+
+
+def _tools(films: "Sequence[Film]") -> str:
+    """The controls; `ui/viewer.js` gives them life and state."""
+    rows = []
+    if len(films) > 1:
+        each = "".join(
+            _button("show", html.escape(film.name), pressed=False, value=number) for number, film in enumerate(films)
+        )
+        rows.append(
+            f'<div class="rr-row" role="group" aria-label="Films shown">{each}'
+            + _button("show", "Side by side", pressed=True, value="all")
+            + _button("link", "Link zoom", "Zoom and move all films together (L)", pressed=False)
+            + "</div>"
+        )
+    rows.append(
+        '<div class="rr-row" role="group" aria-label="Zoom and display">'
+        + _button("out", "−", "Zoom out (−)", label="Zoom out")
+        + '<output class="rr-percent" aria-label="Zoom">Fit</output>'
+        + _button("in", "+", "Zoom in (+)", label="Zoom in")
+        + _button("fit", "Fit", "The whole film (0)")
+        + _button("actual", "1:1", "One film pixel on one screen pixel (O)", label="One to one")
+        + '<span class="rr-gap"></span>'
+        + _button("invert", "Invert", "Black for white (I)", pressed=False)
+        + _button("window", "Window", "Contrast and brightness", expanded=True)
+        + _button("reset", "Reset", "All films as read, whole, not inverted (R)")
+        + _button("screen", "Full screen", "Full screen (F)", pressed=False)
+        + _button("keys", "Keys", "Keys and gestures (?)", expanded=False)
+        + "</div>"
+    )
+    presets = "".join(
+        _button("preset", preset.name, f"{preset.words} ({number + 1})", pressed=not number, value=number)
+        for number, preset in enumerate(PRESETS)
+    )
+    rows.append(
+        '<div class="rr-window"><div class="rr-row" role="group" aria-label="Window presets">'
+        f'<span class="rr-target"></span>{presets}</div><div class="rr-row">'
+        + _slider("width", "Window", "Width of the window, per cent of the film's grey scale", 1, 100, 100)
+        + _slider("level", "Level", "Middle of the window; higher is darker", 0, 100, 50)
+        + f'</div><p class="rr-words" data-words="{html.escape(json.dumps([f"{p.name}: {p.words}" for p in PRESETS]))}">'
+        + "</p></div>"
+    )
+    rows.append(
+        '<div class="rr-row rr-maptools" role="group" aria-label="Heat map">'
+        + _button("map", "Heat map", "Heat map on or off (M)", pressed=True)
+        + _slider("opacity", "Opacity", "Opacity of the heat map", 0, 100, 50)
+        + '<span class="rr-legend" role="img" aria-label="Colours: dark for looked at little, bright for looked at most">'
+        "<span>little</span><i></i><span>most</span></span></div>"
+    )
+    listed = "".join(f"<dt>{keys}</dt><dd>{words}</dd>" for keys, words in KEYS + POINTER)
+    rows.append(f'<div class="rr-keys" hidden><p>Keys work once a film is selected.</p><dl>{listed}</dl></div>')
+    return f'<div class="rr-tools">{"".join(rows)}</div>'
+
+
+def _button(
+    do: str,
+    text: str,
+    title: str = "",
+    *,
+    label: str = "",
+    value: int | str | None = None,
+    pressed: bool | None = None,
+    expanded: bool | None = None,
+) -> str:
+    more = "" if value is None else f' data-value="{value}"'
+    more += "" if pressed is None else f' aria-pressed="{str(pressed).lower()}"'
+    more += "" if expanded is None else f' aria-expanded="{str(expanded).lower()}"'
+    more += f' title="{html.escape(title)}"' if title else ""
+    more += f' aria-label="{html.escape(label)}"' if label else ""
+    return f'<button type="button" data-do="{do}"{more}>{text}</button>'
+
+
+def _slider(name: str, text: str, title: str, least: int, most: int, value: int) -> str:
+    return (
+        f'<label class="rr-slider" title="{html.escape(title)}"><span>{text}</span>'
+        f'<input type="range" data-set="{name}" min="{least}" max="{most}" step="0.5" value="{value}">'
+        f"<output>{value} %</output></label>"
     )
 
 
@@ -57,14 +184,20 @@ def describe(film: "Film") -> str:
     return f"{view} · {width} × {height} pixels · {spacing}"
 
 
-def layers(maps: Sequence[np.ndarray | None], overlay: Callable[..., np.ndarray]) -> str:
-    """A style sheet that lays maps[n] (height, width; None for no map) over film n. overlay: emrrg_core's."""
+def layers(maps: Sequence[np.ndarray | None], overlay: Callable[..., np.ndarray], *, within: str = "") -> str:
+    """A style sheet that lays maps[n] (height, width; None for no map) over film n. overlay: emrrg_core's.
+
+    within: a selector of the part of the page that it is for, where films stand in more than one.
+    """
     rules = [
-        f".film-{number} .rr-map{{background-image:url({layer(heat, overlay)})}}"
+        f"{within} .film-{number} .rr-map{{background-image:url({layer(heat, overlay)})}}"
         for number, heat in enumerate(maps)
         if heat is not None
     ]
-    return f"<style>{''.join(rules)}</style>" if rules else ""
+    if not rules:
+        return ""
+    rules.append(f"{within} .rr-viewer{{--map-tools:flex;--map-colours:{_legend(overlay)}}}")
+    return f"<style>{''.join(rules)}</style>"
 
 
 def picture(pixels: np.ndarray) -> str:
@@ -75,17 +208,28 @@ def picture(pixels: np.ndarray) -> str:
 
 
 def layer(heat: np.ndarray, overlay: Callable[..., np.ndarray]) -> str:
-    """A map (height, width) as a see-through picture: over a film it gives what `overlay` gives at the same opacity.
+    """A map (height, width) as a see-through picture: over a film it gives what `overlay` gives at the same opacity."""
+    whole = Image.fromarray(np.ascontiguousarray(heat, dtype=np.float32))
+    small = np.asarray(whole.resize(_fit(whole.size, LONGEST_MAP), Image.Resampling.BOX)).clip(0)
+    return _address(Image.fromarray(_colours(small, overlay)), "PNG", compress_level=3)
+
+
+def _colours(heat: np.ndarray, overlay: Callable[..., np.ndarray]) -> np.ndarray:
+    """(height, width) -> (height, width, 4) uint8, red, green, blue, alpha.
 
     What overlay does to black and to white tells colour and transparency: out = (1 - alpha) · film + alpha · colour.
     """
-    whole = Image.fromarray(np.ascontiguousarray(heat, dtype=np.float32))
-    small = np.asarray(whole.resize(_fit(whole.size, LONGEST_MAP), Image.Resampling.BOX)).clip(0)
-    black, white = (overlay(np.full(small.shape, tone), small, 1.0).astype(float) for tone in (0.0, 1.0))
+    black, white = (overlay(np.full(heat.shape, tone), heat, 1.0).astype(float) for tone in (0.0, 1.0))
     alpha = 1 - (white - black).mean(axis=2, keepdims=True) / 255
     colour = np.divide(black, alpha, out=np.zeros_like(black), where=alpha > 0)
     rgba = np.concatenate([colour, alpha * 255], axis=2)
-    return _address(Image.fromarray(np.rint(rgba.clip(0, 255)).astype(np.uint8)), "PNG", compress_level=3)
+    return np.rint(rgba.clip(0, 255)).astype(np.uint8)
+
+
+def _legend(overlay: Callable[..., np.ndarray]) -> str:
+    """The map's colours from nothing to most, as a gradient."""
+    ramp = _colours(np.linspace(0, 1, 9, dtype=np.float32)[None], overlay)[0]
+    return f"linear-gradient(90deg,{','.join(f'rgb({r} {g} {b}/{a / 255:.3f})' for r, g, b, a in ramp)})"
 
 
 def _fit(size: tuple[int, int], longest: int) -> tuple[int, int]:

@@ -1,0 +1,784 @@
+"""The reading room: a report made of a draft sentence by sentence, kept over reloads and restarts, signed, exported, asked."""
+
+import io
+import json
+import os
+import re
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.data import get_testdata_file
+
+import emrrg_core
+from emrrg_core import Draft, EmrrgError, Film, Report, Reporter, SessionGoneError, Sessions, read_film
+from emrrg_core.decode import Token, Writing
+from emrrg_core.report import NOT_REVIEWED, FilmRecord, sections
+from tests.phantom import make_phantom
+from tests.test_app import SLOW, Server, browser_page
+from ui import editor, exports, notices, read
+from ui.desk import Desk
+
+FINDINGS = ("The heart is of normal size.", "There is a small left pleural effusion.", "The lungs are unchanged.")
+IMPRESSION = ("No pleural effusion.",)
+OWN = "A granuloma <b>on the right</b>, 5 mm & calcified."
+
+
+@pytest.fixture(scope="module")
+def reporter(checkpoint: Path) -> Reporter:
+    return Reporter.load(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def drafted(reporter: Reporter, tokenizer: Any) -> Callable[..., Draft]:
+    """A draft of our own words about films, as the tiny model might have written them."""
+
+    def make(
+        films: list[Film], findings: tuple[str, ...] = FINDINGS, impression: tuple[str, ...] = IMPRESSION
+    ) -> Draft:
+        text = f"Findings: {' '.join(findings)}\nImpression: {' '.join(impression)}"
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        rng = np.random.default_rng(0)
+        tokens = tuple(
+            Token(
+                number,
+                tokenizer.decode([number]),
+                float(np.log(rng.uniform(0.3, 1))),
+                tuple(rng.uniform(0.1, 1, 2)),
+                rng.dirichlet(np.ones(16), 2).astype(np.float32),
+            )
+            for number in ids
+        )
+        assert "".join(token.text for token in tokens) == text
+        found, concluded, sentences = sections(Writing(tokens, True, -1.0))
+        records = [
+            FilmRecord(film.name, film.format, film.sha256, *film.pixels.shape, film.spacing, film.view, film.steps)
+            for film in films
+        ]
+        return Draft(
+            found,
+            concluded,
+            sentences,
+            tokens,
+            tuple(reporter._model.hybrid.indices()),
+            4,
+            tuple(records),
+            (),
+            {"total": 1.0},
+            reporter.names,
+            {"seed": 0},
+            True,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def rg1() -> Path:
+    return Path(str(get_testdata_file("RG1_UNCR.dcm", download=False)))
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Six phantom films as files."""
+    folder = tmp_path_factory.mktemp("films")
+    for seed in range(6):
+        make_phantom(seed, height=200, width=160).save_png(folder / f"{seed}.png")
+    return sorted(folder.iterdir())
+
+
+@pytest.fixture
+def desk(drafted: Callable[..., Draft], rg1: Path) -> Desk:
+    """A real film and a draft of it, nothing reviewed."""
+    made = Desk()
+    assert made.take([rg1], first=None) == []
+    made.draft = drafted(made.films)
+    made.report = Report.of(made.draft)
+    return made
+
+
+# --- the report's lines ------------------------------------------------------------------------------------------------
+
+
+def test_every_deed_of_the_screen_is_one_of_the_report() -> None:
+    report = editor.apply(Report(), {"deed": "add", "section": "findings", "text": OWN})
+    report = editor.apply(report, {"deed": "add", "section": "findings", "text": "Second.", "after": 0})
+    report = editor.apply(report, {"deed": "edit", "line": 1, "text": "Third."})
+    assert report.findings == f"{OWN} Third."
+    report = editor.apply(report, {"deed": "delete", "line": 0})
+    assert report.findings == "Third."
+    report = editor.apply(editor.apply(report, {"deed": "undo"}), {"deed": "redo"})
+    report = editor.apply(report, {"deed": "restore", "line": 0})
+    report = editor.apply(report, {"deed": "retype", "section": "impression", "text": "One. Two."})
+    assert [line.text for line in report.lines] == [OWN, "Third.", "One.", "Two."]
+    report = editor.apply(report, {"deed": "sign", "confirmed": []})
+    assert report.status == "final"
+    assert editor.apply(report, {"deed": "unsign"}).status == "preliminary"
+
+
+@pytest.mark.parametrize(
+    "deed",
+    [
+        {},
+        {"deed": "to_dict"},
+        {"deed": "accept"},
+        {"deed": "accept", "line": None},
+        {"deed": "accept", "line": "one"},
+        {"deed": "accept", "line": 99},
+        {"deed": "add", "section": "history", "text": "x"},
+        {"deed": "add"},
+        {"deed": "sign", "confirmed": 3},
+    ],
+)
+def test_a_deed_that_makes_no_sense_is_refused_in_words(deed: dict[str, Any]) -> None:
+    with pytest.raises(EmrrgError, match=r"\w \w"):
+        editor.apply(Report(), deed)
+
+
+def test_each_line_is_found_in_the_text_of_its_section(desk: Desk) -> None:
+    report = desk.report.add("findings", "The heart is of normal size.", 1).delete(0).edit(2, "1. A list item")
+    texts = {"findings": report.findings, "impression": report.impression}
+    found = editor.places(report)
+    assert found.keys() == {line.id for line in report.lines} - {0}
+    for line in report.lines:
+        if line.id in found:
+            assert texts[line.section][slice(*found[line.id])] == line.text
+
+
+def test_what_a_reader_types_is_text_and_never_markup(desk: Desk) -> None:
+    report = desk.report.edit(0, OWN).add("impression", "<script>1</script>")
+    page = editor.html_of(report, desk.draft)
+    assert "<b>on the right" not in page
+    assert "<script" not in page
+    assert "&lt;b&gt;on the right&lt;/b&gt;, 5 mm &amp; calcified" in page
+
+
+def test_a_flag_stands_at_its_sentence(desk: Desk) -> None:
+    marks = emrrg_core.flags(*desk.texts, has_prior=False)
+    page = editor.html_of(desk.report, desk.draft, marks)
+    rows = re.findall(r'<li class="rr-item.*?</li>', page, re.DOTALL)
+    assert [("rr-tag" in row) for row in rows] == [False, True, True, True]
+    assert "earlier film" in rows[2]
+
+
+# --- the desk ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_kept_report_tells_which_films_to_drop_and_takes_them_back_by_their_pixels(
+    desk: Desk, drafted: Callable[..., Draft], pictures: list[Path], tmp_path: Path
+) -> None:
+    store = Sessions(tmp_path)
+    first = Desk()
+    assert first.take(pictures[:2], first=1) == []
+    first.mark(1)
+    assert first.take([pictures[2]], first=1) == []
+    assert [film.name for film in first.shown] == ["Film 1", "Film 2", "Prior film"]
+    assert [film.name for film in first.films] == ["Film 1", "Film 2"]
+    first.draft = drafted(first.films)
+    first.report = Report.of(first.draft).accept(0)
+    assert first.keep(store) is None
+
+    later = Desk()
+    later.open(store.load(first.session.id))
+    assert later.report == first.report
+    assert later.has_prior
+    assert later.missing == [0, 1]
+    page = notices.films(later, [])
+    assert "Drop Film 1" in page
+    assert "prior film" in page
+    assert later.take([pictures[2]], first=1) == []  # the second of the draft
+    assert (later.missing, later.places, [film.name for film in later.films]) == ([0], [1], ["Film 2"])
+    assert later.take([pictures[1], pictures[0]], first=1) == []
+    assert (later.missing, later.places, later.priors) == ([], [0, 1], {2})
+    assert later.take([pictures[3]], first=1) == []
+    assert "two patients" in later.waiting[0].words
+    assert later.use(0) is None
+    assert later.priors == {2, 3}, "a film of another day is shown and not given to the model"
+
+
+def test_one_bad_file_among_good_ones_is_named_by_its_place_and_the_good_ones_stay(pictures: list[Path]) -> None:
+    damaged = pictures[0].with_name("damaged")
+    damaged.write_bytes(b"no film at all")
+    desk = Desk()
+    (said,) = desk.take([pictures[0], damaged, pictures[1]], first=1)
+    damaged.unlink()
+    assert [film.name for film in desk.films] == ["Film 1", "Film 2"]
+    assert said.startswith("File 2 was not taken. ")
+    assert "damaged" not in said
+
+
+def test_five_films_are_refused_in_a_sentence_that_counts_them(pictures: list[Path]) -> None:
+    desk = Desk()
+    assert desk.take(pictures[:5], first=1) == [
+        "A study may have at most 4 films; 5 were given. Leave some out and drop the others again."
+    ]
+    desk.take(pictures[:3], first=1)
+    (said,) = desk.take(pictures[3:5], first=1)
+    assert "3 here and 2 more were given" in said
+    assert len(desk.films) == 3
+
+
+def test_the_same_image_is_not_taken_twice(pictures: list[Path]) -> None:
+    desk = Desk()
+    said = desk.take([pictures[0], pictures[0]], first=1)
+    assert said == ["File 2 was not taken, because it is the same image as Film 1."]
+
+
+def test_a_rule_that_a_person_may_know_better_is_overridden_on_their_word_and_recorded(
+    rg1: Path, tmp_path: Path
+) -> None:
+    header = pydicom.dcmread(rg1)
+    header.BodyPartExamined = "HAND"
+    header.save_as(tmp_path / "hand.dcm")
+    desk = Desk()
+    assert desk.take([tmp_path / "hand.dcm"], first=1) == []
+    assert desk.films == []
+    assert "HAND" in desk.waiting[0].words
+    assert 'data-deed="use"' in notices.films(desk, [])
+    assert desk.use(0) is None
+    (film,) = desk.films
+    assert film.overridden == ("body-part",)
+    assert any("overridden by the reader" in step for step in film.steps)
+    assert desk.waiting == ()
+
+
+def test_a_file_that_cannot_be_read_at_all_offers_nothing(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"words")
+    desk = Desk()
+    assert len(desk.take([tmp_path / "x"], first=1)) == 1
+    assert desk.waiting == ()
+
+
+def test_two_tabs_with_one_report_are_told_and_neither_loses_a_word(desk: Desk, tmp_path: Path) -> None:
+    store = Sessions(tmp_path)
+    desk.keep(store)
+    copy = Desk()
+    copy.open(store.load(desk.session.id))
+    desk.report = desk.report.accept(0)
+    assert desk.keep(store) is None
+    copy.report = copy.report.edit(1, OWN)
+    said = copy.keep(store)
+    assert said is not None
+    assert "another tab" in said
+    assert copy.session.id != desk.session.id
+    assert store.load(copy.session.id).report.lines[1].text == OWN
+    assert store.load(desk.session.id).report == desk.report
+
+
+def test_a_report_that_was_closed_elsewhere_may_be_kept_anew(desk: Desk, tmp_path: Path) -> None:
+    store = Sessions(tmp_path)
+    desk.keep(store)
+    store.close(desk.session.id)
+    desk.report = desk.report.accept(0)
+    said = desk.keep(store)
+    assert said is not None
+    assert 'data-deed="keep"' in notices.films(desk, [said])
+    desk.session = None
+    assert desk.keep(store) is None
+    assert store.load(desk.session.id).report == desk.report
+
+
+def test_a_full_disk_is_told_and_the_next_change_is_kept(desk: Desk, tmp_path: Path) -> None:
+    store = Sessions(tmp_path / "store")
+    desk.keep(store)
+    (tmp_path / "store").rename(tmp_path / "away")
+    (tmp_path / "store").write_text("in the way")
+    said = desk.keep(store)
+    assert said is not None
+    assert "still on this page" in said
+    (tmp_path / "store").unlink()
+    (tmp_path / "away").rename(tmp_path / "store")
+    desk.report = desk.report.accept(0)
+    assert desk.keep(store) is None
+    assert store.load(desk.session.id).report == desk.report
+
+
+def test_closing_deletes_the_report_from_the_disk(desk: Desk, tmp_path: Path) -> None:
+    store = Sessions(tmp_path)
+    desk.keep(store)
+    id = desk.session.id
+    desk.close(store)
+    assert desk.report is None
+    with pytest.raises(SessionGoneError):
+        store.load(id)
+
+
+def test_only_what_a_reader_wrote_or_edited_is_kept_when_a_report_is_drafted_anew(desk: Desk) -> None:
+    assert read.own_words(desk) == ""
+    desk.report = desk.report.accept(0)
+    assert read.own_words(desk) == ""
+    desk.report = desk.report.edit(0, OWN)
+    assert read.own_words(desk).startswith(f"Findings: {OWN}")
+    assert read.own_words(Desk()) == ""
+
+
+def test_followed_tells_every_step_and_raises_what_the_work_raises() -> None:
+    def work(progress: Callable[[int, int], None]) -> str:
+        progress(1, 2)
+        progress(2, 2)
+        return "done"
+
+    assert list(read.followed(work)) == [(1, 2, None), (2, 2, None), (2, 2, "done")]
+    with pytest.raises(EmrrgError, match="no"):
+        list(read.followed(lambda progress: (_ for _ in ()).throw(EmrrgError("no"))))
+
+
+# --- exports -------------------------------------------------------------------------------------------------------------
+
+
+def unpacked(parcel: str) -> bytes:
+    import base64
+
+    return base64.b64decode(json.loads(parcel)["body"])
+
+
+@pytest.mark.parametrize("kind", exports.KINDS, ids=lambda kind: kind.name)
+def test_every_export_says_that_nobody_has_reviewed_it(desk: Desk, kind: exports.Kind) -> None:
+    body = unpacked(exports.make(kind.name, desk))
+    check_export(kind.name, body, mark=NOT_REVIEWED)
+
+
+def check_export(name: str, body: bytes, *, mark: str | None) -> None:
+    """Opens the file with another program's eyes; mark: what must be seen in it, None where it is signed."""
+    if name == "capture":
+        made = pydicom.dcmread(io.BytesIO(body))
+        assert made.pixel_array.shape[2] == 3
+        assert made.Modality == "OT"
+        return
+    if name in ("sr", "dicom-pdf"):
+        made = pydicom.dcmread(io.BytesIO(body))
+        text = body.decode("utf-8", "replace") if name == "sr" else made.DocumentTitle
+    elif name == "docx":
+        with zipfile.ZipFile(io.BytesIO(body)) as archive:
+            text = archive.read("word/document.xml").decode()
+            assert any(each.startswith("word/media/") for each in archive.namelist())
+    elif name == "pdf":
+        assert body.startswith(b"%PDF-")
+        assert b"/Image" in body, "the key image"
+        return
+    else:
+        text = body.decode()
+        if name != "text":
+            json.loads(text)
+    assert (mark in text) if mark else (NOT_REVIEWED not in text)
+
+
+def test_dicom_exports_refer_to_the_film_and_its_patient(desk: Desk, rg1: Path) -> None:
+    source = pydicom.dcmread(rg1)
+    for kind in ("sr", "dicom-pdf", "capture"):
+        made = pydicom.dcmread(io.BytesIO(unpacked(exports.make(kind, desk))))
+        assert made.StudyInstanceUID == source.StudyInstanceUID
+        assert source.SOPInstanceUID in str(made)
+
+
+def test_an_export_that_needs_the_film_says_so_once_it_is_gone(desk: Desk) -> None:
+    desk.held = ()
+    assert "drop Film 1 again" in exports.menu(desk)
+    with pytest.raises(EmrrgError, match="drop Film 1 again"):
+        exports.make("sr", desk)
+    with pytest.raises(EmrrgError, match="drop"):
+        exports.make("capture", desk)
+    assert unpacked(exports.make("pdf", desk)).startswith(b"%PDF-")
+    assert json.loads(unpacked(exports.make("fhir-r5", desk)))["resourceType"] == "DiagnosticReport"
+
+
+def test_a_report_without_a_draft_can_be_taken_as_text_alone() -> None:
+    desk = Desk()
+    desk.report = Report().add("findings", OWN)
+    assert OWN in unpacked(exports.make("text", desk)).decode()
+    assert "needs a draft" in exports.menu(desk)
+    with pytest.raises(EmrrgError, match="needs a draft"):
+        exports.make("pdf", desk)
+    with pytest.raises(EmrrgError, match="nothing to export"):
+        exports.make("text", Desk())
+
+
+def test_a_signed_structured_report_is_verified_only_by_a_reader_with_name_and_organization(desk: Desk) -> None:
+    desk.report = desk.report.sign([line.id for line in desk.report.unreviewed])
+    reader = exports.reader_of("Roe^Jana", "Clinic")
+    named = pydicom.dcmread(io.BytesIO(unpacked(exports.make("sr", desk, reader=reader))))
+    assert named.VerificationFlag == "VERIFIED"
+    unnamed = pydicom.dcmread(io.BytesIO(unpacked(exports.make("sr", desk))))
+    assert unnamed.VerificationFlag == "UNVERIFIED"
+    assert exports.reader_of(" ", "") is None
+    assert exports.reader_of(None, None) is None, "a text box that was never unfolded"
+    with pytest.raises(EmrrgError, match="both"):
+        exports.reader_of("Roe^Jana", "")
+
+
+# --- in a browser ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Room:
+    """A running app and the store that it keeps reports in."""
+
+    server: Server
+    home: Path
+
+    @property
+    def store(self) -> Sessions:
+        return Sessions(self.home / "sessions")
+
+    def open(self, page: Any, expect: Any, id: str) -> None:
+        """Load the page as a tab that had this report before."""
+        page.goto(self.server.address)
+        page.evaluate("id => sessionStorage.setItem('emrrg-session', id)", id)
+        page.reload()
+        expect(page.locator("#status")).to_contain_text("as you left it")
+
+    def shows(self, page: Any, expected: list[tuple[str, str]]) -> None:
+        """Waits until this is what the screen says of each sentence: its parts are not drawn at the same moment."""
+        script = """() => [...document.querySelectorAll('#report .rr-item[data-line]')].map((row) => [
+            row.querySelector('.rr-item-text').innerText, row.querySelector('.rr-choice').innerText.slice(2)])"""
+        deadline = time.monotonic() + 60
+        while (found := [tuple(row) for row in page.evaluate(script)]) != expected:
+            assert time.monotonic() < deadline, found
+            page.wait_for_timeout(200)
+
+
+@pytest.fixture(scope="module")
+def room(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
+    home = tmp_path_factory.mktemp("home")
+    running = Room(Server(tmp_path_factory.mktemp("server"), checkpoint, home=home), home)
+    try:
+        yield running
+    finally:
+        running.server.stop()
+    assert "Traceback" not in running.server.output()
+
+
+@pytest.fixture
+def kept(room: Room, drafted: Callable[..., Draft], rg1: Path) -> str:
+    """The id of a report on RG1 that nobody has reviewed, in the room's store."""
+    return room.store.begin(drafted([read_film(rg1, name="Film 1")])).id
+
+
+def said(page: Any, expect: Any, words: str) -> None:
+    expect(page.locator("#status")).to_contain_text(words)
+
+
+def item(page: Any, line: int) -> Any:
+    return page.locator(f'#report .rr-item[data-line="{line}"]')
+
+
+def do(page: Any, line: int, deed: str) -> None:
+    item(page, line).hover()
+    item(page, line).locator(f'[data-deed="{deed}"]').click()
+
+
+def pictured(page: Any, name: str) -> None:
+    """Screenshots for whoever looks at the screen: $EMRRG_LOOK is a folder."""
+    if folder := os.environ.get("EMRRG_LOOK"):
+        for width in (1440, 390):
+            page.set_viewport_size({"width": width, "height": 900})
+            for theme in ("light", "dark"):
+                page.evaluate("dark => document.body.classList.toggle('dark', dark)", theme == "dark")
+                page.screenshot(path=f"{folder}/{name}-{width}-{theme}.png", full_page=True, animations="disabled")
+        page.evaluate("document.body.classList.remove('dark')")
+        page.set_viewport_size({"width": 1440, "height": 900})
+
+
+def test_edits_survive_a_reload_and_a_restart_until_the_report_is_closed(
+    room: Room, kept: str, checkpoint: Path
+) -> None:
+    with browser_page(1440, 900) as (page, wrong, expect):
+        room.open(page, expect, kept)
+        expect(page.locator("#notice")).to_contain_text("Films are not stored. Drop Film 1")
+        expect(page.locator(".rr-stand")).to_contain_text(NOT_REVIEWED)
+        do(page, 0, "accept")
+        said(page, expect, "Accepted. 3 sentences not reviewed.")
+        do(page, 1, "edit")
+        box = page.locator("#report textarea")
+        expect(box).to_have_value(FINDINGS[1])
+        box.fill(OWN)
+        box.press("Enter")
+        said(page, expect, "Edited.")
+        do(page, 2, "delete")
+        said(page, expect, "Deleted")
+        do(page, 3, "add")
+        page.locator("#report textarea").fill("Follow-up in 3 months.")
+        page.locator("#report .rr-box button", has_text="Keep").click()
+        said(page, expect, "Added.")
+        page.locator("#report [data-deed=undo]").click()
+        said(page, expect, "Undone.")
+        expect(page.locator("#report .rr-item[data-line]")).to_have_count(4)
+        page.locator("#report [data-deed=redo]").click()
+        said(page, expect, "Done again.")
+        expected = [
+            (FINDINGS[0], "accepted"),
+            (OWN, "edited"),
+            (FINDINGS[2], "deleted"),
+            (IMPRESSION[0], "not reviewed"),
+            ("Follow-up in 3 months.", "yours"),
+        ]
+        room.shows(page, expected)
+        page.locator("#report [data-deed=changes]").click()
+        expect(item(page, 1).locator("del").first).to_be_visible()
+        expect(item(page, 1).locator("ins").first).to_be_visible()
+        pictured(page, "edited")
+
+        page.reload()
+        expect(page.locator("#status")).to_contain_text("as you left it")
+        room.shows(page, expected)
+        assert room.server.stop() == 0
+        room.server = Server(room.server.folder, checkpoint, home=room.home, port=room.server.port)
+        page.reload()
+        expect(page.locator("#status")).to_contain_text("as you left it")
+        room.shows(page, expected)
+        do(page, 2, "restore")
+        said(page, expect, "Restored.")
+        wrong.clear()  # the server was away for a while
+
+        page.click("#new")
+        expect(page.locator("#notice")).to_contain_text("deletes it from the server")
+        page.locator("#notice [data-deed=leave-open]").click()
+        expect(page.locator("#notice")).not_to_contain_text("deletes it")
+        page.click("#new")
+        page.locator("#notice [data-deed=close]").click()
+        expect(page.locator("#report")).to_contain_text("The draft appears here")
+        assert page.evaluate("sessionStorage.getItem('emrrg-session')") is None
+        with pytest.raises(SessionGoneError):
+            room.store.load(kept)
+        assert wrong == []
+
+
+def test_two_readers_never_see_each_others_work_and_a_duplicated_tab_is_told(room: Room, kept: str) -> None:
+    with browser_page(1200, 800) as (page, wrong, expect):
+        room.open(page, expect, kept)
+        stranger = page.context.browser.new_page()
+        stranger.set_default_timeout(SLOW)
+        stranger.goto(room.server.address)
+        expect(stranger.locator("#status")).to_contain_text("Ready")
+        assert FINDINGS[0] not in stranger.locator("#room").inner_text()
+        with page.context.expect_page() as opened:  # of the same browser: nothing is kept for all its tabs
+            page.evaluate("() => { window.open(location.href, '_blank', 'noopener') }")
+        fresh = opened.value
+        fresh.set_default_timeout(SLOW)
+        expect(fresh.locator("#status")).to_contain_text("Ready")
+        assert FINDINGS[0] not in fresh.locator("#room").inner_text()
+
+        with (
+            page.context.expect_page() as opened
+        ):  # as a tab is duplicated: with a copy of what the first one remembers
+            page.evaluate("() => { window.open(location.href) }")
+        tab = opened.value
+        tab.set_default_timeout(SLOW)
+        expect(tab.locator("#status")).to_contain_text("as you left it")
+        do(page, 0, "accept")
+        said(page, expect, "Accepted.")
+        do(tab, 1, "delete")
+        expect(tab.locator("#notice [role=alert]")).to_contain_text("changed in another tab")
+        assert tab.evaluate("sessionStorage.getItem('emrrg-session')") != kept
+        for each in (page, tab):
+            each.reload()
+            expect(each.locator("#status")).to_contain_text("as you left it")
+        texts = (*FINDINGS, *IMPRESSION)
+        room.shows(page, list(zip(texts, ["accepted", *["not reviewed"] * 3], strict=True)))
+        room.shows(tab, list(zip(texts, ["not reviewed", "deleted", *["not reviewed"] * 2], strict=True)))
+        assert wrong == []
+
+
+def test_sign_off_asks_for_every_sentence_that_nobody_has_reviewed(room: Room, kept: str) -> None:
+    with browser_page(1200, 800) as (page, wrong, expect):
+        room.open(page, expect, kept)
+        do(page, 0, "accept")
+        said(page, expect, "Accepted.")
+        page.locator("#report [data-deed=ask-sign]").click()
+        dialog = page.locator("dialog[data-dialog=sign]")
+        ticks, sign = dialog.locator("input"), dialog.locator("[data-deed=sign]")
+        expect(ticks).to_have_count(3)
+        expect(sign).to_be_disabled()
+        ticks.nth(0).check()
+        ticks.nth(1).check()
+        expect(sign).to_be_disabled()
+        pictured(page, "sign")
+        page.keyboard.press("Escape")
+        do(page, 1, "accept")
+        said(page, expect, "2 sentences not reviewed")
+        page.locator("#report [data-deed=ask-sign]").click()
+        assert [tick.is_checked() for tick in ticks.all()] == [False, False], "no yes is carried to another sentence"
+        for tick in ticks.all():
+            tick.check()
+        sign.click()
+        expect(page.locator(".rr-stand")).to_contain_text("Signed off")
+        expect(page.locator("#report [data-deed=edit]")).to_have_count(0)
+        expect(page.locator("#menu")).not_to_contain_text("DRAFT")
+        with page.expect_download() as saved:
+            page.locator("[data-kind=text]").click()
+        text = Path(saved.value.path()).read_text()
+        assert NOT_REVIEWED not in text
+        assert "Signed off" in text
+        page.locator("#report [data-deed=unsign]").click()
+        said(page, expect, "taken back")
+        expect(item(page, 0).locator("[data-deed=edit]")).to_be_attached()
+        report = room.store.load(kept).report
+        assert [edit.action for edit in report.edits][-4:] == ["accept", "accept", "sign", "unsign"]
+        assert wrong == []
+
+
+def test_every_export_is_downloaded_and_can_be_opened(room: Room, kept: str, rg1: Path) -> None:
+    with browser_page(1440, 900) as (page, wrong, expect):
+        room.open(page, expect, kept)
+        for name in ("sr", "dicom-pdf", "capture"):
+            expect(page.locator(f"[data-kind={name}]")).to_be_disabled()
+        page.set_input_files("#drop input[type=file]", str(rg1))
+        expect(page.locator(".film-0")).to_contain_text("PA view")
+        expect(page.locator("#notice")).not_to_contain_text("not stored")
+        pictured(page, "exports")
+        for kind in exports.KINDS:
+            with page.expect_download() as saved:
+                page.locator(f"[data-kind={kind.name}]").click()
+            assert saved.value.suggested_filename == kind.file
+            check_export(kind.name, Path(saved.value.path()).read_bytes(), mark=NOT_REVIEWED)
+            expect(page.locator("#packing")).to_contain_text("saved")
+        assert wrong == []
+    assert not any(path.endswith((".pdf", ".dcm", ".docx")) for path in room.server.paths())
+
+
+def test_a_sentence_and_a_word_show_map_gates_and_tokens_and_why(room: Room, kept: str, rg1: Path) -> None:
+    with browser_page(1440, 900) as (page, wrong, expect):
+        room.open(page, expect, kept)
+        item(page, 1).locator(".rr-item-text").click()
+        expect(page.locator("#caption")).to_contain_text("not stored")
+        page.set_input_files("#drop input[type=file]", str(rg1))
+        expect(page.locator(".film-0")).to_be_visible()
+        item(page, 1).locator(".rr-item-text").click()
+        expect(page.locator("#caption")).to_contain_text(FINDINGS[1])
+        shown = "() => getComputedStyle(document.querySelector('.film-0 .rr-map')).backgroundImage"
+        page.wait_for_function(f"({shown})() != 'none'")
+        expect(page.locator("#chosen .rr-tokens li").first).to_be_visible()
+        expect(page.locator("#chosen .rr-gates tbody tr")).to_have_count(2)
+        of_sentence = page.evaluate(shown)
+        word = page.locator("#words .rr-word").nth(7)
+        word.click()
+        expect(page.locator("#caption")).to_contain_text(f"“{word.inner_text()}”")
+        page.wait_for_function(f"old => ({shown})() != old", arg=of_sentence)
+        expect(page.locator("#chosen .rr-tokens li")).not_to_have_count(0)
+        page.locator("[data-deed=why]").click()
+        expect(page.locator("#why")).to_contain_text("random places of the same shape")
+        expect(page.locator("#why svg")).to_be_visible()
+        pictured(page, "why")
+        do(page, 3, "add")
+        page.locator("#report textarea").fill(OWN)
+        page.locator("#report textarea").press("Enter")
+        said(page, expect, "Added.")
+        item(page, 4).locator(".rr-item-text").click()
+        expect(page.locator("#caption")).to_contain_text("You wrote this sentence")
+        assert wrong == []
+
+
+def test_what_the_report_states_and_contradicts_follows_the_readers_own_text(room: Room, kept: str) -> None:
+    with browser_page(1200, 800) as (page, wrong, expect):
+        room.open(page, expect, kept)
+        effusion = page.locator("#table tr", has=page.locator("th", has_text=re.compile("^Pleural Effusion$")))
+        expect(effusion).to_contain_text("positive")
+        expect(page.locator("#flags")).to_contain_text("stated and denied")
+        expect(page.locator("#flags")).to_contain_text("earlier film")
+        expect(item(page, 3).locator(".rr-tag")).to_be_visible()
+        do(page, 1, "delete")
+        expect(effusion).to_contain_text("negative")
+        expect(page.locator("#flags")).not_to_contain_text("stated and denied")
+        expect(item(page, 3).locator(".rr-tag")).to_have_count(0)
+        do(page, 2, "edit")
+        page.locator("#report textarea").fill("The lungs are clear.")
+        page.locator("#report textarea").press("Enter")
+        expect(page.locator("#flags")).to_contain_text("No contradiction was found")
+        assert wrong == []
+
+
+def test_the_keys_work_and_rest_while_a_reader_types(room: Room, kept: str) -> None:
+    with browser_page(1200, 800) as (page, wrong, expect):
+        room.open(page, expect, kept)
+        press = page.keyboard.press
+        press("j")
+        press("n")
+        press("k")
+        expect(page.locator("#report [data-current]")).to_have_attribute("data-line", "0")
+        press("a")
+        said(page, expect, "Accepted.")
+        press("n")
+        press("x")
+        said(page, expect, "Deleted")
+        press("z")
+        said(page, expect, "Undone.")
+        press("Z")
+        said(page, expect, "Done again.")
+        press("Control+z")
+        said(page, expect, "Undone.")
+        press("e")
+        page.keyboard.type(" aejkxz?")
+        press("Enter")
+        said(page, expect, "Edited.")
+        expected = [
+            (FINDINGS[0], "accepted"),
+            (f"{FINDINGS[1]} aejkxz?", "edited"),
+            (FINDINGS[2], "not reviewed"),
+            (IMPRESSION[0], "not reviewed"),
+        ]
+        room.shows(page, expected)
+        press("e")
+        page.keyboard.type("never kept")
+        press("Escape")
+        expect(page.locator("#report textarea")).to_have_count(0)
+        room.shows(page, expected)
+        press("d")
+        expect(page.locator("#status")).to_contain_text("drop Film 1 again")
+        press("?")
+        keys = page.locator("dialog[data-dialog=keys]")
+        expect(keys).to_contain_text("next sentence")
+        pictured(page, "keys")
+        page.locator("#keys-on").uncheck()  # for who speaks to the computer
+        press("Escape")
+        expect(keys).to_be_hidden()
+        press("z")
+        press("?")
+        expect(keys).to_be_hidden()
+        room.shows(page, expected)
+        assert wrong == []
+
+
+def test_a_refused_film_states_its_rule_and_may_be_used_anyway(room: Room, rg1: Path, tmp_path: Path) -> None:
+    header = pydicom.dcmread(rg1)
+    header.BodyPartExamined = "HAND"
+    header.save_as(tmp_path / "hand.dcm")
+    with browser_page(1200, 800) as (page, wrong, expect):
+        page.goto(room.server.address)
+        expect(page.locator("#status")).to_contain_text("Ready")
+        page.set_input_files("#drop input[type=file]", str(tmp_path / "hand.dcm"))
+        expect(page.locator("#notice [role=alert]")).to_contain_text("shows a HAND, not a chest")
+        expect(page.locator("#films")).to_contain_text("No film yet")
+        page.locator("#notice [data-deed=use]").click()
+        expect(page.locator(".film-0")).to_contain_text("overridden by the reader")
+        expect(page.locator("#notice [role=alert]")).to_have_count(0)
+
+        page.click("#example")
+        expect(page.locator("#notice [role=alert]")).to_contain_text("the same image as Film 1")
+        assert wrong == []
+
+
+def test_a_prior_film_is_shown_and_not_given_to_the_model(room: Room, pictures: list[Path]) -> None:
+    with browser_page(1440, 900) as (page, wrong, expect):
+        page.goto(room.server.address)
+        expect(page.locator("#status")).to_contain_text("Ready")
+        page.set_input_files("#drop input[type=file]", [str(path) for path in pictures[:2]])
+        expect(page.locator(".film-1")).to_contain_text("Film 2")
+        page.click("#mark-1")
+        expect(page.locator(".film-1")).to_contain_text("Prior film")
+        page.click("#write")
+        expect(page.locator("#write")).to_be_enabled()
+        expect(page.locator("#looked")).to_contain_text("film")
+        id = page.evaluate("sessionStorage.getItem('emrrg-session')")
+        session = room.store.load(id)
+        assert session.draft is not None
+        assert len(session.draft.films) == 1
+        assert session.films == (read_film(pictures[1]).sha256,)
+        assert session.settings["priors"] == [read_film(pictures[0]).sha256]
+        assert session.settings["looking"]
+        assert wrong == []

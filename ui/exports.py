@@ -1,0 +1,194 @@
+"""Exports: the menu of files that a report can be taken away as, and what goes into each.
+
+A file is made in memory and saved by the browser; it never lies on the server's disk.
+"""
+
+import base64
+import html
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from ui.desk import Desk, core
+
+if TYPE_CHECKING:
+    from emrrg_core import Draft, KeyImage, Reader
+
+LONGEST = 1600  # pixels on the longer side of the heat map's capture
+_JSON, _DICOM = "application/json", "application/dicom"
+_WORD = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A row of the menu."""
+
+    name: str
+    label: str
+    note: str
+    file: str
+    type: str
+    refers: bool = False  # to the films' own files, which have to be on the desk where they are DICOM
+    shows: bool = False  # nothing without a film
+
+
+KINDS = (
+    Kind("text", "Text", "to paste", "emrrg-report.txt", "text/plain;charset=utf-8"),
+    Kind("pdf", "PDF", "with the key image and its map", "emrrg-report.pdf", "application/pdf"),
+    Kind("docx", "Word (DOCX)", "the same, to go on with", "emrrg-report.docx", _WORD),
+    Kind("json", "JSON", "with the draft, every edit and what it was made by", "emrrg-report.json", _JSON),
+    Kind("fhir-r5", "FHIR R5", "DiagnosticReport with the PDF", "emrrg-report-fhir-r5.json", _JSON),
+    Kind("fhir-r4", "FHIR R4", "the same for R4 servers", "emrrg-report-fhir-r4.json", _JSON),
+    Kind("sr", "DICOM structured report", "Basic Text SR", "emrrg-report-sr.dcm", _DICOM, refers=True),
+    Kind("dicom-pdf", "DICOM encapsulated PDF", "the PDF for the archive", "emrrg-report-pdf.dcm", _DICOM, refers=True),
+    Kind(
+        "capture", "DICOM heat map", "the map of the selected sentence on its film", "emrrg-map.dcm", _DICOM, True, True
+    ),
+)
+
+
+def menu(desk: Desk) -> str:
+    """The menu as HTML; what cannot be made yet says why."""
+    if desk.report is None or not any(desk.texts):
+        return '<p class="rr-none">Nothing to export yet: draft a report, or write one.</p>'
+    rows = []
+    for kind in KINDS:
+        reason = hindrance(kind, desk)
+        rows.append(
+            f'<li><button type="button" data-deed="export" data-event="save" data-kind="{kind.name}" {"disabled" if reason else ""}>'
+            f"{kind.label}</button> <span>{html.escape(reason or kind.note)}</span></li>"
+        )
+    return f'{_caution(desk)}<ul class="rr-exports">{"".join(rows)}</ul>'
+
+
+def _caution(desk: Desk) -> str:
+    report = desk.report
+    said = []
+    if report and report.signed is None:
+        state = "“DRAFT, NOT REVIEWED”" if report.unreviewed else "“PRELIMINARY, NOT SIGNED OFF”"
+        said.append(f"Every export says {state} until the report is signed off.")
+    if desk.draft and desk.missing:
+        said.append("Without the films there are no key images in PDF and Word.")
+    elif desk.draft:
+        said.append("Pictures show each film as read, not as windowed on the screen.")
+    burned = "".join(f'<div class="rr-say rr-warn" role="alert">{html.escape(words)}</div>' for words in desk.burned)
+    return burned + (f'<p class="rr-hint">{" ".join(said)}</p>' if said else "")
+
+
+def hindrance(kind: Kind, desk: Desk) -> str:
+    """Why an export cannot be made now; empty where it can."""
+    if kind.name == "text":
+        return ""
+    draft = desk.draft
+    if draft is None:
+        return "needs a draft: this report has none"
+    away = [draft.films[number].name for number in desk.missing if draft.films[number].format == "DICOM"]
+    if kind.refers and away:
+        return f"drop {' and '.join(away)} again: it refers to the film’s own file"
+    if kind.shows and not desk.films:
+        return "drop the film again: films are not stored"
+    return ""
+
+
+def make(name: str, desk: Desk, *, reader: "Reader | None" = None) -> str:
+    """The file of that kind as a parcel for the browser (`pack`). Raises EmrrgError with what to do where it cannot be made."""
+    kind = next((kind for kind in KINDS if kind.name == name), None)
+    with desk.lock:
+        report, draft = desk.report, desk.draft
+    if kind is None or report is None or not any(desk.texts):
+        raise core().EmrrgError("There is nothing to export yet: draft a report, or write one.")
+    if reason := hindrance(kind, desk):
+        raise core().EmrrgError(f"{kind.label}: {reason}.")
+    if draft is None:
+        return pack(kind, core().to_text(report))
+    at = datetime.now().astimezone()
+    files = [desk.source(number) for number in range(len(draft.films))]
+
+    def pdf() -> bytes:
+        return core().to_pdf(report, draft, images=key_images(desk, draft), created=at)
+
+    def fhir(release: str) -> str:
+        known = not any(draft.films[number].format == "DICOM" for number in desk.missing)
+        sources = core().origin(draft, files).images if known else []
+        return core().diagnostic_report(
+            report, draft, release=release, presented=pdf(), sources=sources, issued=report.signed
+        )
+
+    made = {
+        "text": lambda: core().to_text(report),
+        "pdf": pdf,
+        "docx": lambda: core().to_docx(report, draft, images=key_images(desk, draft), created=at),
+        "json": lambda: core().to_json(report, draft),
+        "fhir-r5": lambda: fhir("R5"),
+        "fhir-r4": lambda: fhir("R4B"),
+        "sr": lambda: core().to_dicom_sr(report, draft, files, at=at, reader=reader),
+        "dicom-pdf": lambda: core().to_dicom_pdf(pdf(), report, draft, files, at=at, burned_in=burned(desk)),
+        "capture": lambda: capture(desk, draft, files, at),
+    }[kind.name]()
+    return pack(kind, made)
+
+
+def key_images(desk: Desk, draft: "Draft") -> "list[KeyImage]":
+    """Every film that is on the desk, the first with the map of the selected sentence, or of the first one that has a map."""
+    sentence = desk.picked.sentence if desk.picked else None
+    if sentence is None and draft.sentences:
+        sentence = 0
+    images = []
+    for number in range(len(draft.films)):
+        if film := desk.film(number):
+            shown = np.round(film.pixels * 255).astype(np.uint8)
+            images.append(core().KeyImage(number, shown, sentence))
+    return images
+
+
+def capture(desk: Desk, draft: "Draft", files: "Sequence[bytes | None]", at: datetime) -> bytes:
+    """The heat map of the selected sentence, or of the whole draft, over the first film that is on the desk."""
+    sentence = desk.picked.sentence if desk.picked else None
+    tokens = draft.sentences[sentence].tokens if sentence is not None else (0, len(draft.tokens))
+    number = desk.places[0]
+    film = desk.film(number)
+    if film is None:
+        raise core().EmrrgError("Drop the film again: films are not stored.")
+    heat = core().heat_map(draft, number, tokens)
+    picture = core().overlay(_reduced(film.pixels), None if heat is None else _reduced(heat))
+    return core().to_dicom_capture(picture, draft, files, film=number, sentence=sentence, at=at, burned_in=burned(desk))
+
+
+def burned(desk: Desk) -> bool | None:
+    """Whether the films show who the patient is; None, where nobody knows: that no text was found does not prove it."""
+    if desk.burned:
+        return True
+    return False if desk.films and all(film.annotated is False for film in desk.films) else None
+
+
+def _reduced(values: np.ndarray) -> np.ndarray:
+    """(height, width) with its longer side at most LONGEST."""
+    image = Image.fromarray(np.ascontiguousarray(values, dtype=np.float32))
+    scale = min(1.0, LONGEST / max(image.size))
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    return np.asarray(image.resize(size, Image.Resampling.BOX)).clip(0)
+
+
+def pack(kind: Kind, body: str | bytes) -> str:
+    """A file for the browser to save."""
+    data = body.encode() if isinstance(body, str) else body
+    return json.dumps({"name": kind.file, "type": kind.type, "body": base64.b64encode(data).decode()})
+
+
+def reader_of(name: str | None, organization: str | None) -> Any:
+    """Who answers for a signed structured report; None where nobody is named. Raises EmrrgError for half a name.
+
+    A text box that was never unfolded gives None.
+    """
+    name, organization = (name or "").strip(), (organization or "").strip()
+    if not (name or organization):
+        return None
+    try:
+        return core().Reader(name, organization)
+    except ValueError as error:
+        raise core().EmrrgError("To verify the structured report, give both name and organization.") from error

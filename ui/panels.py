@@ -1,0 +1,534 @@
+"""The panels beside a draft: what it states, what contradicts itself, how sure each word is, and whether the film mattered.
+
+Every function here takes what emrrg_core gives and returns HTML, escaped, for a `gr.HTML`; none knows Gradio or torch, and none
+keeps anything. What is told by a colour is told in words or by a line as well. Looks: panels.css.
+
+    findings_table_html   findings_table → the 14 labels, what is stated first
+    flag_html, tags_html  flags → a list with reasons; the marks behind one sentence
+    words_html            Draft → sentences and words to be selected (in the browser: PICK; on the server: `picked`)
+    tokens_html           the probabilities of the tokens of a selection
+    gates_html            how far each hybrid layer's gate was open for a selection
+    why_html              Why → the highlighted place beside random ones
+    looking_html          Looking → blank film, noise, another chest
+"""
+
+import html
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from emrrg_core import Draft, Flag, Looking, Row, Sentence, Why
+
+# class, name, least confidence: the geometric mean of the tokens' probabilities
+BANDS = (
+    ("rr-sure", "sure", "80\N{NO-BREAK SPACE}% and more", 0.8),
+    ("rr-less", "less sure", "50 to 80\N{NO-BREAK SPACE}%", 0.5),
+    ("rr-unsure", "unsure", "below 50\N{NO-BREAK SPACE}%", 0.0),
+)
+_SECTIONS = ("findings", "impression")
+
+# For js_on_load of the gr.HTML that shows words_html: `.select(fn)` then gets a gr.SelectData whose index is what `picked` takes.
+PICK = """
+const all = () => [...element.querySelectorAll('.rr-pick')];
+
+function stop(item) {  // the one item that Tab reaches; arrows move among the others
+    for (const other of all()) other.tabIndex = other === item ? 0 : -1;
+}
+
+function move(event) {
+    const items = all(), here = items.indexOf(event.target);
+    if (here < 0 || event.altKey || event.ctrlKey || event.metaKey) return;
+    const heads = items.filter((item) => item.matches('.rr-head'));
+    const mine = heads.findLastIndex((head) => items.indexOf(head) <= here);
+    const next = {
+        ArrowRight: items[here + 1], ArrowLeft: items[here - 1],
+        ArrowDown: heads[mine + 1], ArrowUp: items[here] === heads[mine] ? heads[mine - 1] : heads[mine],
+        Home: items[0], End: items[items.length - 1],
+    };
+    if (!(event.key in next)) return;
+    event.preventDefault();  // the page must not scroll away under the reader
+    if (next[event.key]) { stop(next[event.key]); next[event.key].focus(); }
+}
+
+function pick(event) {
+    const item = event.target.closest('.rr-pick');
+    if (!item || !element.contains(item)) return;
+    stop(item);
+    for (const other of all()) other.setAttribute('aria-pressed', other === item);
+    const {sentence, word} = item.dataset;
+    trigger('select', {index: [Number(sentence), word ? Number(word) : null], value: null, selected: true});
+}
+
+element.addEventListener('keydown', move);
+element.addEventListener('click', pick);
+"""
+
+
+# -------------------------------------------------------------------------------------------------------- what it states
+
+_STATES = {  # in the order of the table: sign, class
+    "positive": ("+", "rr-positive"),
+    "uncertain": ("?", "rr-uncertain"),
+    "negative": ("\N{MINUS SIGN}", "rr-negative"),
+    "not mentioned": ("·", "rr-silent"),
+}
+
+
+def findings_table_html(rows: "Sequence[Row]", findings: str, impression: str) -> str:
+    """The 14 labels as the report states them: positive first, then uncertain, negative, not mentioned.
+
+    rows: what emrrg_core.findings_table gives for these two texts.
+    """
+    if not (findings.strip() or impression.strip()):
+        return _empty("No report yet: what it states of each of the 14 labels is listed here.")
+    texts = {"findings": findings, "impression": impression}
+    states = list(_STATES)
+    body = []
+    for row in sorted(rows, key=lambda row: states.index(_state(row))):
+        sign, kind = _STATES[_state(row)]
+        said = "".join(
+            f'<li><span class="rr-where">{place.section.capitalize()}</span> {_quote(texts[place.section][place.start : place.end])}</li>'
+            for place in row.places
+        )
+        body.append(
+            f'<tr role="row" class="{kind}"><th role="rowheader" scope="row">{html.escape(row.label)}</th>'
+            f'<td role="cell" class="rr-state"><span aria-hidden="true">{sign}</span> {_state(row)}</td>'
+            f'<td role="cell" class="rr-by">{f"<ul>{said}</ul>" if said else _unsaid(row)}</td></tr>'
+        )
+    counts = ", ".join(f"{sum(_state(row) == state for row in rows)} {state}" for state in states)
+    heads = "".join(
+        f'<th role="columnheader" scope="col">{name}</th>' for name in ("Label", "Stated as", "By the sentence")
+    )
+    return (  # the roles are said because a narrow screen lays the rows out as grids, and some readers then see no table
+        '<table role="table" class="rr-table rr-states"><caption>What the report states of CheXpert’s 14 labels '
+        f'<small>{counts}</small></caption><thead role="rowgroup"><tr role="row">{heads}</tr></thead>'
+        f'<tbody role="rowgroup">{"".join(body)}</tbody></table>'
+    )
+
+
+def _state(row: "Row") -> str:
+    return row.status.value if row.status else "not mentioned"
+
+
+def _unsaid(row: "Row") -> str:
+    """A cell without a sentence: nothing is said, or it follows from there being nothing else."""
+    return "follows from the other labels" if row.status else '<span aria-label="none">–</span>'
+
+
+# ----------------------------------------------------------------------------------------------------------------- flags
+
+_KINDS = {  # of emrrg_core.Flag: a short name, and what it is
+    "negation": ("contradiction", "Contradiction: stated and denied"),
+    "side": ("side", "Contradiction: left and right"),
+    "normal": ("contradiction", "Contradiction: normal beside a finding"),
+    "prior": ("earlier film", "Words about an earlier film"),
+}
+_FLAG = '<span aria-hidden="true">⚑</span>'
+
+
+def flag_html(flags: "Sequence[Flag]", findings: str, impression: str) -> str:
+    """What to look at twice, each with the sentences in which it stands, the words marked, and the reason.
+
+    flags: what emrrg_core.flags gives for these two texts.
+    """
+    texts = {"findings": findings, "impression": impression}
+    if not any(text.strip() for text in texts.values()):
+        return _empty("No report yet: contradictions and words about an earlier film are listed here.")
+    groups: dict[Any, list[Flag]] = {}
+    for (
+        flag
+    ) in flags:  # a contradiction with both its sentences; words about an earlier film by the sentence they stand in
+        prior = flag.kind.value == "prior"
+        one = [span for span, _ in _by_sentence([flag], texts)] if prior else [flag.message]
+        groups.setdefault((flag.kind.value, *one), []).append(flag)
+    if not groups:
+        return _empty("No contradiction was found, and no words about an earlier film that was not given.")
+    items = []
+    for (kind, *_), group in groups.items():
+        places = "".join(
+            f'<li><span class="rr-where">{section.capitalize()}</span> {_quote(texts[section], (start, end), marks)}</li>'
+            for (section, start, end), marks in _by_sentence(group, texts)
+        )
+        reasons = " ".join(dict.fromkeys(flag.message for flag in group))
+        items.append(
+            f'<li><p class="rr-kind">{_FLAG} {_KINDS[kind][1]}</p><ul>{places}</ul>'
+            f'<p class="rr-reason">{html.escape(reasons)}</p></li>'
+        )
+    many = f"{len(groups)} things" if len(groups) > 1 else "One thing"
+    return (
+        f'<div class="rr-flags" role="group" aria-label="To look at twice"><p><b>{many} to look at twice</b></p>'
+        f"<ol>{''.join(items)}</ol></div>"
+    )
+
+
+def tags_html(flags: "Iterable[Flag]", section: str, start: int, end: int) -> str:
+    """The flags that touch characters start to end of a section as small marks, for the end of a sentence; "" for none."""
+    told: dict[str, list[str]] = {}
+    for flag in _touching(flags, section, start, end):
+        told.setdefault(_KINDS[flag.kind.value][0], []).append(flag.message)
+    return "".join(
+        f'<span class="rr-tag" title="{html.escape(" ".join(messages))}">{_FLAG} {name}</span>'
+        for name, messages in told.items()
+    )
+
+
+def _touching(flags: "Iterable[Flag]", section: str, start: int, end: int) -> "list[Flag]":
+    return [flag for flag in flags if flag.section == section and flag.start < end and start < flag.end]
+
+
+def _by_sentence(
+    flags: "Sequence[Flag]", texts: dict[str, str]
+) -> list[tuple[tuple[str, int, int], list[tuple[int, int]]]]:
+    """The sentences (section, start, end) in which flags stand, each with the places marked in it, in reading order."""
+    import emrrg_core
+
+    found = []
+    for section in _SECTIONS:
+        for start, end in emrrg_core.sentences(texts[section]):
+            if mine := _touching(flags, section, start, end):
+                found.append(((section, start, end), [(flag.start, flag.end) for flag in mine]))
+    return found
+
+
+def _quote(text: str, span: tuple[int, int] | None = None, marks: Iterable[tuple[int, int]] = ()) -> str:
+    """text[start:end] in quotation marks, the places in `marks` (of the whole text) marked."""
+    here, end = span or (0, len(text))
+    pieces = []
+    for first, last in sorted(marks):
+        first, last = max(first, here), min(last, end)
+        if first < last:
+            pieces += [html.escape(text[here:first]), f"<mark>{html.escape(text[first:last])}</mark>"]
+            here = last
+    return f'<span class="rr-quote">“{"".join(pieces)}{html.escape(text[here:end])}”</span>'
+
+
+# ------------------------------------------------------------------------------------------------------ words and tokens
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word of a sentence: characters start to end of its section's text, and draft.tokens[first:last], which wrote it."""
+
+    text: str
+    start: int
+    end: int
+    first: int
+    last: int
+
+
+def words(draft: "Draft", sentence: "Sentence") -> list[Word]:
+    """The words of a sentence, cut at blanks, in order.
+
+    A token that reaches into two words belongs to both. One that writes no letter of any (a blank, or part of a character
+    that takes several) belongs to the word that follows; so every token of the sentence is some word's.
+    """
+    first, last = sentence.tokens
+    ends, place = [], 0
+    for token in draft.tokens[first:last]:
+        place += len(token.text)
+        ends.append(place)
+    begin = "".join(token.text for token in draft.tokens[first:last]).index(sentence.text)
+    found, done = [], first
+    for match in re.finditer(r"\S+", sentence.text):
+        a, b = (begin + edge for edge in match.span())
+        start = min(done, first + next(n for n, end in enumerate(ends) if end > a))
+        done = first + next(n for n, end in enumerate(ends) if end >= b) + 1
+        found.append(Word(match[0], sentence.start + match.start(), sentence.start + match.end(), start, done))
+    return found
+
+
+def confidence(draft: "Draft", first: int, last: int) -> float:
+    """The geometric mean of the probabilities of draft.tokens[first:last], 0 to 1, as a sentence's is."""
+    return math.exp(sum(token.log_prob for token in draft.tokens[first:last]) / (last - first))
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a reader selected: a sentence of the draft by its number, or one of its words; draft.tokens[first:last] wrote it."""
+
+    sentence: int
+    word: int | None  # its number in `words`; None: the whole sentence
+    first: int
+    last: int
+    text: str
+
+
+def picked(draft: "Draft", index: Any) -> Selection | None:
+    """The selection that a browser names, [sentence, word or null] (PICK); None where the draft has no such place."""
+    match index:
+        case [int(number), word] if 0 <= number < len(draft.sentences):
+            sentence = draft.sentences[number]
+        case _:
+            return None
+    if word is None:
+        return Selection(number, None, *sentence.tokens, sentence.text)
+    found = words(draft, sentence)
+    if not (isinstance(word, int) and 0 <= word < len(found)):
+        return None
+    return Selection(number, word, found[word].first, found[word].last, found[word].text)
+
+
+def words_html(draft: "Draft | None", selected: Selection | None = None, flags: "Sequence[Flag]" = ()) -> str:
+    """The draft as sentences and words that can be selected, coloured by confidence, with a legend.
+
+    flags: of the draft's own texts. One item is reached by Tab, the others by arrows (PICK); a sentence is selected by the
+    number before it, a word by itself.
+    """
+    if draft is None or not draft.sentences:
+        return _empty("No draft yet: its sentences appear here, coloured by how sure the model was of each word.")
+    legend = "".join(f'<li class="{kind}">{name} <small>{least}</small></li>' for kind, name, least, _ in BANDS)
+    parts = []
+    for section in _SECTIONS:
+        rows = [
+            _sentence(draft, number, selected, flags)
+            for number, sentence in enumerate(draft.sentences)
+            if sentence.section == section
+        ]
+        if rows:
+            name = section.capitalize()
+            parts.append(
+                f'<div role="group" aria-label="{name}"><p class="rr-section" aria-hidden="true">{name}</p>{"".join(rows)}</div>'
+            )
+    return (
+        '<div class="rr-words"><p class="rr-hint">Select a number for its sentence, or a word, to see where the model looked.</p>'
+        f'<div role="toolbar" aria-label="The draft: sentences and words to select">{"".join(parts)}</div>'
+        f'<ul class="rr-bands" aria-label="Colours: how sure the model was">{legend}</ul></div>'
+    )
+
+
+def _sentence(draft: "Draft", number: int, selected: Selection | None, flags: "Sequence[Flag]") -> str:
+    sentence = draft.sentences[number]
+    at = (selected.sentence, selected.word) if selected else None
+
+    def item(word: int | None, first: int, last: int, classes: str, label: str, text: str) -> str:
+        here = (number, word)
+        return (
+            f'<button type="button" class="rr-pick {classes}" data-sentence="{number}" data-word="{"" if word is None else word}" '
+            f'data-first="{first}" data-last="{last}" aria-pressed="{str(here == at).lower()}" '
+            f'tabindex="{0 if here == (at or (0, None)) else -1}" {label}>{text}</button>'
+        )
+
+    kind, name = _band(sentence.confidence)
+    sure = _percent(sentence.confidence)
+    label = f'aria-label="{number + 1} {sure}, {name}: {html.escape(sentence.text)}"'
+    pieces = [item(None, *sentence.tokens, f"rr-head {kind}", label, f"{number + 1} <small>{sure}</small>")]
+    pieces.append('<span class="rr-told"><span class="rr-line">')
+    place = sentence.start
+    for place_in, word in enumerate(words(draft, sentence)):
+        share = confidence(draft, word.first, word.last)
+        kind, name = _band(share)
+        if any(f.kind.value == "prior" for f in _touching(flags, sentence.section, word.start, word.end)):
+            kind += " rr-flagged"
+        gap = sentence.text[place - sentence.start : word.start - sentence.start]
+        label = f'title="{_percent(share)}, {name}"'
+        pieces += [gap, item(place_in, word.first, word.last, f"rr-word {kind}", label, html.escape(word.text))]
+        place = word.end
+    tags = tags_html(flags, sentence.section, sentence.start, sentence.end)
+    return f'<div class="rr-sentence" role="group" aria-label="Sentence {number + 1}">{"".join(pieces)}</span>{tags}</span></div>'
+
+
+def tokens_html(draft: "Draft", first: int, last: int) -> str:
+    """The probability of each of draft.tokens[first:last], as columns; forced ones, which the model did not choose, say so."""
+    columns = []
+    for token in draft.tokens[first:last]:
+        share = math.exp(token.log_prob)
+        kind, _ = _band(share)
+        text = html.escape(_visible(token.text))
+        told = "forced" if token.forced else _percent(share)
+        columns.append(
+            f'<li class="{"rr-forced" if token.forced else kind}" data-probability="{share!r}">'
+            f'<span class="rr-column" aria-hidden="true"><i style="height:{0 if token.forced else 100 * share:.1f}%"></i></span>'
+            f"<code>{text}</code><small>{told}</small></li>"
+        )
+    forced = any(token.forced for token in draft.tokens[first:last])
+    note = " A forced token was set, not chosen by the model." if forced else ""
+    return (
+        '<figure class="rr-chart rr-tokens"><figcaption>Probability of each token, given the film and the words before it.'
+        f"{note}</figcaption><ol>{''.join(columns)}</ol></figure>"
+    )
+
+
+def gates_html(draft: "Draft", first: int, last: int) -> str:
+    """How far each hybrid layer's gate was open, mean and range over draft.tokens[first:last]."""
+    tokens = draft.tokens[first:last]
+    if not draft.layers or not tokens:
+        return _empty("This model has no hybrid layers, so there are no gates.")
+    strengths = [[abs(token.gates[place]) for token in tokens] for place in range(len(draft.layers))]
+    widest = max(map(max, strengths))
+    if not widest:
+        return _empty("Every gate was shut here: the model did not look at the film through the hybrid layers.")
+    rows = []
+    for layer, values in zip(draft.layers, strengths, strict=True):
+        mean = sum(values) / len(values)
+        spread = f"{min(values):.3f} to {max(values):.3f}" if len(values) > 1 else "–"
+        rows.append(
+            f'<tr><th scope="row">Layer {layer}</th><td class="rr-bar-cell" aria-hidden="true">'
+            f'<span class="rr-range" style="left:{100 * min(values) / widest:.1f}%;right:{100 - 100 * max(values) / widest:.1f}%"></span>'
+            f'<i style="width:{100 * mean / widest:.1f}%"></i></td>'
+            f'<td class="rr-figure" data-gate="{mean!r}">{mean:.3f}</td><td class="rr-figure">{spread}</td></tr>'
+        )
+    return (
+        '<table class="rr-table rr-gates"><caption>How far each hybrid layer’s gate was open <small>0: it adds nothing of the film; '
+        f"a full bar is {widest:.3f}</small></caption>"
+        '<thead><tr><th scope="col">Layer</th><td aria-hidden="true"></td><th scope="col">Mean</th>'
+        '<th scope="col">Range over tokens</th></tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table>"
+    )
+
+
+def _band(sure: float) -> tuple[str, str]:
+    return next((kind, name) for kind, name, _, least in BANDS if sure >= least or not least)
+
+
+def _percent(share: float) -> str:
+    """A share in whole percent, as HTML; it says neither "all" nor "nothing" of what is nearly so."""
+    sign, whole = ("&gt;", 99) if 0.99 < share < 1 else ("&lt;", 1) if share < 0.01 else ("", round(100 * share))
+    return f"{sign}{whole}\N{NO-BREAK SPACE}%"
+
+
+def _visible(text: str) -> str:
+    """A token's text with its blanks to be seen; one without any text is part of a character."""
+    return text.replace(" ", "␣").replace("\n", "⏎") or "…"
+
+
+# ---------------------------------------------------------------------------------------------------------------- charts
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """An axis in nats over the width of a picture, with 0 and all of `values` on it."""
+
+    low: float
+    high: float
+    step: float
+
+    @classmethod
+    def over(cls, values: Iterable[float]) -> "_Scale":
+        ends = [0.0, *values]
+        low, high = min(ends), max(ends)
+        rough = max(high - low, 0.01) / 4
+        power = 10.0 ** math.floor(math.log10(rough))
+        step = power * next(size for size in (1, 2, 5, 10) if rough <= size * power)
+        return cls(math.floor(low / step) * step, math.ceil(max(high, low + step) / step) * step, step)
+
+    def x(self, nats: float) -> str:
+        """Where a number lies, in percent of the width: 5 to 95, so that marks and words at the ends stay whole."""
+        return f"{5 + 90 * (nats - self.low) / (self.high - self.low):.3f}%"
+
+    def axis(self, y: int, title: str) -> str:
+        count = round((self.high - self.low) / self.step)
+        ticks = []
+        for number in range(count + 1):
+            at = self.low + number * self.step
+            ticks.append(
+                f'<line class="rr-tick" x1="{self.x(at)}" x2="{self.x(at)}" y1="{y}" y2="{y + 5}"/>'
+                f'<text x="{self.x(at)}" y="{y + 19}" text-anchor="middle">{_tick(at)}</text>'
+            )
+        return (
+            f'<line class="rr-zero" x1="{self.x(0)}" x2="{self.x(0)}" y1="4" y2="{y}"/>'
+            f'<line class="rr-axis" x1="{self.x(self.low)}" x2="{self.x(self.high)}" y1="{y}" y2="{y}"/>{"".join(ticks)}'
+            f'<text class="rr-axis-title" x="50%" y="{y + 38}" text-anchor="middle">{title}</text>'
+        )
+
+
+def _tick(value: float) -> str:
+    return f"{round(value, 10) + 0.0:g}".replace("-", "\N{MINUS SIGN}")
+
+
+def _nats(value: float) -> str:
+    return f"{round(value, 2) + 0.0:.2f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _picture(height: int, about: str, inside: str) -> str:
+    return f'<svg role="img" aria-label="{html.escape(about)}" width="100%" height="{height}">{inside}</svg>'
+
+
+def _numbers(caption: str, rows: Iterable[tuple[str, float]]) -> str:
+    """All the numbers of a chart as a table, folded away."""
+    body = "".join(
+        f'<tr><th scope="row">{html.escape(name)}</th><td class="rr-figure">{_nats(nats)}</td></tr>'
+        for name, nats in rows
+    )
+    return (
+        f'<details><summary>The numbers</summary><table class="rr-table"><caption>{caption}</caption>'
+        f'<thead><tr><th scope="col">Film</th><th scope="col">Nats lost</th></tr></thead><tbody>{body}</tbody></table></details>'
+    )
+
+
+def why_html(why: "Why | None", sentence: str) -> str:
+    """*Why this sentence?*: what it loses when the highlighted place is masked, beside each random place. None: it has no map."""
+    title = f"<p><b>Why this sentence?</b> {_quote(sentence)}</p>"
+    if why is None:
+        return (
+            f'<div class="rr-why rr-say rr-calm">{title}<p>Every gate was shut while this sentence was written, so there is no '
+            "highlighted place to mask: the model did not look at the film here.</p></div>"
+        )
+    scale = _Scale.over([why.drop, why.mean, *why.random])
+    mine, mean = scale.x(why.drop), scale.x(why.mean)
+    dots = "".join(f'<circle class="rr-random" cx="{scale.x(d)}" cy="82" r="5" data-nats="{d!r}"/>' for d in why.random)
+    inside = (
+        f"{scale.axis(106, 'nats the sentence loses when a place is masked')}"
+        f'<text x="5%" y="16">Highlighted place: <tspan class="rr-strong">{_nats(why.drop)}</tspan></text>'
+        f'<circle class="rr-here" cx="{mine}" cy="34" r="7" data-nats="{why.drop!r}"/>'
+        f'<text x="5%" y="64">{len(why.random)} random places: mean <tspan class="rr-strong">{_nats(why.mean)}</tspan></text>{dots}'
+        f'<line class="rr-mean" x1="{mean}" x2="{mean}" y1="70" y2="94" data-nats="{why.mean!r}"/>'
+    )
+    about = (
+        f"Chart. Masking the highlighted place costs {_nats(why.drop)} nats; {len(why.random)} random places cost "
+        f"{_nats(min(why.random))} to {_nats(max(why.random))}, {_nats(why.mean)} on average."
+    )
+    return (
+        f'<div class="rr-why">{title}{_verdict(why.verdict, good=why.matters)}'
+        f'<figure class="rr-chart">{_picture(150, about, inside)}</figure>'
+        f"{_numbers('What the sentence loses with each place masked', why.bars)}{_what_nats_are()}</div>"
+    )
+
+
+def looking_html(looking: "Looking | None") -> str:
+    """*Is it looking?*: what the draft loses a token without its film, against the threshold. None: not measured yet."""
+    if looking is None:
+        return _empty("Is it looking? After a draft, it is read again under a blank film, noise and another chest.")
+    bars = (*looking.bars, ("Mean of the three", looking.moved))
+    scale = _Scale.over([looking.threshold, *(nats for _, nats in bars)])
+    pieces = []
+    for row, (name, nats) in enumerate(bars):
+        y = 20 + 34 * row
+        left, right = sorted((0.0, nats))
+        kind = "rr-here" if row == len(bars) - 1 else "rr-random"
+        width = float(scale.x(right)[:-1]) - float(scale.x(left)[:-1])
+        pieces.append(
+            f'<text x="5%" y="{y}">{name}: <tspan class="rr-strong">{_nats(nats)}</tspan></text>'
+            f'<rect class="{kind}" x="{scale.x(left)}" width="{width:.3f}%" y="{y + 5}" height="9" data-nats="{nats!r}"/>'
+        )
+    least, floor = scale.x(looking.threshold), 20 + 34 * len(bars)
+    pieces.append(
+        f'<line class="rr-threshold" x1="{least}" x2="{least}" y1="{20 + 34 * 3 + 2}" y2="{floor - 6}" data-nats="{looking.threshold!r}"/>'
+    )
+    inside = f"{scale.axis(floor - 6, 'nats a token that the draft loses without its film')}{''.join(pieces)}"
+    told = ", ".join(f"{name.lower()} {_nats(nats)}" for name, nats in bars)
+    about = f"Chart. Nats a token that the draft loses: {told}. Threshold for the mean: {looking.threshold:g}."
+    return (
+        f'<div class="rr-looking">{_verdict(looking.verdict, good=looking.looks)}<details><summary>Is it looking? The measurement</summary>'
+        f'<figure class="rr-chart">{_picture(floor + 40, about, inside)}<figcaption>Dashed line: the mean below which a text barely '
+        f"depends on its film, {looking.threshold:g} nats a token.</figcaption></figure>{_what_nats_are()}</details></div>"
+    )
+
+
+def _verdict(text: str, *, good: bool) -> str:
+    """A plain sentence; where the answer is no, as a warning that is read out."""
+    kind, sign = ("rr-calm", "") if good else ("rr-warn", '<b class="rr-sign">Take care.</b> ')
+    return f'<div class="rr-say {kind}" role="status">{sign}{html.escape(text)}</div>'
+
+
+def _what_nats_are() -> str:
+    return (
+        '<p class="rr-hint">Nats say how much less likely words become: 0.1 is a tenth less likely, 0.7 half as likely, '
+        "2.3 a tenth as likely.</p>"
+    )
+
+
+def _empty(text: str) -> str:
+    return f'<p class="rr-none">{html.escape(text)}</p>'
