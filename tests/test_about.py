@@ -34,7 +34,7 @@ from pathlib import Path
 from ui import about
 about.ROOT = Path(sys.argv[1])
 demo = app.build_demo(Future())
-print(json.dumps(demo.config, ensure_ascii=False), "torch" in sys.modules)
+print(json.dumps(demo.config, ensure_ascii=False, default=repr), "torch" in sys.modules)
 """
 
 

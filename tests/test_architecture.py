@@ -61,7 +61,7 @@ OUTSIDE = {
     "mamba_ssm": "emrrg_core/scan/ benchmarks/",
     "causal_conv1d": "emrrg_core/scan/ benchmarks/",
     "train": "train/",
-    "ui": "app.py ui/",
+    "ui": "app.py ui/ benchmarks/",
     "app": "app.py",
 }
 

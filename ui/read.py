@@ -365,7 +365,7 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", example: Callable[[], 
         drafted = core().flags(draft.findings, draft.impression, has_prior=desk.has_prior)
         return {
             tab: desk,
-            layers: viewer.layers(maps, core().overlay),
+            layers: viewer.layers(maps, core().overlay, within="#room"),
             caption: _caption(draft, picked, maps),
             words: panels.words_html(draft, picked, drafted),
             chosen: panels.tokens_html(draft, first, last) + panels.gates_html(draft, first, last) + _ask(desk),
