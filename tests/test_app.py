@@ -429,22 +429,6 @@ def shown_map(page) -> str:
     return page.evaluate("getComputedStyle(document.querySelector('.film-0 .rr-map')).backgroundImage")
 
 
-def take_pictures(page, folder: Path) -> None:
-    """The screen as it is, on a desk and on a telephone: read-1440.png and read-390.png."""
-    for width, least in ((1440, 900), (390, 1500)):
-        page.set_viewport_size({"width": width, "height": least})
-        page.evaluate("window.scrollTo(0, 0)")
-        tall = min(1450, page.evaluate("document.documentElement.scrollHeight")) if width > 1000 else least
-        page.set_viewport_size({"width": width, "height": tall})
-        picture = np.asarray(Image.open(io.BytesIO(page.screenshot(animations="disabled"))).convert("RGB"))
-        for step in (1, 4, 6, 8, 12):  # tones as coarse as a small file needs
-            coarse = (np.rint(picture / step) * step).clip(0, 255).astype(np.uint8)
-            Image.fromarray(coarse).save(folder / f"read-{width}.png", optimize=True)
-            if (folder / f"read-{width}.png").stat().st_size < 400_000:
-                break
-    page.set_viewport_size({"width": 1440, "height": 900})
-
-
 def test_the_whole_job_in_a_browser(server: Server, tmp_path: Path) -> None:
     """Upload, draft, edit, select a sentence, see its map and gates, fade the map, download; then a CT is refused."""
     rg1 = Path(str(get_testdata_file("RG1_UNCR.dcm", download=False)))
@@ -489,8 +473,6 @@ def test_the_whole_job_in_a_browser(server: Server, tmp_path: Path) -> None:
                 "old => getComputedStyle(document.querySelector('.film-0 .rr-map')).backgroundImage != old", arg=before
             )
 
-        if folder := os.environ.get("EMRRG_SCREENSHOTS"):  # how docs/screenshots are made
-            take_pictures(page, Path(folder))
         rows.first.hover()
         rows.first.locator("[data-deed=edit]").click()
         page.locator("#report textarea").fill(f"{drafted} Edited by the reader.")

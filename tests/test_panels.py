@@ -323,7 +323,7 @@ def test_tokens_show_their_probabilities_and_a_forced_one_says_so():
     ("share", "text"), [(1.0, "100 %"), (0.9999, "&gt;99 %"), (0.5, "50 %"), (0.001, "&lt;1 %"), (0, "&lt;1 %")]
 )
 def test_a_share_says_all_or_nothing_only_where_it_is(share, text):
-    assert panels._percent(share).replace("\N{NO-BREAK SPACE}", " ") == text
+    assert panels.percent(share).replace("\N{NO-BREAK SPACE}", " ") == text
 
 
 def test_the_gates_of_a_selection_are_its_tokens_mean_strength():

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import re
 import time
 import zipfile
@@ -473,18 +472,6 @@ def do(page: Any, line: int, deed: str) -> None:
     item(page, line).locator(f'[data-deed="{deed}"]').click()
 
 
-def pictured(page: Any, name: str) -> None:
-    """Screenshots for whoever looks at the screen: $EMRRG_LOOK is a folder."""
-    if folder := os.environ.get("EMRRG_LOOK"):
-        for width in (1440, 390):
-            page.set_viewport_size({"width": width, "height": 900})
-            for theme in ("light", "dark"):
-                page.evaluate("dark => document.body.classList.toggle('dark', dark)", theme == "dark")
-                page.screenshot(path=f"{folder}/{name}-{width}-{theme}.png", full_page=True, animations="disabled")
-        page.evaluate("document.body.classList.remove('dark')")
-        page.set_viewport_size({"width": 1440, "height": 900})
-
-
 def test_edits_survive_a_reload_and_a_restart_until_the_report_is_closed(
     room: Room, kept: str, checkpoint: Path
 ) -> None:
@@ -522,7 +509,6 @@ def test_edits_survive_a_reload_and_a_restart_until_the_report_is_closed(
         page.locator("#report [data-deed=changes]").click()
         expect(item(page, 1).locator("del").first).to_be_visible()
         expect(item(page, 1).locator("ins").first).to_be_visible()
-        pictured(page, "edited")
 
         page.reload()
         expect(page.locator("#status")).to_contain_text("as you left it")
@@ -598,7 +584,6 @@ def test_sign_off_asks_for_every_sentence_that_nobody_has_reviewed(room: Room, k
         ticks.nth(0).check()
         ticks.nth(1).check()
         expect(sign).to_be_disabled()
-        pictured(page, "sign")
         page.keyboard.press("Escape")
         do(page, 1, "accept")
         said(page, expect, "2 sentences not reviewed")
@@ -631,7 +616,6 @@ def test_every_export_is_downloaded_and_can_be_opened(room: Room, kept: str, rg1
         page.set_input_files("#drop input[type=file]", str(rg1))
         expect(page.locator(".film-0")).to_contain_text("PA view")
         expect(page.locator("#notice")).not_to_contain_text("not stored")
-        pictured(page, "exports")
         for kind in exports.KINDS:
             with page.expect_download() as saved:
                 page.locator(f"[data-kind={kind.name}]").click()
@@ -664,7 +648,6 @@ def test_a_sentence_and_a_word_show_map_gates_and_tokens_and_why(room: Room, kep
         page.locator("[data-deed=why]").click()
         expect(page.locator("#why")).to_contain_text("random places of the same shape")
         expect(page.locator("#why svg")).to_be_visible()
-        pictured(page, "why")
         do(page, 3, "add")
         page.locator("#report textarea").fill(OWN)
         page.locator("#report textarea").press("Enter")
@@ -733,7 +716,6 @@ def test_the_keys_work_and_rest_while_a_reader_types(room: Room, kept: str) -> N
         press("?")
         keys = page.locator("dialog[data-dialog=keys]")
         expect(keys).to_contain_text("next sentence")
-        pictured(page, "keys")
         page.locator("#keys-on").uncheck()  # for who speaks to the computer
         press("Escape")
         expect(keys).to_be_hidden()

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from ui.desk import core
-from ui.panels import BANDS, tags_html
+from ui.panels import BANDS, percent, tags_html
 
 if TYPE_CHECKING:
     from emrrg_core import Difference, Draft, Flag, Line, Report
@@ -141,7 +141,7 @@ def _state(report: "Report | None") -> str:
     if left:
         return (
             f'<p class="rr-stand rr-draft"><b>DRAFT, NOT REVIEWED</b> {left} of {all_} '
-            f"{'sentence is' if all_ == 1 else 'sentences are'} not reviewed yet.</p>"
+            f"{'sentence' if all_ == 1 else 'sentences'} {'is' if left == 1 else 'are'} not reviewed yet.</p>"
         )
     return '<p class="rr-stand"><b>Preliminary, not signed off.</b> Every sentence is reviewed.</p>'
 
@@ -157,13 +157,14 @@ def _row(
     choice = line.choice.value
     name, mark = _CHOICES[choice]
     drafted = draft.sentences[line.drafted] if draft and line.drafted is not None else None
-    band = _band(drafted.confidence) if drafted else "rr-own-words"
+    by_model = drafted is not None and choice != "edited"  # edited words are the reader's, whatever they were before
+    band = _band(drafted.confidence) if drafted and by_model else "rr-own-words"
     about = f' data-drafted="{line.drafted}"' if drafted else ""
     words = html.escape(line.text)
     said = f"<del>{words}</del>" if choice == "deleted" else words
     tags = tags_html(flags, line.section, *place) if place else ""
     changed = difference is not None and choice == "edited"
-    sure = f'<span class="rr-measure">model {drafted.confidence:.0%} sure</span>' if drafted else ""
+    sure = f'<span class="rr-measure">model {percent(drafted.confidence)} sure</span>' if drafted and by_model else ""
     return (
         f'<li class="rr-item rr-{choice} {band}" data-line="{line.id}"{about} data-text="{words}">'
         f'<div class="rr-item-text" role="button" tabindex="0" data-deed="look" data-line="{line.id}">{said}</div>'

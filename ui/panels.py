@@ -312,7 +312,7 @@ def _sentence(draft: "Draft", number: int, selected: Selection | None, flags: "S
         )
 
     kind, name = _band(sentence.confidence)
-    sure = _percent(sentence.confidence)
+    sure = percent(sentence.confidence)
     label = f'aria-label="{number + 1} {sure}, {name}: {html.escape(sentence.text)}"'
     pieces = [item(None, *sentence.tokens, f"rr-head {kind}", label, f"{number + 1} <small>{sure}</small>")]
     pieces.append('<span class="rr-told"><span class="rr-line">')
@@ -323,7 +323,7 @@ def _sentence(draft: "Draft", number: int, selected: Selection | None, flags: "S
         if any(f.kind.value == "prior" for f in _touching(flags, sentence.section, word.start, word.end)):
             kind += " rr-flagged"
         gap = sentence.text[place - sentence.start : word.start - sentence.start]
-        label = f'title="{_percent(share)}, {name}"'
+        label = f'title="{percent(share)}, {name}"'
         pieces += [gap, item(place_in, word.first, word.last, f"rr-word {kind}", label, html.escape(word.text))]
         place = word.end
     tags = tags_html(flags, sentence.section, sentence.start, sentence.end)
@@ -337,7 +337,7 @@ def tokens_html(draft: "Draft", first: int, last: int) -> str:
         share = math.exp(token.log_prob)
         kind, _ = _band(share)
         text = html.escape(_visible(token.text))
-        told = "forced" if token.forced else _percent(share)
+        told = "forced" if token.forced else percent(share)
         columns.append(
             f'<li class="{"rr-forced" if token.forced else kind}" data-probability="{share!r}">'
             f'<span class="rr-column" aria-hidden="true"><i style="height:{0 if token.forced else 100 * share:.1f}%"></i></span>'
@@ -383,7 +383,7 @@ def _band(sure: float) -> tuple[str, str]:
     return next((kind, name) for kind, name, _, least in BANDS if sure >= least or not least)
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
     """A share in whole percent, as HTML; it says neither "all" nor "nothing" of what is nearly so."""
     sign, whole = ("&gt;", 99) if 0.99 < share < 1 else ("&lt;", 1) if share < 0.01 else ("", round(100 * share))
     return f"{sign}{whole}\N{NO-BREAK SPACE}%"
