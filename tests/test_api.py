@@ -243,7 +243,11 @@ held = [
     if "kept" in json.dumps(config, default=str)
 ]
 folder = Path(__import__("os").environ["GRADIO_TEMP_DIR"])
-left = [str(path) for path in folder.rglob("*") if path.is_file()]
+for _ in range(100):  # the last file goes a moment after its last byte was sent
+    left = [str(path) for path in folder.rglob("*") if path.is_file()]
+    if not left:
+        break
+    time.sleep(0.1)
 Path(out).write_text(json.dumps({"said": said, "most": most, "files": files, "held": held, "left": left, "draft": draft}))
 client.close(), second.close()
 demo.close(verbose=False)
