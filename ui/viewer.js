@@ -143,14 +143,8 @@
   }
 
   /* The picture inside the page: eight bits and at most 1600 pixels long, but there at once. */
-  async function readPreview(film, image) {
-    film.state = "reading";
-    try {
-      await image.decode();
-    } catch { // put away before it was read
-      film.state = "none";
-      return;
-    }
+  function readPreview(film, image) {
+    if (!image.complete || !image.naturalWidth) return; // its load will draw again; decode() may wait for ever
     const canvas = document.createElement("canvas");
     [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
     const context = canvas.getContext("2d", { willReadFrequently: true });
@@ -520,7 +514,7 @@
   // --- what the controls say ----------------------------------------------------------------------------------------
 
   const states = {
-    none: "", reading: "", preview: " · 8-bit preview", loading: " · loading the full film…", full: " · full film, 16 bit",
+    none: "", preview: " · 8-bit preview", loading: " · loading the full film…", full: " · full film, 16 bit",
     failed: " · 8-bit preview: the full film could not be loaded. Press Reset to try again, or add the film anew.",
   };
 
