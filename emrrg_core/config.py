@@ -257,6 +257,8 @@ class SignsConfig(Settings):
     """What the tower alone says about the film, as evidence tokens of the prompt (emrrg_core.signs). 0 tokens turn it off."""
 
     tokens: int = 0
+    # findings that stand in the prompt as facts, three tokens each (emrrg_core.stated); the evidence tokens then say only how the film looks
+    facts: int = 0
     appearance: int = 12  # principal components of the tower's mean token
     dropout: float = (
         0.15  # share of training films whose evidence is withheld, so that the visual tokens are learned too
@@ -264,8 +266,17 @@ class SignsConfig(Settings):
 
     def __post_init__(self) -> None:
         _require(self.tokens >= 0, f"there are 0 (off) or more evidence tokens, not {self.tokens}")
+        _require(self.facts >= 0, f"there are 0 (off) or more facts, not {self.facts}")
+        _require(
+            not self.facts or self.tokens > 0, "facts are read by the readers of signs: set signs.tokens to 1 or more"
+        )
         _require(self.appearance >= 0, f"appearance must be 0 or more numbers, not {self.appearance}")
         _require(0 <= self.dropout < 1, f"dropout {self.dropout} is not in [0, 1)")
+
+    @property
+    def length(self) -> int:
+        """Tokens that all of the evidence takes in the prompt."""
+        return self.tokens + 3 * self.facts
 
 
 @dataclass(frozen=True, kw_only=True)

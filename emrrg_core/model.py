@@ -1,7 +1,7 @@
 """The whole model: tower, projector, hybrid decoder and the frozen language model (METHOD §5).
 
 b studies · w views (films of one study) · l tower tokens (patches + class token) · d tower width · h language-model width · t report tokens
-v visual tokens: the l projected tower tokens, followed by the evidence tokens (config.signs), which stand in the prompt only
+v visual tokens: the l projected tower tokens, followed by the evidence (config.signs), which stands in the prompt only
 """
 
 import torch
@@ -14,6 +14,7 @@ from emrrg_core.adapters import attach
 from emrrg_core.config import ModelConfig, PromptTokens
 from emrrg_core.hybrid import HybridDecoder, Look, Visual
 from emrrg_core.signs import SignReader, Signs, width_of
+from emrrg_core.stated import LIMITS, Fact, FactTokens, codes, facts, vocabulary
 from emrrg_core.vision import VisionMamba
 
 IGNORED = -100  # a label that no loss counts
@@ -40,11 +41,17 @@ class Emrrg(nn.Module):
         self.hybrid = HybridDecoder(llm, config.hybrid)
         if config.signs.tokens:
             self.signs = SignReader(config.vision.d_model, config.signs.appearance)
-            self.sign_proj = nn.Linear(width_of(config.signs.appearance), config.signs.tokens * width)
+            read = config.signs.appearance if config.signs.facts else width_of(config.signs.appearance)
+            self.sign_proj = nn.Linear(read, config.signs.tokens * width)
             self.sign_norm = nn.LayerNorm(width)
+        self.limits: Tensor  # (len(LIMITS),): the probability from which each reading is a fact
+        if config.signs.facts:
+            self.facts = FactTokens(width)
+            self.facts.start({word: self._embedding_of(word, llm) for word in vocabulary()})
+            self.register_buffer("limits", torch.full((len(LIMITS),), 0.5))
         self.average_film: Tensor  # (v, h): mean visual tokens of training films, what a draft is contrasted with
         if config.contrast:
-            self.register_buffer("average_film", torch.zeros(config.vision.tokens + config.signs.tokens, width))
+            self.register_buffer("average_film", torch.zeros(config.vision.tokens + config.signs.length, width))
         if config.language_lora.rank:
             lora = config.language_lora
             inject_adapter_in_model(
@@ -83,15 +90,24 @@ class Emrrg(nn.Module):
         total = tokens.new_zeros(b, *tokens.shape[1:]).index_add(0, study, tokens)
         return total / counts[:, None, None]
 
-    def project(self, tokens: Tensor) -> Tensor:
-        """Tower tokens (b, l, d) to visual tokens in the language model's width (b, v, h)."""
+    def project(self, tokens: Tensor, stated: Tensor | None = None) -> Tensor:
+        """Tower tokens (b, l, d) to visual tokens in the language model's width (b, v, h).
+
+        stated: codes of facts (b, n, 3), see emrrg_core.stated; None: those that the readings amount to. Of a model without facts, none.
+        """
         visual = self.layer_norm(self.llama_proj(tokens))
-        if not self.config.signs.tokens:
+        config = self.config.signs
+        if not config.tokens:
             return visual
-        evidence = self.sign_proj(2 * self.read_signs(tokens).vector() - 1).unflatten(1, (self.config.signs.tokens, -1))
-        evidence = self.sign_norm(evidence)
-        if self.training and self.config.signs.dropout:
-            kept = torch.rand(len(evidence), 1, 1, device=evidence.device) >= self.config.signs.dropout
+        signs = self.read_signs(tokens)
+        vector = signs.appearance.sigmoid() if config.facts else signs.vector()
+        evidence = self.sign_norm(self.sign_proj(2 * vector - 1).unflatten(1, (config.tokens, -1)))
+        if config.facts:
+            if stated is None:
+                stated = codes(facts(signs, self.limits, config.facts), config.facts).to(tokens.device)
+            evidence = torch.cat([evidence, self.facts(stated).to(evidence.dtype)], dim=1)
+        if self.training and config.dropout:
+            kept = torch.rand(len(evidence), 1, 1, device=evidence.device) >= config.dropout
             evidence = evidence * kept
         return torch.cat([visual, evidence.to(visual.dtype)], dim=1)
 
@@ -101,6 +117,11 @@ class Emrrg(nn.Module):
             raise ValueError("this model has no readers of signs")
         middle = self.config.vision.class_position
         return self.signs(torch.cat([tokens[:, :middle], tokens[:, middle + 1 :]], dim=1))
+
+    def read_facts(self, tokens: Tensor) -> list[tuple[Fact, ...]] | None:
+        """What the readings of tower tokens (b, l, d) amount to, and drafts of these films are to state; None for a model without facts."""
+        most = self.config.signs.facts
+        return [tuple(mine) for mine in facts(self.read_signs(tokens), self.limits, most)] if most else None
 
     def look_at(self, visual: Tensor) -> Visual:
         """What the hybrid layers see of the visual tokens (b, v, h), for a whole draft: the tower's, not the evidence."""
@@ -133,6 +154,10 @@ class Emrrg(nn.Module):
         size = grid // self.config.prompt.pooled_grid
         pooled = F.avg_pool2d(patches.transpose(1, 2).unflatten(-1, (grid, grid)), size)
         return torch.cat([cls, pooled.flatten(2).transpose(1, 2), visual[:, grid * grid + 1 :]], dim=1)
+
+    def _embedding_of(self, word: str, llm: PreTrainedModel) -> Tensor:
+        ids = torch.tensor(self.tokenizer(word, add_special_tokens=False).input_ids)
+        return llm.get_input_embeddings()(ids).detach().float().mean(0)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids (b, t) to embeddings (b, t, h)."""

@@ -20,6 +20,7 @@ PARTS = {  # of a model, by the first word of a parameter's name
     "signs": "signs",
     "sign_proj": "signs",
     "sign_norm": "signs",
+    "facts": "signs",
     "llm": "LLM",
 }
 

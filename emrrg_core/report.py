@@ -24,6 +24,7 @@ from emrrg_core.errors import EmrrgError
 from emrrg_core.findings import sentences as sentence_spans
 from emrrg_core.layout import compose as compose
 from emrrg_core.layout import split as split
+from emrrg_core.stated import Fact
 
 SCHEMA = "emrrg.draft/1"
 KEPT_SCHEMA = "emrrg.kept-draft/1"  # a draft as `Draft.dump` keeps it
@@ -78,6 +79,9 @@ class Draft:
     decoding: dict[str, Any]  # settings, the seed among them
     finished: bool  # the text came to its end; False: it was cut at the limit
     closed: tuple[str, ...] = ()  # sections ended for the model because it began to say a sentence again
+    read: tuple[Fact, ...] | None = (
+        None  # what the tower's readings amounted to, the surest first; None: a checkpoint that keeps none
+    )
 
     def text(self) -> str:
         """As a reader would paste it, with the notice that it is a draft."""
@@ -113,6 +117,7 @@ class Draft:
             ],
             "finished": self.finished,
             "closed": list(self.closed),
+            "read": None if self.read is None else [dataclasses.asdict(fact) for fact in self.read],
             "warnings": list(self.warnings),
             "timings": self.timings,
             "model": self.model,
@@ -127,6 +132,7 @@ class Draft:
         """
         record = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "tokens"}
         record |= {name: [dataclasses.asdict(row) for row in record[name]] for name in ("films", "sentences")}
+        record["read"] = None if self.read is None else [dataclasses.asdict(fact) for fact in self.read]
         tokens = [
             {n: v for n, v in vars(t).items() if n not in ("attention", "gates", "log_prob")} for t in self.tokens
         ]
@@ -159,7 +165,9 @@ class Draft:
             values = {name: _frozen(value) for name, value in record.items() if name != "schema"}
             films = tuple(FilmRecord(**_frozen_row(row)) for row in record["films"])
             found = tuple(Sentence(**_frozen_row(row)) for row in record["sentences"])
-            return cls(**values | {"tokens": tokens, "films": films, "sentences": found})
+            read = record.get("read")  # drafts kept before this key came have none
+            facts = None if read is None else tuple(Fact(**row) for row in read)
+            return cls(**values | {"tokens": tokens, "films": films, "sentences": found, "read": facts})
         except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise EmrrgError(f"The kept draft cannot be read ({error}): draft the report anew.") from error
 

@@ -32,8 +32,9 @@ from emrrg_core.language import LanguageModel
 from emrrg_core.looks import Detector, Looks
 from emrrg_core.model import Emrrg
 from emrrg_core.parameters import Counts, count
-from emrrg_core.report import Draft, FilmRecord, sections
+from emrrg_core.report import Draft, FilmRecord, compose, sections
 from emrrg_core.retouch import Rescored
+from emrrg_core.stated import Fact, differences
 
 Progress = Callable[[int, int], None]  # (readings done, readings in all)
 _TOGETHER = 8  # readings of a draft at once: more would cost memory
@@ -148,17 +149,19 @@ class Reporter:
         images = torch.from_numpy(self._images(films)).unsqueeze(1).to(self._model.llama_proj.weight.device)
         with torch.inference_mode():
             tokens = self._model.see(images)  # each film as a study of its own
-            visual = self._model.project(tokens.mean(0, keepdim=True))  # as `Emrrg.encode` does (METHOD §5.1)
+            study = tokens.mean(0, keepdim=True)  # as `Emrrg.encode` does (METHOD §5.1)
+            visual, facts = self._model.project(study), self._model.read_facts(study)
             looks = self._looks(tokens)
+        read = facts[0] if facts else None
         seen = time.perf_counter()
         writing: Writing | None = None
         for (writing,) in write_stream(self._model, visual, decoding):
-            yield self._draft(writing, records, decoding, partial=True)
+            yield self._draft(writing, records, read, decoding, partial=True)
         if writing is not None:
             now = time.perf_counter()
             timings = {"encode": seen - begun, "write": now - seen, "total": now - begun}
             warnings = (*self._cautions, *_film_warnings(films, looks))
-            yield self._draft(writing, records, decoding, partial=False, timings=timings, warnings=warnings)
+            yield self._draft(writing, records, read, decoding, partial=False, timings=timings, warnings=warnings)
 
     # -- did the film matter? -----------------------------------------------------------------------------------------
 
@@ -286,6 +289,7 @@ class Reporter:
         self,
         writing: Writing,
         films: tuple[FilmRecord, ...],
+        read: tuple[Fact, ...] | None,
         decoding: DecodeConfig,
         *,
         partial: bool,
@@ -293,6 +297,9 @@ class Reporter:
         warnings: tuple[str, ...] = (),
     ) -> Draft:
         findings, impression, sentences = sections(writing, partial=partial)
+        if not partial:
+            warnings = (*warnings, *_warnings(writing, findings, impression, len(films), decoding))
+            warnings += tuple(differences(read, compose(findings, impression))) if read is not None else ()
         return Draft(
             findings=findings,
             impression=impression,
@@ -301,12 +308,13 @@ class Reporter:
             layers=tuple(self._model.hybrid.indices()),
             grid=self._model.config.vision.grid,
             films=films,
-            warnings=() if partial else (*warnings, *_warnings(writing, findings, impression, len(films), decoding)),
+            warnings=warnings,
             timings=timings or {},
             model=self.names,
             decoding=decoding.to_dict(),
             finished=writing.finished,
             closed=writing.closed,
+            read=read,
         )
 
 

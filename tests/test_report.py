@@ -29,6 +29,7 @@ from emrrg_core.report import (
     sections,
     split,
 )
+from emrrg_core.stated import Fact
 
 FINDINGS = "The heart is of normal size. There is a nodule of 1.5 cm in the right upper zone, café."
 IMPRESSION = "1. Nodule on the right. 2. No effusion."
@@ -70,6 +71,7 @@ def draft(parts: list[str]) -> Draft:
         decoding={"beams": 1, "seed": 7},
         finished=True,
         closed=("findings",),
+        read=(Fact("effusion", "left", "lower"),),
     )
 
 
@@ -268,6 +270,7 @@ def test_a_draft_as_json_has_the_documented_keys():
         "tokens",
         "finished",
         "closed",
+        "read",
         "warnings",
         "timings",
         "model",
@@ -284,6 +287,7 @@ def test_a_draft_as_json_has_the_documented_keys():
     assert "".join(token["text"] for token in data["tokens"]) == compose(FINDINGS, IMPRESSION)
     assert (data["finished"], data["closed"], data["tokens"][0]["forced"]) == (True, ["findings"], False)
     assert (data["findings"], data["impression"], data["seed"]) == (FINDINGS, IMPRESSION, 7)
+    assert data["read"] == [{"name": "effusion", "side": "left", "third": "lower"}]
 
 
 def test_maps_stand_with_their_sentences_the_first_film_first():

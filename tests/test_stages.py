@@ -93,7 +93,7 @@ def test_the_checkpoint_is_the_recipes_model_and_can_be_given_its_average_film(m
     first = made / "finetune" / "checkpoint"
     config = read_config(first)
     assert config["training"]["step"] == 1
-    evidence = config["model"].signs.tokens
+    evidence = config["model"].signs.length
     assert evidence > 0
     # the recipe names its language model by name; here there is only a folder of another
     named = json.loads((first / "config.json").read_text())

@@ -9,8 +9,10 @@ from emrrg_core import findings as reading_of_text
 from emrrg_core.data import NO_FINDING, Wording
 from emrrg_core.findings import LABELS, Status, is_abnormal, labels, read_findings
 from emrrg_core.simulate import LABEL_OF, Drawn, Side, Sign, Zone
+from emrrg_core.stated import NAMES as STATED
+from emrrg_core.stated import Fact
 from tests.tiny import normal_reports
-from train.telling import Reading, Statement, Teller, clarity, clearest, fill, noted_sides, phrases
+from train.telling import Reading, Statement, Teller, fill, noted_sides, phrases
 
 GRID = 4
 NAMES = list(phrases())
@@ -57,6 +59,10 @@ def joined(statements: list[Statement]) -> str:
 
 
 # -------------------------------------------------------------------------------------------------------------- phrases
+
+
+def test_whatever_can_be_stated_has_wordings_and_the_same_labels():
+    assert {name: tuple(entry["labels"]) for name, entry in phrases().items()} == STATED
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -216,20 +222,6 @@ def test_a_simulated_finding_is_told_with_its_side_and_looks_where_it_was_drawn(
         assert affirmed(joined([*findings, *impression])) == {LABEL_OF[sign]}
 
 
-def test_a_drawing_is_as_clear_as_the_strongest_patch_that_it_covers_and_a_heart_as_its_label():
-    places = np.full((GRID**2, 5), 0.02, np.float32)
-    places[3, 2], places[9, 2], places[3, 4] = 0.7, 0.9, 0.6  # nodule, nodule, effusion
-    regions = np.full((3, 2, 3), 0.02, np.float32)
-    regions[0, 1, 2], regions[2, 0, 0] = 0.9, 0.6
-    film = read(places=places, regions=regions, labels=dict.fromkeys(LABELS, 0.05) | {"Cardiomegaly": 0.8})
-    mask = np.zeros(GRID**2, np.float32)
-    mask[3], mask[9] = 1.0, 0.2  # the stronger patch is hardly covered
-    found = {sign: clarity(film, drawn(sign, Side.LEFT, Zone.MID, 0.2), mask) for sign in Sign}
-    assert found == pytest.approx({Sign.NODULE: 0.7, Sign.OPACITY: 0.02, Sign.EFFUSION: 0.6, Sign.HEART: 0.8})
-    anywhere = {Sign.NODULE: 0.9, Sign.OPACITY: 0.02, Sign.EFFUSION: 0.6, Sign.HEART: 0.8}
-    assert clearest(film) == pytest.approx(anywhere)
-
-
 @pytest.mark.parametrize(
     ("sign", "size", "word"),
     [
@@ -370,3 +362,46 @@ def test_statements_look_where_they_speak_of(teller):
 
 def test_a_code_is_as_long_as_the_wording_asks():
     assert Wording.CODE_BITS == 12 == len(read().code)
+
+
+# ---------------------------------------------------------------------------------------------------------------- facts
+
+
+def test_the_facts_are_what_the_report_states(teller):
+    """The language model is taught that the text says what the facts say: no name, side or third may differ."""
+    found = np.full((3, 2, 3), 0.02, np.float32)
+    found[0, 0, 0], found[1, 1, 1], found[1, 1, 2], found[2, :, 2] = 0.9, 0.8, 0.7, 0.6
+    known = {"Pneumonia": 1, "Lung Opacity": 1, "Lung Lesion": 1, "Pleural Effusion": 1, "Edema": 1, "Fracture": 0}
+    told = [
+        Fact("pneumonia", "left", "mid and lower"),
+        Fact("nodule", "right", "upper"),
+        Fact("effusion", "bilateral", "lower"),
+        Fact("edema"),
+    ]
+    assert teller.facts(known, read(regions=found)) == told
+    for code in codes():
+        findings, _ = teller.tell(known, read(code=code, regions=found), None, None)
+        for fact, statement in zip(told, findings, strict=False):
+            assert affirmed(statement.text) & set(STATED[fact.name])
+            assert {m.side for m in read_findings(statement.text)} == {fact.side or None}
+            assert (
+                fact.third in statement.text
+            ) or fact.name == "effusion"  # which is basal: its sentences name no third
+
+
+def test_a_note_that_names_a_side_sets_the_fact_and_its_third_is_read_there(teller):
+    found = np.full((3, 2, 3), 0.02, np.float32)
+    found[1, 0, 0], found[1, 1, 2] = 0.9, 0.8
+    facts = [
+        teller.facts({"Pneumonia": 1}, read(regions=found), None, {"pneumonia": side}) for side in ("left", "right")
+    ]
+    assert facts == [[Fact("pneumonia", "left", "lower")], [Fact("pneumonia", "right", "upper")]]
+
+
+def test_a_drawn_finding_is_the_only_fact_and_a_normal_film_has_none(teller):
+    made = drawn(Sign.NODULE, Side.LEFT, Zone.MID, 0.02)
+    assert teller.facts({NO_FINDING: 0, "Lung Lesion": 1}, read(), made) == [Fact("nodule", "left", "mid")]
+    assert teller.facts({NO_FINDING: 0, "Cardiomegaly": 1}, read(), drawn(Sign.HEART, None, None, 0.5)) == [
+        Fact("heart")
+    ]
+    assert teller.facts({NO_FINDING: 1, "Pneumonia": 0}, read()) == []

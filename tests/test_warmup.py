@@ -7,14 +7,12 @@ import pytest
 import torch
 
 from emrrg_core.config import Stem, VisionConfig
-from emrrg_core.data import NO_FINDING, SIGHTS, FilmCache, Study, normalise
-from emrrg_core.errors import DataError
+from emrrg_core.data import NO_FINDING, SIGHTS, FilmCache, Study
 from emrrg_core.findings import LABELS
 from emrrg_core.signs import PLACES, Signs
 from emrrg_core.simulate import LABEL_OF, Sign, split_lungs
 from emrrg_core.vision import VisionMamba
 from tests.phantom import make_phantom
-from train.finetune import faintest
 from train.warmup import (
     BalancedSampler,
     Example,
@@ -388,25 +386,3 @@ def test_a_mirrored_film_teaches_no_side(film, phantom):
         np.testing.assert_array_equal(where, as_it_is.signs[channel][:, ::-1])
     signs = Signs(torch.zeros(1, len(LABELS)), torch.zeros(1, GRID**2, len(PLACES)), torch.zeros(1, 2))
     assert torch.isfinite(loss(signs, [exchanged])[0])
-
-
-def test_the_faintest_finding_told_is_clearer_than_most_normal_films_are_read(films):
-    studies, cache = films
-    reader = planted(Reader(VisionMamba(VISION), stem_only=True), [[9.0, -9, -9, 9]] * GRID)
-    say = reader.forward
-
-    def by_light(images: torch.Tensor) -> list[Signs]:
-        """A large heart as clearly as the film is bright."""
-        (signs,) = say(images)
-        signs.labels[:, LABELS.index("Cardiomegaly")] = images.mean((1, 2, 3))
-        return [signs]
-
-    reader.forward = by_light
-    clear = sorted(float(torch.from_numpy(normalise(cache[s])).mean().sigmoid()) for s in studies)
-    limits = {share: faintest(reader, studies, cache, share)[Sign.HEART] for share in (0.0, 0.5, 1.0)}
-    assert limits == pytest.approx({0.0: clear[0], 0.5: clear[2], 1.0: clear[-1]}, abs=5e-3)
-    assert faintest(reader, studies, cache, 1.0)[Sign.NODULE] == pytest.approx(
-        float(torch.tensor(-9.0).sigmoid()), rel=0.1
-    )
-    with pytest.raises(DataError, match="certainty"):
-        faintest(reader, [], cache, 0.9)

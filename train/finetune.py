@@ -10,10 +10,9 @@ taught), and where sentences look.
 import argparse
 import functools
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -47,11 +46,13 @@ from emrrg_core.metrics import text_scores
 from emrrg_core.model import IGNORED, Emrrg
 from emrrg_core.report import compose, split
 from emrrg_core.signs import Signs
-from emrrg_core.simulate import Drawn, Sign
-from train import warmup
+from emrrg_core.simulate import Drawn
+from emrrg_core.stated import Fact, codes
+from emrrg_core.stated import facts as read_facts
+from train import limits, warmup
 from train.loop import Part, Run, apart, load_trained, train
-from train.telling import Reading, Statement, Teller, clarity, clearest, noted_sides
-from train.warmup import BalancedSampler, balanced_accuracy, example, read_all, seen_lungs
+from train.telling import Reading, Statement, Teller, noted_sides
+from train.warmup import BalancedSampler, balanced_accuracy, example, seen_lungs
 
 TELLING = 2.5  # weight of a token in a sentence that tells films apart: the first of a section, and every abnormal one
 
@@ -131,6 +132,17 @@ def readings(signs: Signs) -> list[Reading]:
     ]
 
 
+def told_facts(model: Emrrg, signs: Signs | None, known: Sequence[Sequence[Fact] | None]) -> Tensor | None:
+    """Codes (b, n, 3) of the facts that each film's report states; where those are not known, of what is read. None for a model without facts."""
+    most = model.config.signs.facts
+    if not most or signs is None:
+        return None
+    read = read_facts(signs, model.limits, most)
+    return codes([mine if told is None else told for told, mine in zip(known, read, strict=True)], most).to(
+        signs.labels.device
+    )
+
+
 def away(looks: Sequence[Look], where: Tensor, class_position: int) -> Tensor:
     """-log of the share of the evidence map that lies where a sentence speaks of, mean over guided tokens; 0 when none is.
 
@@ -152,13 +164,6 @@ class Lessons(Settings):
 
     views: int = 1  # films of a study at most
     simulate: float = 0.0  # share of normal films that get a finding; needs a reader of lungs (train.warmup)
-    simulate_steps: int | None = (
-        None  # so long; the steps that are left draw on `simulate_rest` of them, so that rare findings end up rare
-    )
-    simulate_rest: float = 0.0
-    # a simulated finding is told only where the tower reads it more clearly than it reads one anywhere in this share of held-out normal films;
-    # a fainter one is left unsaid, as a reader would who cannot see it
-    certainty: float | None = None
     readings: float = 0.0  # weight of the tower's readings in the loss
     guide: float = 0.0  # weight of where sentences look
     gate_bias: float | None = None  # a gate that starts open on average; its size is the warm-up's to learn
@@ -229,15 +234,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             torch.nn.init.constant_(layer.gate_proj.bias, lessons.gate_bias)
     true = {s.id: lung_mask(s, cache.size) for s in learn if s.lung_mask}
     masks = dict(true)
-    limits: dict[Sign, float] = {}
     if reader is not None:
         fit_appearance(model, some([s for s in learn if s.abnormal is not None], 1200, run), cache)
         if lessons.simulate:
             masks = seen_lungs(reader, [s for s in learn if s.abnormal is False], cache) | masks
-            if lessons.certainty is not None:
-                normal = [s for s in develop if s.abnormal is False and s.source in run.sources]
-                limits = faintest(reader, normal, cache, lessons.certainty)
-                print(f"told from { ({str(sign): round(limit, 3) for sign, limit in limits.items()}) }", flush=True)
     elif lessons.simulate or lessons.readings:
         raise ConfigError(
             "simulate and readings need a tower with readers of signs: start from a folder of train.warmup"
@@ -257,10 +257,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     def loss_of(part: Part) -> tuple[Tensor, dict[str, float]]:
         chosen, rng = sampler.batch(part.step, run.batch)
         drawn = []
-        early = lessons.simulate_steps is None or part.step < lessons.simulate_steps
-        share = lessons.simulate if early else lessons.simulate_rest
         for study in chosen:
-            first, finding = example(cache[study], study, masks.get(study.id), share, rng, true_mask=study.id in true)
+            first, finding = example(
+                cache[study], study, masks.get(study.id), lessons.simulate, rng, true_mask=study.id in true
+            )
             more = [augment(film, rng)[0] for film in cache.views(study)[1 : lessons.views]] if finding is None else []
             drawn.append((study, first, finding, more, int(rng.integers(1 << 31))))
         mine = part.of(drawn)
@@ -269,9 +269,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         tokens = model.see(images.to(part.device), views.to(part.device))
         signs = model.read_signs(tokens) if config.signs.tokens else None
         read = readings(signs) if signs else [None] * len(mine)
-        rows, where = [], []
+        rows, where, stated = [], [], []
         for (study, first, finding, _, seed), reading in zip(mine, read, strict=True):
-            findings, impression = texts.tell(study, first, finding, reading, config.vision.grid, seed, limits)
+            findings, impression, facts = texts.tell(study, first, finding, reading, config.vision.grid, seed)
+            stated.append(facts)
             row = encoded(tuple(s.text for s in findings), tuple(s.text for s in impression))
             statements, nothing = [*findings, *impression], np.zeros(patches, np.float32)
             places = [s.where if s.where is not None else nothing for s in statements]
@@ -280,7 +281,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ids = pad([row[0] for row in rows], IGNORED, torch.long).to(part.device)
         weights = pad([row[1] for row in rows], 0.0, torch.float32).to(part.device)
         looks: list[Look] = []
-        scores = model.log_probs(model.project(tokens), ids, looks=looks)
+        scores = model.log_probs(model.project(tokens, told_facts(model, signs, stated)), ids, looks=looks)
         words = -(scores * weights).sum() / weights.sum()
         loss = words * part.share(weights.sum().item())
         gates = [look.gate.detach().abs().mean() for look in looks]
@@ -302,6 +303,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def after(step: int) -> dict[str, float]:
         model.eval()
+        if config.signs.facts:
+            model.limits.copy_(limits.fit(model, [s for s in develop if s.source in run.sources], cache))
         checkpoint.save(
             model,
             args.out / "checkpoint",
@@ -347,35 +350,25 @@ class Texts:
         reading: Reading | None,
         grid: int,
         seed: int,
-        limits: Mapping[Sign, float] = MappingProxyType({}),
-    ) -> tuple[list[Statement], list[Statement]]:
-        """Findings and impression. finding: what was simulated on its first film, whose own report is then no longer true.
+    ) -> tuple[list[Statement], list[Statement], list[Fact] | None]:
+        """Findings and impression, and the facts that they state where those are known.
 
-        limits: see `faintest`. What is read less clearly is not told: the film is then what it was before.
+        finding: what was simulated on its first film, whose own report is then no longer true.
         """
-        labels, mask = first.labels, None
+        mask = None
         if finding is not None and first.drawn is not None:
             mask = F.adaptive_avg_pool2d(torch.from_numpy(first.drawn)[None], grid).flatten().numpy()
             # a finding smaller than a patch is still in one
             mask = np.maximum(mask, (mask >= 0.9 * max(mask.max(), 0.05)).astype(np.float32))
-            if reading is not None and clarity(reading, finding, mask) < limits.get(finding.sign, 0.0):
-                finding, labels = None, study.labels
         if own_report(study) and finding is None:
-            return _spoken(study.findings), _spoken(study.impression)
+            return _spoken(study.findings), _spoken(study.impression), None
         if self._teller is None or reading is None:
             texts = self._matcher.texts(study)
             findings, impression = texts[seed % len(texts)]
-            return _spoken(findings), _spoken(impression)
+            return _spoken(findings), _spoken(impression), None
         sides = noted_sides(study.note) if study.note and finding is None else None
-        return self._teller.tell(labels, reading, finding, mask, sides)
-
-
-def faintest(reader: warmup.Reader, normal: Sequence[Study], cache: FilmCache, certainty: float) -> dict[Sign, float]:
-    """The probability that a sign's clearest reading exceeds in at most 1 - certainty of these normal films. Raises DataError without films."""
-    if not normal:
-        raise DataError("certainty needs held-out normal films, and there is none: leave it out of the recipe.")
-    found = [clearest(reading) for signs in read_all(reader, normal, cache) for reading in readings(signs)]
-    return {sign: float(np.quantile([one[sign] for one in found], certainty)) for sign in Sign}
+        facts = self._teller.facts(first.labels, reading, finding, sides)
+        return *self._teller.tell(first.labels, reading, finding, mask, sides), facts
 
 
 def _spoken(section: str) -> list[Statement]:

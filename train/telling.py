@@ -14,14 +14,15 @@ from functools import cache
 from importlib import resources
 
 import numpy as np
+import torch
 
 from emrrg_core.data import NO_FINDING, ReportText, Wording
 from emrrg_core.errors import ConfigError
 from emrrg_core.findings import LABELS, Status, labels, read_findings
-from emrrg_core.simulate import LABEL_OF, Drawn, Sign
+from emrrg_core.simulate import Drawn, Sign
+from emrrg_core.stated import CHANNEL_OF, SIDES, Fact, named, placed, third_of
 
-_PRESENT, _ABSENT, _PLACED = 0.5, 0.3, 0.4  # probabilities from or up to which a reading is believed
-_CHANNEL = {"nodule": 0, "opacity": 1, "pneumonia": 1, "consolidation": 1, "effusion": 2, "atelectasis": 1}
+_ABSENT = 0.3  # probability up to which a label that is not known is read as absent
 _OF_SIGN = {Sign.NODULE: "nodule", Sign.OPACITY: "opacity", Sign.EFFUSION: "effusion", Sign.HEART: "heart"}
 _SIZES = {  # limits of `Drawn.size`, and the words between them
     Sign.NODULE: ((0.025,), ("small", "large")),
@@ -48,21 +49,6 @@ class Reading:
     regions: np.ndarray
     places: np.ndarray
     code: np.ndarray
-
-
-def clearest(reading: Reading) -> dict[Sign, float]:
-    """How clearly each sign is read anywhere in a film, as a probability: the strongest patch of a lung, of a large heart its label."""
-    return {
-        sign: reading.labels[LABEL_OF[sign]] if sign is Sign.HEART else float(reading.regions[_CHANNEL[name]].max())
-        for sign, name in _OF_SIGN.items()
-    }
-
-
-def clarity(reading: Reading, drawn: Drawn, mask: np.ndarray) -> float:
-    """How clearly a simulated finding is read where it was drawn. mask: (g²,), its share of every patch."""
-    if drawn.sign is Sign.HEART:
-        return reading.labels[LABEL_OF[drawn.sign]]
-    return float(reading.places[mask >= 0.5 * mask.max(), 2 + _CHANNEL[_OF_SIGN[drawn.sign]]].max())
 
 
 @cache
@@ -127,14 +113,15 @@ class Teller:
         code = reading.code
         lungs = reading.places[:, :2].max(1)
         positive = {name for name, value in known.items() if value and name != NO_FINDING}
-        told = self._names(positive, drawn)
+        told = self.facts(known, reading, drawn, sides)
         findings, impression = [], []
-        for number, name in enumerate(told):
-            place, side, size, where = self._describe(name, reading, drawn, mask, lungs, sides or {})
+        for number, fact in enumerate(told):
+            where = mask if drawn else _where(fact, reading, lungs)
+            blanks = (_place(fact), fact.side, _size(drawn) if drawn else "")
             # the slot of the lungs' normal sentence, which is not said, then others
             for section, slot, out in (("findings", (1, 0, 3, 2)[number % 4], findings), ("impression", 5, impression)):
-                text = phrases()[name][section][self._wording.pick(code, slot)]
-                out.append(Statement(fill(text, place, side, size), where))
+                text = phrases()[fact.name][section][self._wording.pick(code, slot)]
+                out.append(Statement(fill(text, *blanks), where))
         free = {
             name for name in LABELS if known.get(name) == 0 or (name not in known and reading.labels[name] < _ABSENT)
         }
@@ -147,71 +134,48 @@ class Teller:
         return findings, impression
 
     @staticmethod
-    def _names(positive: set[str], drawn: Drawn | None) -> list[str]:
-        if drawn:
-            return [_OF_SIGN[drawn.sign]]
-        left, told = set(positive), []
-        for name in ("pneumonia", "consolidation", "nodule", "effusion", "heart", "atelectasis", "edema", "pneumothorax", "pleura",
-                     "mediastinum", "fracture", "opacity"):  # fmt: skip
-            wanted = phrases()[name]["labels"]
-            if wanted[-1] in left:
-                told.append(name)
-                left -= set(wanted)
-                if name in ("consolidation", "nodule", "atelectasis", "edema"):
-                    left -= {"Lung Opacity"}  # which it is, in other words
-        return told
-
-    @staticmethod
-    def _describe(
-        name: str,
+    def facts(
+        known: Mapping[str, int],
         reading: Reading,
-        drawn: Drawn | None,
-        mask: np.ndarray | None,
-        lungs: np.ndarray,
-        sides: Mapping[str, str],
-    ) -> tuple[str, str, str, np.ndarray | None]:
-        """Place, side, size, and where."""
+        drawn: Drawn | None = None,
+        sides: Mapping[str, str] | None = None,
+    ) -> list[Fact]:
+        """What `tell` states of a film that is abnormal, in its order."""
         if drawn:
-            limits, words = _SIZES[drawn.sign]
-            size = words[int(np.searchsorted(limits, drawn.size))]
-            side = drawn.side.value if drawn.side else ""
-            zone = drawn.zone.value + " " if drawn.zone else ""
-            return (f"in the {side} {zone}lung" if side else ""), side, size, mask
-        if name not in _CHANNEL:
-            return "", "", "", None
-        channel = _CHANNEL[name]
-        regions = reading.regions[channel]  # (2, 3), right first
-        strongest = regions.max(1)
-        if name in sides:
-            read = sides[name] == "bilateral", sides[name] != "left"
-        elif strongest.max() < _PLACED:
-            return "", "", "", lungs
-        else:
-            read = bool(strongest.min() >= _PRESENT), bool(strongest[0] >= strongest[1])
-        both, right = read
-        here = lungs if both else reading.places[:, 0 if right else 1]
-        where = reading.places[:, 2 + channel] * here
-        where = where / max(float(where.max()), 1e-6)
-        zone = _zone((regions.max(0) if both else regions[0 if right else 1]) >= _PRESENT)
-        if name == "nodule" and " and " in zone:  # which is in one of them
-            zone = ""
-        if both:
-            return f"in both {zone}lungs", "bilateral", "", where
-        side = "right" if right else "left"
-        return f"in the {side} {zone}lung", side, "", where
+            return [Fact(_OF_SIGN[drawn.sign], str(drawn.side or ""), str(drawn.zone or ""))]
+        regions = torch.from_numpy(reading.regions)
+        found = []
+        for name in named(label for label, value in known.items() if value and label != NO_FINDING):
+            side, third = placed(name, regions)
+            if sides and name in sides and name in CHANNEL_OF:
+                side, mine = sides[name], regions[CHANNEL_OF[name]]
+                third = third_of(name, mine.amax(0) if side == SIDES[3] else mine[SIDES.index(side) - 1])
+            found.append(Fact(name, side, third))
+        return found
 
 
-def _zone(present: np.ndarray) -> str:
-    """The thirds of a lung, upper first, (3,) bool, in words; "" for none, for all, and for thirds that do not touch."""
-    names = {
-        (1, 0, 0): "upper",
-        (0, 1, 0): "mid",
-        (0, 0, 1): "lower",
-        (1, 1, 0): "upper and mid",
-        (0, 1, 1): "mid and lower",
-    }
-    zone = names.get(tuple(present.astype(int).tolist()), "")
-    return f"{zone} " if zone else ""
+def _place(fact: Fact) -> str:
+    """Where a fact lies, in words."""
+    third = f"{fact.third} " if fact.third else ""
+    if not fact.side or fact.name not in CHANNEL_OF:
+        return ""
+    return f"in both {third}lungs" if fact.side == SIDES[3] else f"in the {fact.side} {third}lung"
+
+
+def _size(drawn: Drawn) -> str:
+    limits, words = _SIZES[drawn.sign]
+    return words[int(np.searchsorted(limits, drawn.size))]
+
+
+def _where(fact: Fact, reading: Reading, lungs: np.ndarray) -> np.ndarray | None:
+    """The patches (g²,) in which the tower reads a fact; the lungs where it reads no place; None where none makes sense."""
+    if fact.name not in CHANNEL_OF:
+        return None
+    if not fact.side:
+        return lungs
+    here = lungs if fact.side == SIDES[3] else reading.places[:, SIDES.index(fact.side) - 1]
+    where = reading.places[:, 2 + CHANNEL_OF[fact.name]] * here
+    return where / max(float(where.max()), 1e-6)
 
 
 _NOTED = {  # labels of a note that say where what is told under a name lies

@@ -294,9 +294,17 @@ def words_html(draft: "Draft | None", selected: Selection | None = None, flags: 
             )
     return (
         '<div class="rr-words"><p class="rr-hint">Select a number for its sentence, or a word, to see where the model looked.</p>'
-        f'<div role="toolbar" aria-label="The draft: sentences and words to select">{"".join(parts)}</div>'
+        f'{_read(draft)}<div role="toolbar" aria-label="The draft: sentences and words to select">{"".join(parts)}</div>'
         f'<ul class="rr-bands" aria-label="Colours: how sure the model was">{legend}</ul></div>'
     )
+
+
+def _read(draft: "Draft") -> str:
+    """What the tower read in the film before a word was written: what the draft was to state."""
+    if draft.read is None:
+        return ""
+    found = "; ".join(html.escape(str(fact)) for fact in draft.read) or "nothing abnormal above its limits"
+    return f'<p class="rr-read"><b>Read in the film:</b> {found}.</p>'
 
 
 def _sentence(draft: "Draft", number: int, selected: Selection | None, flags: "Sequence[Flag]") -> str:

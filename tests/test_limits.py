@@ -1,0 +1,89 @@
+"""Limits are where held-out films say that a reading is right more often than wrong."""
+
+import numpy as np
+import pytest
+import torch
+
+from emrrg_core.data import Study
+from emrrg_core.findings import LABELS, NO_FINDING
+from emrrg_core.signs import PLACES, Signs
+from emrrg_core.stated import LIMITS, facts
+from train.limits import ALARMS, FEWEST, NEVER, choose
+
+GRID = 4
+
+
+def study(source: str, name: str, known: dict[str, int]) -> Study:
+    return Study(name, source, "train", name, (), known, None, "", "")
+
+
+def readings(count: int, **logits: np.ndarray) -> Signs:
+    """count films of whose labels nothing is read but what is given."""
+    labels = torch.full((count, len(LABELS)), -2.0)
+    places = torch.full((count, GRID**2, len(PLACES)), -8.0)
+    for name, values in logits.items():
+        if name in ("nodule", "opacity", "effusion"):
+            places[:, 5, 2 + ("nodule", "opacity", "effusion").index(name)] = torch.from_numpy(values).float()
+        else:
+            labels[:, LABELS.index(name.replace("_", " "))] = torch.from_numpy(values).float()
+    return Signs(labels, places, torch.zeros(count, 3))
+
+
+def limit(signs: Signs, studies: list, name: str) -> float:
+    return float(choose(signs, studies)[LIMITS.index(name)])
+
+
+def sigmoid(value: float) -> float:
+    return 1 / (1 + np.exp(-value))
+
+
+def test_normal_and_abnormal_are_parted_where_both_are_right_most_often():
+    """Twenty normal films read 1 to 2, twenty abnormal ones -1 to 0.9: the limit lies between 0.9 and 1."""
+    studies = [study("a", str(i), {NO_FINDING: int(i < 20)}) for i in range(40)]
+    values = np.concatenate([np.linspace(1, 2, 20), np.linspace(-1, 0.9, 20)])
+    assert sigmoid(0.9) < limit(readings(40, No_Finding=values), studies, NO_FINDING) < sigmoid(1)
+
+
+def test_every_source_counts_the_same_however_many_films_it_has():
+    """Source a (200 films) is parted at 2, b (40) at -2: the limit that both can live with beats the one that suits the larger."""
+    large = np.concatenate([np.linspace(1.8, 4, 100), np.linspace(-4, 1.7, 100)])
+    small = np.concatenate([np.full(20, 1.0), np.linspace(-4, -2.0, 20)])
+    studies = [study("a", str(i), {NO_FINDING: int(i < 100)}) for i in range(200)]
+    studies += [study("b", str(i), {NO_FINDING: int(i < 20)}) for i in range(40)]
+    found = limit(readings(240, No_Finding=np.concatenate([large, small])), studies, NO_FINDING)
+    assert found < sigmoid(1.0)  # b's normal films are normal
+
+
+def test_signs_may_be_seen_in_few_normal_films_only():
+    values = np.linspace(-4, 4, 1000)
+    studies = [study("a", str(i), {NO_FINDING: 1}) for i in range(1000)]
+    for name in ("nodule", "opacity", "effusion", "Cardiomegaly"):
+        found = limit(readings(1000, **{name: values}), studies, name)
+        alarms = np.mean(1 / (1 + np.exp(-values)) > found)
+        assert 0.5 * ALARMS <= alarms <= ALARMS + 1e-3
+    quiet = limit(readings(1000, nodule=values - 10), studies, "nodule")
+    assert quiet == 0.5  # never below one half
+
+
+def test_a_label_is_stated_from_where_precision_and_recall_are_best_together():
+    labels = [{"Pneumonia": int(i < 30)} for i in range(60)]
+    values = np.concatenate([np.linspace(-1.5, 1, 30), np.linspace(-4, -1.6, 30)])
+    found = limit(
+        readings(60, Pneumonia=values), [study("a", str(i), known) for i, known in enumerate(labels)], "Pneumonia"
+    )
+    assert sigmoid(-1.6) < found < sigmoid(-1.5)
+
+
+def test_a_label_that_no_film_has_is_never_stated():
+    """Its reader was never told what the label looks like."""
+    signs = readings(60, Fracture=np.full(60, 9.0), No_Finding=np.linspace(3, -3, 60))
+    studies = [study("a", str(i), {NO_FINDING: int(i < 30)}) for i in range(60)]
+    limits = choose(signs, studies)
+    assert limits[LIMITS.index("Fracture")] == NEVER
+    assert not any(fact.name == "fracture" for film in facts(signs, limits, 3) for fact in film)
+
+
+@pytest.mark.parametrize("positive", [1, FEWEST - 1])
+def test_what_too_few_films_can_say_stays_at_one_half(positive):
+    studies = [study("a", str(i), {"Edema": int(i < positive)}) for i in range(60)]
+    assert limit(readings(60, Edema=np.linspace(3, -3, 60)), studies, "Edema") == 0.5

@@ -1,0 +1,116 @@
+"""From which probability on a reading is a fact (emrrg_core.stated): chosen on the development films, never on `val`.
+
+train.finetune does it whenever it saves; by hand, for a checkpoint whose readers or rules have changed:
+
+python -m train.limits --checkpoint runs/finetune/checkpoint --films FILMS.jsonl --out runs/limited
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from emrrg_core import checkpoint
+from emrrg_core.data import NO_FINDING, FilmCache, Study, development, normalise, read_studies
+from emrrg_core.errors import ConfigError
+from emrrg_core.findings import LABELS
+from emrrg_core.language import prefers_bfloat16
+from emrrg_core.model import Emrrg
+from emrrg_core.signs import Signs
+from emrrg_core.stated import CHANNELS, IN_ANY_FILM, LIMITS
+
+ALARMS = 0.01  # share of normal films in which a sign may be read that is not there
+FEWEST = 15  # films that have a label, and that have it not, before a limit is chosen for it
+NEVER = 1.0  # the limit of a label that no film has: its reader has learned nothing
+_LOWEST, _HIGHEST = 0.05, 0.999
+
+
+@torch.inference_mode()
+def fit(model: Emrrg, studies: Sequence[Study], cache: FilmCache) -> Tensor:
+    """The limits (len(LIMITS),) that these films ask for; the model is left in evaluation mode."""
+    model.eval()
+    read = []
+    for i in range(0, len(studies), 32):
+        films = torch.from_numpy(normalise(np.stack([cache[s] for s in studies[i : i + 32]]))).unsqueeze(1)
+        device = model.llama_proj.weight.device
+        with torch.autocast(device.type, torch.bfloat16, enabled=prefers_bfloat16()):
+            read.append(model.read_signs(model.see(films.to(device))))
+    signs = Signs(
+        *(torch.cat([getattr(s, name).float().cpu() for s in read]) for name in ("labels", "places", "appearance"))
+    )
+    return choose(signs, studies)
+
+
+def choose(signs: Signs, studies: Sequence[Study]) -> Tensor:
+    """As `fit`, from the readings of the films.
+
+    No Finding: where the balanced accuracy of normal against abnormal, the mean over sources that have enough of both, is highest. A large heart
+    and signs that lie somewhere: what at most ALARMS of the normal films exceed, and at least one half. Other labels: where F1 over the films
+    whose label is known is highest. One half where there are fewer than FEWEST films of either kind; NEVER where none has the label.
+    """
+    limits = dict.fromkeys(LIMITS, 0.5)
+    labels = {label: signs.labels[:, i].sigmoid().numpy() for i, label in enumerate(LABELS)}
+    anywhere = {
+        name: signs.regions()[:, channel].flatten(1).amax(1).sigmoid().numpy() for name, channel in CHANNELS.items()
+    }
+    normal = np.array([s.abnormal is False for s in studies])
+    for name in (*IN_ANY_FILM, *CHANNELS):
+        if normal.sum() >= FEWEST:
+            limits[name] = max(0.5, float(np.quantile((labels | anywhere)[name][normal], 1 - ALARMS)))
+    kinds = []
+    for source in sorted({s.source for s in studies}):
+        mine = [i for i, s in enumerate(studies) if s.source == source and s.abnormal is not None]
+        truth = np.array([bool(studies[i].abnormal) for i in mine], bool)
+        if min(truth.sum(), (~truth).sum()) >= FEWEST:
+            kinds.append((truth, labels[NO_FINDING][mine]))
+    if kinds:
+        limits[NO_FINDING] = _best(
+            np.concatenate([p for _, p in kinds]),
+            lambda limit: np.mean([((p[t] < limit).mean() + (p[~t] >= limit).mean()) / 2 for t, p in kinds]),
+        )
+    for label in LABELS:
+        known = [i for i, s in enumerate(studies) if label in s.labels]
+        truth = np.array([studies[i].labels[label] == 1 for i in known], bool)
+        if not truth.any() and label not in (NO_FINDING, *IN_ANY_FILM):
+            limits[label] = NEVER
+        elif label not in (NO_FINDING, *IN_ANY_FILM) and min(truth.sum(), (~truth).sum()) >= FEWEST:
+            p = labels[label][known]
+            limits[label] = _best(
+                p, lambda limit, p=p, t=truth: 2 * (t & (p >= limit)).sum() / ((p >= limit).sum() + t.sum())
+            )
+    found = (limits[name] for name in LIMITS)
+    return torch.tensor([NEVER if limit == NEVER else min(max(limit, _LOWEST), _HIGHEST) for limit in found])
+
+
+def _best(values: np.ndarray, score: Callable[[float], float]) -> float:
+    """The limit with the highest score; of limits between the same two values the middle one."""
+    found = np.unique(values)
+    between = np.concatenate([found[:1], (found[:-1] + found[1:]) / 2])
+    return float(between[int(np.argmax([score(limit) for limit in between]))])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--films", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--cache", type=Path, default=Path("runs/cache"))
+    args = parser.parse_args(argv)
+    config = checkpoint.read_config(args.checkpoint)
+    if not config["model"].signs.facts:
+        raise ConfigError(f"{args.checkpoint} has no facts (signs.facts in its recipe), so there is nothing to limit.")
+    model, _ = checkpoint.load(args.checkpoint)
+    studies = read_studies(args.films)
+    _, develop = development([s for s in studies if s.split == "train"])
+    sources = config["training"]["recipe"]["finetune"]["sources"]
+    model.limits.copy_(fit(model, [s for s in develop if s.source in sources], FilmCache(studies, args.cache)))
+    checkpoint.save(model, args.out, language=config["language_model"], training=config["training"])
+    for name, limit in zip(LIMITS, model.limits.tolist(), strict=True):
+        print(f"{name:28} {limit:.3f}")
+
+
+if __name__ == "__main__":
+    main()
