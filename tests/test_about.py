@@ -120,7 +120,7 @@ def test_every_part_and_every_share_stands_on_the_screen() -> None:
     assert rows == [
         ("Vision Mamba tower", "600", "60.00", "frozen"),
         ("Projector", "100", "10.00", "trained"),
-        ("Readers and evidence tokens", "100", "10.00", "50 trained"),
+        ("Readers and facts", "100", "10.00", "50 trained"),
         ("Language model", "200", "20.00", "frozen"),
     ]
 

@@ -1,6 +1,7 @@
 """Tables for people from the card that train.evaluate --json wrote.
 
-python -m train.results docs/results/small.json
+python -m train.results docs/results/small.json > docs/results.md
+python -m train.results docs/results/small.json --into README.md MODEL_CARD.md   # a summary, between their two marks
 """
 
 import argparse
@@ -9,6 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from emrrg_core.errors import ConfigError
+
+MARKS = ("<!-- results -->", "<!-- /results -->")
 _COLUMNS = {  # score -> heading
     "normal_balanced_accuracy": "normal/abnormal, balanced accuracy",
     "called_abnormal_of_normal": "normal films called abnormal",
@@ -97,10 +101,67 @@ def tables(card: Mapping[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def page(card: Mapping[str, Any]) -> str:
+    """The tables under a heading that says what they are: docs/results.md."""
+    name = Path(card["command"].split("--checkpoint ")[1].split()[0]).name
+    beside = sorted(card.get("baselines", {}).keys() - {"constant", "label_blind", "nearest"})
+    others = f"; {', '.join(beside)}: the drafts of other checkpoints" if beside else ""
+    return f"""\
+# Results of `{name}` on the validation split
+
+Printed by `python -m train.results` from the card that `train.evaluate --json` wrote (docs/results/); what each score is stands in
+`train/evaluate.py`. Simulated findings are drawings on real normal films, not pathology. Baselines: the most frequent training report for every film
+(constant); a random training report (label_blind); a label-matched report of the nearest training film by tower feature (nearest){others}.
+
+{tables(card)}"""
+
+
+def summary(card: Mapping[str, Any]) -> str:
+    """The larger sources and all of it in one table, then drawings and maps in words."""
+    scores = card["scores"]
+    large = {
+        name: row
+        for name, row in scores.items()
+        if name != "simulated" and (both := row["normal_balanced_accuracy"])["value"] is not None and both["n"] >= 50
+    }
+    columns = {name: heading for name, heading in _COLUMNS.items() if name != "label_macro_f1"} | {
+        "distinct": _TEXTS["distinct"]
+    }
+    whole = scores["overall"]
+    stated, side, peak = (cell(scores.get("simulated", {}).get(name)) for name in ("found", "side", "pointing"))
+    lungs, blanked = (cell(whole[name]) for name in ("mask_share_over_chance", "deletion_drop"))
+    return f"""\
+All {whole["distinct"]["n"]} films of the validation split, once, greedy, checkpoint `{card["checkpoint_sha256"][:12]}…`; bootstrap 95 % \
+intervals over films. The other sources, the baselines and the maps: [docs/results.md](docs/results.md).
+
+{table("source", large, columns)}
+
+Simulated findings on real normal films: stated in {stated}, side right in {side} of the drafts that name one, the map peaks on the finding in \
+{peak}. The map of sentences about the lungs lies in the lungs {lungs} times as much as chance. Blanking the top tenth of the first abnormal \
+sentence's map costs it {blanked} nats more than blanking random tenths.
+
+    {card["command"]}"""
+
+
+def insert(text: str, between: str) -> str:
+    """A page with the words between its two marks replaced. Raises ConfigError for one that has not both."""
+    head, first, rest = text.partition(MARKS[0])
+    _, last, tail = rest.partition(MARKS[1])
+    if not (first and last):
+        raise ConfigError(f"The page needs the two marks {MARKS[0]} and {MARKS[1]}, between which the summary goes.")
+    return f"{head}{first}\n{between}\n{last}{tail}"
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("card", type=Path)
-    print(tables(json.loads(parser.parse_args(argv).card.read_text())))
+    parser.add_argument("--into", type=Path, nargs="+", help="pages to put the summary into")
+    args = parser.parse_args(argv)
+    card = json.loads(args.card.read_text())
+    if not args.into:
+        print(page(card))
+    for path in args.into or []:
+        path.write_text(insert(path.read_text(), summary(card)))
 
 
 if __name__ == "__main__":

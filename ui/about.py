@@ -26,7 +26,7 @@ PARTS = {  # as emrrg_core counts them, in the order from film to draft
     "tower": "Vision Mamba tower",
     "adapters": "Low-rank adapters in the tower",
     "projector": "Projector",
-    "signs": "Readers and evidence tokens",
+    "signs": "Readers and facts",
     "hybrid": "Hybrid layers: keys, values, gates",
     "LLM": "Language model",
     "LLM LoRA": "Low-rank adapters in the language model",
@@ -224,7 +224,7 @@ def _drawing(svg: str | None) -> str:
         f'<figure class="rr-drawing">{svg}<figcaption><p>The tower reads the film and stays frozen. What it learns in '
         "fine-tuning are two low-rank updates in every block: LoRA on the whole input projection, and partial LoRA on its "
         "X half alone, the half that is scanned.</p><p>The prompt holds some of the visual tokens and, in the checkpoint "
-        "that comes with EMRRG, evidence tokens: what linear readers of the tower say about the film.</p><p>Some layers of "
+        "that comes with EMRRG, facts: the findings that linear readers of the tower read in the film.</p><p>Some layers of "
         "the frozen language model are hybrid. There, cross-attention to all visual tokens is weighed by a gate and added "
         "before the output projection, at the prompt and at every token that is written. A gate of 0 is the plain language "
         "model.</p><p>Gates and attention are kept for every token; the heat maps are made of them.</p></figcaption></figure>"
