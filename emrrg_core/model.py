@@ -4,6 +4,8 @@ b studies · w views (films of one study) · l tower tokens (patches + class tok
 v visual tokens: the l projected tower tokens, followed by the evidence (config.signs), which stands in the prompt only
 """
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, inject_adapter_in_model
@@ -12,9 +14,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from emrrg_core.adapters import attach
 from emrrg_core.config import ModelConfig, PromptTokens
+from emrrg_core.findings import LABELS
 from emrrg_core.hybrid import HybridDecoder, Look, Visual
-from emrrg_core.signs import SignReader, Signs, width_of
-from emrrg_core.stated import LIMITS, Fact, FactTokens, codes, facts, vocabulary
+from emrrg_core.signs import SecondReader, SignReader, Signs, width_of
+from emrrg_core.stated import IN_ANY_FILM, LIMITS, Fact, FactTokens, codes, facts, vocabulary
 from emrrg_core.vision import VisionMamba
 
 IGNORED = -100  # a label that no loss counts
@@ -49,6 +52,8 @@ class Emrrg(nn.Module):
             self.facts = FactTokens(width)
             self.facts.start({word: self._embedding_of(word, llm) for word in vocabulary()})
             self.register_buffer("limits", torch.full((len(LIMITS),), 0.5))
+        if config.signs.second:
+            self.second = SecondReader(config.vision)
         self.average_film: Tensor  # (v, h): mean visual tokens of training films, what a draft is contrasted with
         if config.contrast:
             self.register_buffer("average_film", torch.zeros(config.vision.tokens + config.signs.length, width))
@@ -78,7 +83,7 @@ class Emrrg(nn.Module):
         return self.project(self.see(images, views))
 
     def see(self, images: Tensor, views: Tensor | None = None) -> Tensor:
-        """As `encode`, but in the tower's own width: (b, l, d)."""
+        """As `encode`, but in the tower's own width: (b, l, d), followed by what a second reader has seen, where there is one (b, 2, d)."""
         b, w = images.shape[:2]
         if views is None:
             views = torch.ones(b, w, dtype=torch.bool, device=images.device)
@@ -86,16 +91,18 @@ class Emrrg(nn.Module):
         if not bool((counts > 0).all()):
             raise ValueError("every study needs at least one view")
         tokens = self.visual_encoder(images[views])  # (views in all, l, d)
+        if self.config.signs.second:
+            tokens = torch.cat([tokens, self.second(images[views]).to(tokens.dtype)], dim=1)
         study = torch.arange(b, device=images.device).unsqueeze(1).expand(b, w)[views]
         total = tokens.new_zeros(b, *tokens.shape[1:]).index_add(0, study, tokens)
         return total / counts[:, None, None]
 
     def project(self, tokens: Tensor, stated: Tensor | None = None) -> Tensor:
-        """Tower tokens (b, l, d) to visual tokens in the language model's width (b, v, h).
+        """What `see` gave to visual tokens in the language model's width (b, v, h).
 
         stated: codes of facts (b, n, 3), see emrrg_core.stated; None: those that the readings amount to. Of a model without facts, none.
         """
-        visual = self.layer_norm(self.llama_proj(tokens))
+        visual = self.layer_norm(self.llama_proj(tokens[:, : self.config.vision.tokens]))
         config = self.config.signs
         if not config.tokens:
             return visual
@@ -111,15 +118,27 @@ class Emrrg(nn.Module):
             evidence = evidence * kept
         return torch.cat([visual, evidence.to(visual.dtype)], dim=1)
 
+    def patches(self, tokens: Tensor) -> Tensor:
+        """The tower's patches, in raster order, of what `see` gave: (b, g², d)."""
+        middle = self.config.vision.class_position
+        return torch.cat([tokens[:, :middle], tokens[:, middle + 1 : self.config.vision.tokens]], dim=1)
+
     def read_signs(self, tokens: Tensor) -> Signs:
-        """What the readers say of tower tokens (b, l, d). Raises ValueError when the model has none (config.signs.tokens 0)."""
+        """What the readers say of what `see` gave. Raises ValueError when the model has none (config.signs.tokens 0).
+
+        A second reader reads the labels, but for those that are drawn (IN_ANY_FILM), which it was not taught.
+        """
         if not self.config.signs.tokens:
             raise ValueError("this model has no readers of signs")
-        middle = self.config.vision.class_position
-        return self.signs(torch.cat([tokens[:, :middle], tokens[:, middle + 1 :]], dim=1))
+        signs: Signs = self.signs(self.patches(tokens))
+        if not self.config.signs.second:
+            return signs
+        labels = self.second.read(tokens[:, self.config.vision.tokens :])
+        drawn = torch.tensor([label in IN_ANY_FILM for label in LABELS], device=labels.device)
+        return replace(signs, labels=torch.where(drawn, signs.labels, labels.to(signs.labels.dtype)))
 
     def read_facts(self, tokens: Tensor) -> list[tuple[Fact, ...]] | None:
-        """What the readings of tower tokens (b, l, d) amount to, and drafts of these films are to state; None for a model without facts."""
+        """What the readings of what `see` gave amount to, and drafts of these films are to state; None for a model without facts."""
         most = self.config.signs.facts
         return [tuple(mine) for mine in facts(self.read_signs(tokens), self.limits, most)] if most else None
 

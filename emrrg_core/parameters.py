@@ -21,6 +21,7 @@ PARTS = {  # of a model, by the first word of a parameter's name
     "sign_proj": "signs",
     "sign_norm": "signs",
     "facts": "signs",
+    "second": "signs",
     "llm": "LLM",
 }
 

@@ -119,10 +119,8 @@ class Reporter:
             return self._looks(self._model.see(images))[0]
 
     def _looks(self, tokens: torch.Tensor) -> list[Looks]:
-        """Of the tower's tokens (films, l, d); empty without a detector."""
-        middle = self._model.config.vision.class_position
-        patches = torch.cat([tokens[:, :middle], tokens[:, middle + 1 :]], dim=1)
-        return self._detector(patches) if self._detector else []
+        """Of what the model saw of each film; empty without a detector."""
+        return self._detector(self._model.patches(tokens)) if self._detector else []
 
     def draft(self, films: Sequence[Film], decoding: DecodeConfig | None = None) -> Draft:
         """Findings and Impression for one to four films of one study. Raises FilmError for none or more than four."""

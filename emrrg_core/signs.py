@@ -11,7 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from emrrg_core.config import VisionConfig
 from emrrg_core.findings import LABELS
+from emrrg_core.vision import ConvolutionalStem
 
 PLACES = ("right lung", "left lung", "nodule", "opacity", "effusion")  # what every patch is read for
 REGIONS = 3 * 2 * 3  # signs by lung and third
@@ -85,4 +87,30 @@ class SignReader(nn.Module):
         return Signs(self.labels(both), self.places(patches), self.appearance(mean))
 
 
-__all__ = ["PLACES", "REGIONS", "SignReader", "Signs", "width_of"]
+class SecondReader(nn.Module):
+    """A convolutional stem of its own and a linear reader of the 14 labels. It has seen hardly any simulated finding.
+
+    A tower that learns to find what was drawn on normal films reads real disease worse (docs/experiments.md 11, 18), so the two tasks have a
+    reader each. Trained by train/warmup.py, then frozen.
+    """
+
+    TOKENS = 2  # mean and maximum of its patches
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.stem = ConvolutionalStem(config)
+        self.labels = nn.Linear(2 * config.d_model, len(LABELS))
+        self.requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(n, 3, s, s) -> (n, TOKENS, d)."""
+        patches = self.stem(images)
+        return torch.stack([patches.mean(1), patches.amax(1)], dim=1)
+
+    def read(self, tokens: Tensor) -> Tensor:
+        """(n, TOKENS, d) -> logits of the labels, (n, 14)."""
+        logits: Tensor = self.labels(tokens.flatten(1))
+        return logits
+
+
+__all__ = ["PLACES", "REGIONS", "SecondReader", "SignReader", "Signs", "width_of"]

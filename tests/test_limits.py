@@ -1,14 +1,23 @@
 """Limits are where held-out films say that a reading is right more often than wrong."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from emrrg_core.config import SignsConfig, Stem
 from emrrg_core.data import Study
+from emrrg_core.errors import CheckpointError
 from emrrg_core.findings import LABELS, NO_FINDING
+from emrrg_core.model import Emrrg
 from emrrg_core.signs import PLACES, Signs
-from emrrg_core.stated import LIMITS, facts
-from train.limits import ALARMS, FEWEST, NEVER, choose
+from emrrg_core.stated import IN_ANY_FILM, LIMITS, facts
+from emrrg_core.vision import VisionMamba
+from tests.conftest import TINY
+from train.limits import ALARMS, FEWEST, NEVER, add_second, choose
+from train.warmup import APPEARANCE, Reader
 
 GRID = 4
 
@@ -87,3 +96,21 @@ def test_a_label_that_no_film_has_is_never_stated():
 def test_what_too_few_films_can_say_stays_at_one_half(positive):
     studies = [study("a", str(i), {"Edema": int(i < positive)}) for i in range(60)]
     assert limit(readings(60, Edema=np.linspace(3, -3, 60)), studies, "Edema") == 0.5
+
+
+def test_the_second_reader_is_the_stem_that_was_warmed_up(make_llm, tokenizer, images, tmp_path):
+    vision = replace(TINY.vision, d_model=64, stem=Stem.CONVOLUTION)
+    config = replace(TINY, vision=vision, signs=SignsConfig(tokens=2, facts=2, appearance=APPEARANCE))
+    model = Emrrg(config, make_llm(), tokenizer).eval()
+    torch.manual_seed(1)
+    reader = Reader(VisionMamba(vision), stem_only=False).eval()
+    save_file(reader.state_dict(), tmp_path / "reader.safetensors")
+    add_second(model, tmp_path)
+    assert model.config.signs.second
+    with torch.no_grad():
+        read, said = model.read_signs(model.see(images)), reader(images[:, 0])[0]
+    others = [i for i, label in enumerate(LABELS) if label not in IN_ANY_FILM]
+    torch.testing.assert_close(read.labels[:, others], said.labels[:, others], rtol=1e-4, atol=1e-5)
+    save_file({"tower.patch_embed.odd": torch.zeros(1)}, tmp_path / "reader.safetensors")
+    with pytest.raises(CheckpointError, match="another stem"):
+        add_second(model, tmp_path)

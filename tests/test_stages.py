@@ -14,7 +14,7 @@ from emrrg_core import checkpoint
 from emrrg_core.checkpoint import read_config
 from tests import tiny
 from tests.phantom import make_phantom
-from train import average, finetune, warmup
+from train import average, finetune, limits, warmup
 
 RECIPE = Path(__file__).parent.parent / "train" / "recipes" / "small.toml"
 KINDS = (None, "nodule", None, "effusion", None, "opacity")
@@ -51,6 +51,10 @@ def made(tmp_path_factory, language_folder) -> Path:
     warmup.main([*common, "--stage", "lungs", "--out", f"{folder}/lungs"])
     warmup.main([*common, "--stage", "stem", "--start", f"{folder}/lungs", "--out", f"{folder}/stem"])
     warmup.main([*common, "--stage", "tower", "--start", f"{folder}/stem", "--out", f"{folder}/tower"])
+    second = ["--section", "second_stem", "--out", f"{folder}/second-stem"]
+    warmup.main([*common, "--stage", "stem", *second])
+    second = ["--section", "second_tower", "--start", f"{folder}/second-stem", "--out", f"{folder}/second-tower"]
+    warmup.main([*common, "--stage", "tower", *second])
     last = ["--start", f"{folder}/tower", "--out", f"{folder}/finetune", "--language-model", f"{language_folder}"]
     finetune.main([*common, "--reports", f"{folder}/reports.jsonl", *last])
     return folder
@@ -107,3 +111,11 @@ def test_the_checkpoint_is_the_recipes_model_and_can_be_given_its_average_film(m
     assert model.average_film.shape == (vision.tokens + evidence, 32)
     assert model.average_film.abs().sum() > 0
     assert read_config(made / "averaged")["training"]["average_of"] == 8
+
+    said = ["--checkpoint", f"{made}/averaged", "--second", f"{made}/second-tower", "--out", f"{made}/small"]
+    limits.main([*said, *common[:4]])
+    shipped, _ = checkpoint.load(made / "small")
+    assert shipped.config == replace(model.config, signs=replace(model.config.signs, second=True))
+    stem = load_file(made / "second-tower" / "reader.safetensors")["stem_signs.labels.weight"]
+    torch.testing.assert_close(shipped.second.labels.weight, stem, rtol=1e-3, atol=1e-6)
+    assert torch.equal(shipped.average_film, model.average_film)

@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from emrrg_core import checkpoint as checkpoints
-from emrrg_core.config import DecodeConfig, SignsConfig
+from emrrg_core.config import DecodeConfig, SignsConfig, Stem
 from emrrg_core.decode import write
 from emrrg_core.errors import ConfigError
 from emrrg_core.findings import LABELS, NO_FINDING
 from emrrg_core.model import Emrrg
 from emrrg_core.signs import PLACES, Signs
 from emrrg_core.stated import (
+    IN_ANY_FILM,
     LIMITS,
     NAMES,
     SIDES,
@@ -298,3 +299,53 @@ def test_a_fact_reads_as_a_reader_would_note_it():
         "pleural effusion, right lung",
         "enlarged heart",
     ]
+
+
+# --------------------------------------------------------------------------------------------------------- second reader
+
+
+@pytest.fixture
+def doubled(make_llm, tokenizer, open_gates) -> Emrrg:
+    """A tiny model with a second reader."""
+    torch.manual_seed(4)
+    vision = replace(TINY.vision, d_model=64, stem=Stem.CONVOLUTION)
+    config = replace(TINY, vision=vision, signs=replace(SIGNS, second=True))
+    return open_gates(Emrrg(config, make_llm(seed=2), tokenizer)).eval()
+
+
+def test_a_second_reader_reads_the_labels_but_for_those_that_are_drawn(doubled, images):
+    with torch.no_grad():
+        tokens = doubled.see(images)
+        assert tokens.shape == (3, 17 + 2, 64)
+        before = doubled.read_signs(tokens)
+        doubled.second.labels.bias += 1
+        after = doubled.read_signs(tokens)
+        moved = (after.labels - before.labels).abs() > 1e-3
+    heart = [label in IN_ANY_FILM for label in LABELS]
+    assert moved.tolist() == [[not drawn for drawn in heart]] * 3
+    assert torch.equal(after.places, before.places)
+    torch.testing.assert_close(after.labels[:, heart], doubled.signs(doubled.patches(tokens)).labels[:, heart])
+
+
+def test_the_language_model_and_the_patches_know_nothing_of_the_second_reader(doubled, images):
+    with torch.no_grad():
+        tokens = doubled.see(images)
+        other = tokens.clone()
+        other[:, 17:] = torch.randn(3, 2, 64)
+        stated = codes([[]] * 3, 2)
+        assert torch.equal(doubled.project(tokens, stated), doubled.project(other, stated))
+        assert torch.equal(doubled.patches(tokens), doubled.patches(other))
+        assert doubled.patches(tokens).shape == (3, 16, 64)
+
+
+def test_a_second_reader_reads_a_study_from_its_views_together(doubled):
+    with torch.no_grad():
+        views = torch.randn(1, 2, 3, 64, 64)
+        both = doubled.see(views)
+        torch.testing.assert_close(both[0, 17:], doubled.second(views[0]).mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_a_second_reader_is_frozen_and_needs_facts(doubled):
+    assert not {name for name in doubled.learns if name.startswith("second.")}
+    with pytest.raises(ConfigError, match="second"):
+        SignsConfig(tokens=1, second=True)

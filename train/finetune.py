@@ -423,8 +423,7 @@ def fit_appearance(model: Emrrg, studies: Sequence[Study], cache: FilmCache) -> 
         films = torch.from_numpy(normalise(np.stack([cache[s] for s in studies[i : i + 32]]))).unsqueeze(1)
         with torch.autocast("cpu", torch.bfloat16, enabled=prefers_bfloat16()):
             tokens = model.see(films).float()
-        middle = model.config.vision.class_position
-        rows.append((tokens.sum(1) - tokens[:, middle]) / model.config.vision.patches)
+        rows.append(model.patches(tokens).mean(1))
     groups = [(study.source, study.abnormal) for study in studies]
     weight, bias = appearance(torch.cat(rows).numpy(), groups, model.config.signs.appearance)
     model.signs.appearance.weight.copy_(torch.from_numpy(weight))

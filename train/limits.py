@@ -1,25 +1,27 @@
 """From which probability on a reading is a fact (emrrg_core.stated): chosen on the development films, never on `val`.
 
-train.finetune does it whenever it saves; by hand, for a checkpoint whose readers or rules have changed:
+train.finetune does it whenever it saves; by hand, for a checkpoint that is given a second reader (the stem of a folder of train.warmup):
 
-python -m train.limits --checkpoint runs/finetune/checkpoint --films FILMS.jsonl --out runs/limited
+python -m train.limits --checkpoint runs/finetune/checkpoint --films FILMS.jsonl --second runs/second/tower --out runs/small
 """
 
 import argparse
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from emrrg_core import checkpoint
 from emrrg_core.data import NO_FINDING, FilmCache, Study, development, normalise, read_studies
-from emrrg_core.errors import ConfigError
+from emrrg_core.errors import CheckpointError, ConfigError
 from emrrg_core.findings import LABELS
 from emrrg_core.language import prefers_bfloat16
 from emrrg_core.model import Emrrg
-from emrrg_core.signs import Signs
+from emrrg_core.signs import SecondReader, Signs
 from emrrg_core.stated import CHANNELS, IN_ANY_FILM, LIMITS
 
 ALARMS = 0.01  # share of normal films in which a sign may be read that is not there
@@ -92,10 +94,32 @@ def _best(values: np.ndarray, score: Callable[[float], float]) -> float:
     return float(between[int(np.argmax([score(limit) for limit in between]))])
 
 
+def add_second(model: Emrrg, folder: Path) -> None:
+    """Give a model the stem of a warmed-up tower, and its reader of labels, as a second reader. Raises CheckpointError when they do not fit."""
+    model.config = replace(model.config, signs=replace(model.config.signs, second=True))
+    second = SecondReader(model.config.vision)
+    state = load_file(folder / "reader.safetensors")
+    parts = {"stem.": "tower.patch_embed.", "labels.": "stem_signs.labels."}
+    mine = {
+        new + name[len(old) :]: value
+        for new, old in parts.items()
+        for name, value in state.items()
+        if name.startswith(old)
+    }
+    try:
+        second.load_state_dict(mine)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{folder}/reader.safetensors holds another stem than the checkpoint's: {error}"
+        ) from error
+    model.second = second.eval()
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--films", type=Path, required=True)
+    parser.add_argument("--second", type=Path, help="folder of train.warmup, whose stem is to read the labels")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"))
     args = parser.parse_args(argv)
@@ -103,6 +127,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not config["model"].signs.facts:
         raise ConfigError(f"{args.checkpoint} has no facts (signs.facts in its recipe), so there is nothing to limit.")
     model, _ = checkpoint.load(args.checkpoint)
+    if args.second:
+        add_second(model, args.second)
     studies = read_studies(args.films)
     _, develop = development([s for s in studies if s.split == "train"])
     sources = config["training"]["recipe"]["finetune"]["sources"]

@@ -166,13 +166,13 @@ def varied(greys: Sequence[np.ndarray], seed: int) -> list[Picture]:
 
 def see(model: Emrrg, found: Sequence[Picture], batch: int = 16) -> Tensor:
     """Patch tokens of the tower: (pictures, g², d) float32."""
-    device, middle = model.llama_proj.weight.device, model.config.vision.class_position
+    device = model.llama_proj.weight.device
     rows = []
     for start in tqdm(range(0, len(found), batch), unit="batch", disable=None):
         greys = np.stack([picture.grey for picture in found[start : start + batch]])
         with torch.inference_mode():
             tokens = model.see(torch.from_numpy(normalise(greys))[:, None].to(device))
-        rows.append(torch.cat([tokens[:, :middle], tokens[:, middle + 1 :]], dim=1).float().cpu())
+        rows.append(model.patches(tokens).float().cpu())
     return torch.cat(rows)
 
 

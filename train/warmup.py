@@ -316,6 +316,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stage", choices=("lungs", "stem", "tower"), required=True)
     parser.add_argument("--recipe", type=Path, required=True)
+    parser.add_argument(
+        "--section", help="the section of the recipe that says how to train; default: that of the stage's name"
+    )
     parser.add_argument("--films", type=Path, required=True)
     parser.add_argument("--start", type=Path, help="folder of the stage before")
     parser.add_argument("--out", type=Path, required=True)
@@ -324,7 +327,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     recipe = tomllib.loads(args.recipe.read_text())
-    section = dict(recipe[args.stage])
+    section = dict(recipe[args.section or args.stage])
     simulate, mirror = float(section.pop("simulate")), float(section.pop("mirror", 0.0))
     run = Run.from_dict(section)
     studies = read_studies(args.films)
