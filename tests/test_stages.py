@@ -3,12 +3,13 @@
 import csv
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from emrrg_core import checkpoint
 from emrrg_core.checkpoint import read_config
@@ -91,6 +92,26 @@ def test_a_stage_teaches_its_part_and_leaves_the_rest(made):
             kept = saved[name.replace("tower.", "visual_encoder.", 1)].float()
             torch.testing.assert_close(kept, value, rtol=1e-3, atol=1e-6)
     assert not torch.equal(saved["signs.appearance.weight"].float(), tower["signs.appearance.weight"])
+
+
+def test_a_run_that_begins_with_another_goes_on_from_what_that_has_learned(made, language_folder, tmp_path):
+    """Also from its appearance components, which are fitted and not learned: the words were learned by them."""
+    shutil.copytree(made / "finetune", tmp_path / "begin")
+    weights = tmp_path / "begin" / "checkpoint" / "model.safetensors"
+    first = load_file(weights)
+    first["signs.appearance.weight"] = first["signs.appearance.weight"] * 2  # what no fit to these films gives
+    save_file(first, weights)
+    said = ["--recipe", f"{made}/recipe.toml", "--films", f"{made}/films.jsonl", "--reports", f"{made}/reports.jsonl"]
+    said += ["--section", "wording", "--begin", f"{tmp_path}/begin", "--start", f"{made}/tower", "--threads", "1"]
+    finetune.main(
+        [*said, "--out", f"{tmp_path}/out", "--cache", f"{made}/cache", "--language-model", f"{language_folder}"]
+    )
+    second = load_file(tmp_path / "out" / "checkpoint" / "model.safetensors")
+    for part in ("weight", "bias"):
+        assert torch.equal(first[f"signs.appearance.{part}"], second[f"signs.appearance.{part}"])
+    for name in ("sign_proj.weight", "llama_proj.weight", "facts.name.weight"):  # a step of a low rate away
+        moved = (first[name].float() - second[name].float()).abs().max()
+        assert 0 < moved < 0.05, name
 
 
 def test_the_checkpoint_is_the_recipes_model_and_can_be_given_its_average_film(made, language_folder):

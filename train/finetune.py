@@ -235,7 +235,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     true = {s.id: lung_mask(s, cache.size) for s in learn if s.lung_mask}
     masks = dict(true)
     if reader is not None:
-        fit_appearance(model, some([s for s in learn if s.abnormal is not None], 1200, run), cache)
+        if args.begin:  # what it learned to say follows from the components that it had
+            saved = load_file(args.begin / "checkpoint" / "model.safetensors")
+            _load(model.signs.appearance, _below(saved, "signs.appearance."), str(args.begin))
+        else:
+            fit_appearance(model, some([s for s in learn if s.abnormal is not None], 1200, run), cache)
         if lessons.simulate:
             masks = seen_lungs(reader, [s for s in learn if s.abnormal is False], cache) | masks
     elif lessons.simulate or lessons.readings:
