@@ -16,6 +16,7 @@ from emrrg_core import Draft, Looking, Why, findings_table, flags
 from emrrg_core.decode import Token, Writing
 from emrrg_core.findings import LABELS
 from emrrg_core.report import compose, sections
+from emrrg_core.stated import Fact
 from ui import panels
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -151,6 +152,22 @@ def test_every_drafted_word_is_there_once_and_the_words_are_the_sentence(draft):
         assert [(word["data-sentence"], word["data-word"]) for word in words] == [
             (str(number), str(place)) for place in range(len(words))
         ]
+
+
+@pytest.mark.parametrize(
+    ("read", "said"),
+    [
+        (None, None),  # a checkpoint that keeps no facts
+        ((), "Read in the film: nothing abnormal above its limits."),
+        (
+            (Fact("pneumonia", "left", "lower"), Fact("heart")),
+            "Read in the film: pneumonia, left lower lung; enlarged heart.",
+        ),
+    ],
+)
+def test_what_was_read_in_the_film_stands_above_the_words(draft, read, said):
+    shown = [node.text for node in page(panels.words_html(replace(draft, read=read))).all("p", "rr-read")]
+    assert shown == ([said] if said else [])
 
 
 def test_a_word_has_the_tokens_that_wrote_it_and_every_token_of_a_sentence_is_some_words(draft):
