@@ -9,6 +9,7 @@ Of the drafts, and of every baseline's reports:
     label_micro_f1, label_macro_f1   of what the text states (emrrg_core.findings, uncertain counts as stated) against the known labels
     normal_balanced_accuracy         the text states an abnormality or not, against the labels; `…_AP`, `…_PA` within a view
     called_abnormal_of_normal, called_abnormal_of_abnormal
+    as_read                          the draft states what the readers found above their limits, no other finding and no other side (checkpoints with facts)
     distinct, ended, marks           share of different texts; that the model ended itself; with a de-identification mark (XXXX, ___)
     prior_words                      share of texts that speak of an earlier film (emrrg_core.findings), though none was given
     bleu4, rouge_l, cider            against the film's true report, where there is one; `…_truncated` as the released code truncates it
@@ -62,6 +63,7 @@ from emrrg_core.metrics import Rated, Score, bootstrap, label_counts, macro_scor
 from emrrg_core.model import IGNORED, Emrrg
 from emrrg_core.report import Sentence, compose, sections, split
 from emrrg_core.simulate import LABEL_OF, Drawn, Sign, draw
+from emrrg_core.stated import Fact, differences
 from train.finetune import pad
 from train.warmup import balanced_accuracy
 
@@ -109,11 +111,17 @@ class Judge:
 
     def see(self, films: Sequence[np.ndarray]) -> torch.Tensor:
         """Films (3, s, s) to visual tokens (n, v, h)."""
-        rows = []
+        return self.read(films)[0]
+
+    def read(self, films: Sequence[np.ndarray]) -> tuple[torch.Tensor, list[tuple[Fact, ...]] | None]:
+        """As `see`, and what is read in each film, which its draft is to state; None for a model without facts."""
+        rows, facts = [], []
         for some in _batches(films, self.batch):
             with _fast():
-                rows.append(self.model.encode(torch.from_numpy(np.stack(some)).unsqueeze(1)).float())
-        return torch.cat(rows)
+                tokens = self.model.see(torch.from_numpy(np.stack(some)).unsqueeze(1))
+                rows.append(self.model.project(tokens).float())
+                facts += self.model.read_facts(tokens) or []
+        return torch.cat(rows), facts or None
 
     def features(self, studies: Sequence[Study]) -> torch.Tensor:
         """The mean visual token of each study's first film (n, h), without keeping the films or their tokens."""
@@ -426,7 +434,7 @@ def evaluate(
     rng = np.random.default_rng(seed)
     with clock("films"):
         films = load_films(studies, size)
-        visual = judge.see(films)
+        visual, facts = judge.read(films)
     with clock("drafts"):
         drafts = judge.write(visual, seed, progress="drafts")
     looks = _looks(judge, studies, visual, drafts, rng, size, clock)
@@ -434,6 +442,11 @@ def evaluate(
         [np.abs([t.gates for t in d.tokens]).mean() if d.tokens and d.tokens[0].gates else np.nan for d in drafts]
     )
     looks["ended"] = np.array([float(d.finished) for d in drafts])
+    looks["as_read"] = np.array(
+        [float(not differences(mine, d.text)) for mine, d in zip(facts, drafts, strict=True)]
+        if facts
+        else [np.nan] * len(drafts)
+    )
     looks |= _maps(judge, studies, films, drafts, rng, grid, deletions, clock)
     sources = np.array([s.source for s in studies])
     cleaning = cleaning or cleaning_of(studies)

@@ -25,6 +25,7 @@ _COLUMNS = {  # score -> heading
 _TEXTS = {
     "distinct": "distinct drafts",
     "ended": "drafts that end",
+    "as_read": "drafts that state what was read, no more and no less",
     "marks": "with a de-identification mark",
     "prior_words": "with a word about an earlier film",
     "bleu4": "BLEU-4",
