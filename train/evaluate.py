@@ -9,7 +9,7 @@ Of the drafts, and of every baseline's reports:
     label_micro_f1, label_macro_f1   of what the text states (emrrg_core.findings, uncertain counts as stated) against the known labels
     normal_balanced_accuracy         the text states an abnormality or not, against the labels; `…_AP`, `…_PA` within a view
     called_abnormal_of_normal, called_abnormal_of_abnormal
-    as_read                          the draft states what the readers found above their limits, no other finding and no other side (checkpoints with facts)
+    as_read                          the draft states what the tower read, no other finding and no other side (checkpoints with facts)
     distinct, ended, marks           share of different texts; that the model ended itself; with a de-identification mark (XXXX, ___)
     prior_words                      share of texts that speak of an earlier film (emrrg_core.findings), though none was given
     bleu4, rouge_l, cider            against the film's true report, where there is one; `…_truncated` as the released code truncates it
