@@ -13,6 +13,7 @@ import torch
 
 from emrrg_core import checkpoint
 from emrrg_core.data import FilmCache, development, normalise, read_studies
+from train.appearance import evenly
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -28,15 +29,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     model, _ = checkpoint.load(args.checkpoint)
     studies = read_studies(args.films)
     cache = FilmCache(studies, args.cache)
-    sources = sorted(config["training"]["recipe"]["finetune"]["sources"])
+    sources = config["training"]["recipe"]["finetune"]["sources"]
     learn, _ = development(
         [s for s in studies if s.split == "train" and s.source in sources and s.abnormal is not None]
     )
-    rng, chosen = np.random.default_rng(0), []
-    for source in sources:
-        for abnormal in (False, True):
-            mine = [s for s in learn if s.source == source and s.abnormal is abnormal]
-            chosen += [mine[i] for i in rng.permutation(len(mine))[: args.count // (2 * len(sources))]]
+    chosen = evenly(learn, sources, args.count)
     total = torch.zeros(1)
     with torch.inference_mode():
         for i in range(0, len(chosen), 16):

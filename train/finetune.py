@@ -29,7 +29,6 @@ from emrrg_core.data import (
     Matcher,
     ReportText,
     Study,
-    appearance,
     augment,
     development,
     lung_mask,
@@ -50,6 +49,7 @@ from emrrg_core.simulate import Drawn
 from emrrg_core.stated import Fact, codes
 from emrrg_core.stated import facts as read_facts
 from train import limits, warmup
+from train.appearance import fit_appearance
 from train.loop import Part, Run, apart, load_trained, train
 from train.telling import Reading, Statement, Teller, noted_sides
 from train.warmup import BalancedSampler, balanced_accuracy, example, seen_lungs
@@ -416,22 +416,6 @@ def develop_drafts(
         scored = text_scores(references, [text for _, text in pairs], draws=1, meteor=False)
         found |= {"bleu4": scored["bleu4"]["value"], "cider": scored["cider"]["value"]}
     return found
-
-
-@torch.inference_mode()
-def fit_appearance(model: Emrrg, studies: Sequence[Study], cache: FilmCache) -> None:
-    """Set the appearance reader from these films' mean tokens."""
-    model.eval()
-    rows = []
-    for i in range(0, len(studies), 32):
-        films = torch.from_numpy(normalise(np.stack([cache[s] for s in studies[i : i + 32]]))).unsqueeze(1)
-        with torch.autocast("cpu", torch.bfloat16, enabled=prefers_bfloat16()):
-            tokens = model.see(films).float()
-        rows.append(model.patches(tokens).mean(1))
-    groups = [(study.source, study.abnormal) for study in studies]
-    weight, bias = appearance(torch.cat(rows).numpy(), groups, model.config.signs.appearance)
-    model.signs.appearance.weight.copy_(torch.from_numpy(weight))
-    model.signs.appearance.bias.copy_(torch.from_numpy(bias))
 
 
 def some(studies: Sequence[Study], count: int, run: Run) -> list[Study]:

@@ -1,6 +1,7 @@
 """From which probability on a reading is a fact (emrrg_core.stated): chosen on the development films, never on `val`.
 
-train.finetune does it whenever it saves; by hand, for a checkpoint that is given a second reader (the stem of a folder of train.warmup):
+train.finetune does it whenever it saves. The last step of a checkpoint, which is given a second reader (the stem of a folder of train.warmup), and
+appearance components of the tower as fine-tuning has left it:
 
 python -m train.limits --checkpoint runs/finetune/checkpoint --films FILMS.jsonl --second runs/second/tower --out runs/small
 """
@@ -23,6 +24,7 @@ from emrrg_core.language import prefers_bfloat16
 from emrrg_core.model import Emrrg
 from emrrg_core.signs import SecondReader, Signs
 from emrrg_core.stated import CHANNELS, IN_ANY_FILM, LIMITS
+from train.appearance import evenly, fit_appearance
 
 ALARMS = 0.01  # share of normal films in which a sign may be read that is not there
 FEWEST = 15  # films that have a label, and that have it not, before a limit is chosen for it
@@ -121,6 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--films", type=Path, required=True)
     parser.add_argument("--second", type=Path, help="folder of train.warmup, whose stem is to read the labels")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--count", type=int, default=800, help="films that the appearance components are fitted to")
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"))
     args = parser.parse_args(argv)
     config = checkpoint.read_config(args.checkpoint)
@@ -130,9 +133,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.second:
         add_second(model, args.second)
     studies = read_studies(args.films)
-    _, develop = development([s for s in studies if s.split == "train"])
+    learn, develop = development([s for s in studies if s.split == "train"])
     sources = config["training"]["recipe"]["finetune"]["sources"]
-    model.limits.copy_(fit(model, [s for s in develop if s.source in sources], FilmCache(studies, args.cache)))
+    cache = FilmCache(studies, args.cache)
+    # the tower has moved since they were fitted; the words follow from the bits, whatever these mean
+    fit_appearance(model, evenly(learn, sources, args.count), cache)
+    model.limits.copy_(fit(model, [s for s in develop if s.source in sources], cache))
     checkpoint.save(model, args.out, language=config["language_model"], training=config["training"])
     for name, limit in zip(LIMITS, model.limits.tolist(), strict=True):
         print(f"{name:28} {limit:.3f}")

@@ -1,0 +1,35 @@
+"""How films look, as components that pick the wording of a report (data.Wording): fitted to a model's own tower, never trained."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from emrrg_core.data import FilmCache, Study, appearance, normalise
+from emrrg_core.language import prefers_bfloat16
+from emrrg_core.model import Emrrg
+
+
+def evenly(studies: Sequence[Study], sources: Mapping[str, float], count: int) -> list[Study]:
+    """About `count` studies, as many normal as abnormal ones of each source that has enough, the same number from every source."""
+    rng, chosen = np.random.default_rng(0), []
+    for source in sorted(sources):
+        for abnormal in (False, True):
+            mine = [s for s in studies if s.source == source and s.abnormal is abnormal]
+            chosen += [mine[i] for i in rng.permutation(len(mine))[: count // (2 * len(sources))]]
+    return chosen
+
+
+@torch.inference_mode()
+def fit_appearance(model: Emrrg, studies: Sequence[Study], cache: FilmCache) -> None:
+    """Set the appearance reader from these films' mean patch tokens. The model is left in evaluation mode."""
+    model.eval()
+    rows = []
+    for i in range(0, len(studies), 32):
+        films = torch.from_numpy(normalise(np.stack([cache[s] for s in studies[i : i + 32]]))).unsqueeze(1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=prefers_bfloat16()):
+            rows.append(model.patches(model.see(films).float()).mean(1))
+    groups = [(study.source, study.abnormal) for study in studies]
+    weight, bias = appearance(torch.cat(rows).numpy(), groups, model.config.signs.appearance)
+    model.signs.appearance.weight.copy_(torch.from_numpy(weight))
+    model.signs.appearance.bias.copy_(torch.from_numpy(bias))
