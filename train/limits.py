@@ -3,7 +3,7 @@
 train.finetune does it whenever it saves. The last step of a checkpoint, which is given a second reader (the stem of a folder of train.warmup), and
 appearance components of the tower as fine-tuning has left it:
 
-python -m train.limits --checkpoint runs/finetune/checkpoint --films FILMS.jsonl --second runs/second/tower --out runs/small
+python -m train.limits --checkpoint runs/finetune/checkpoint --films FILMS.jsonl --second runs/second-tower --out runs/limited
 """
 
 import argparse
