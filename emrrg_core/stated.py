@@ -34,11 +34,8 @@ NAMES: dict[str, tuple[str, ...]] = {
 }
 _SPECIAL = {"consolidation", "nodule", "atelectasis", "edema"}  # are opacities in other words
 CHANNELS = {"nodule": 0, "opacity": 1, "effusion": 2}  # of Signs.regions, and the limits behind those of the labels
-CHANNEL_OF = CHANNELS | {
-    "pneumonia": 1,
-    "consolidation": 1,
-    "atelectasis": 1,
-}  # the channel that tells where a finding lies
+# the channel that tells where a finding lies
+CHANNEL_OF = CHANNELS | {"pneumonia": 1, "consolidation": 1, "atelectasis": 1}
 IN_ANY_FILM = ("Cardiomegaly",)  # labels that count without the film as a whole being abnormal, as the signs do
 _PLACED, _PRESENT = 0.4, 0.5  # probabilities from which a place is named, and from which a second one is
 SIDES = ("", "right", "left", "bilateral")
