@@ -1,9 +1,10 @@
 """How films look, as components that pick the wording of a report (data.Wording): fitted to a model's own tower, never trained."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from emrrg_core.data import FilmCache, Study, appearance, normalise
 from emrrg_core.language import prefers_bfloat16
@@ -20,16 +21,22 @@ def evenly(studies: Sequence[Study], sources: Mapping[str, float], count: int) -
     return chosen
 
 
+def see_all(model: Emrrg, studies: Sequence[Study], cache: FilmCache) -> Iterator[Tensor]:
+    """What the model sees of the films, as `Emrrg.see` gives it, one batch of 32 at a time, in order; in evaluation mode, without gradients."""
+    model.eval()
+    device = model.llama_proj.weight.device
+    for i in range(0, len(studies), 32):
+        films = torch.from_numpy(normalise(np.stack([cache[s] for s in studies[i : i + 32]]))).unsqueeze(1)
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=prefers_bfloat16()):
+            tokens = model.see(films.to(device))
+        yield tokens
+
+
 @torch.inference_mode()
 def fit_appearance(model: Emrrg, studies: Sequence[Study], cache: FilmCache) -> None:
     """Set the appearance reader from these films' mean patch tokens. The model is left in evaluation mode."""
-    model.eval()
-    rows = []
-    for i in range(0, len(studies), 32):
-        films = torch.from_numpy(normalise(np.stack([cache[s] for s in studies[i : i + 32]]))).unsqueeze(1)
-        with torch.autocast("cpu", torch.bfloat16, enabled=prefers_bfloat16()):
-            rows.append(model.patches(model.see(films).float()).mean(1))
+    features = torch.cat([model.patches(tokens.float()).mean(1) for tokens in see_all(model, studies, cache)])
     groups = [(study.source, study.abnormal) for study in studies]
-    weight, bias = appearance(torch.cat(rows).numpy(), groups, model.config.signs.appearance)
+    weight, bias = appearance(features.cpu().numpy(), groups, model.config.signs.appearance)
     model.signs.appearance.weight.copy_(torch.from_numpy(weight))
     model.signs.appearance.bias.copy_(torch.from_numpy(bias))

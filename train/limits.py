@@ -17,14 +17,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from emrrg_core import checkpoint
-from emrrg_core.data import NO_FINDING, FilmCache, Study, development, normalise, read_studies
+from emrrg_core.data import NO_FINDING, FilmCache, Study, development, read_studies
 from emrrg_core.errors import CheckpointError, ConfigError
 from emrrg_core.findings import LABELS
 from emrrg_core.language import prefers_bfloat16
 from emrrg_core.model import Emrrg
 from emrrg_core.signs import SecondReader, Signs
 from emrrg_core.stated import CHANNELS, IN_ANY_FILM, LIMITS
-from train.appearance import evenly, fit_appearance
+from train.appearance import evenly, fit_appearance, see_all
 
 ALARMS = 0.01  # share of normal films in which a sign may be read that is not there
 FEWEST = 15  # films that have a label, and that have it not, before a limit is chosen for it
@@ -35,13 +35,10 @@ _LOWEST, _HIGHEST = 0.05, 0.999
 @torch.inference_mode()
 def fit(model: Emrrg, studies: Sequence[Study], cache: FilmCache) -> Tensor:
     """The limits (len(LIMITS),) that these films ask for; the model is left in evaluation mode."""
-    model.eval()
     read = []
-    for i in range(0, len(studies), 32):
-        films = torch.from_numpy(normalise(np.stack([cache[s] for s in studies[i : i + 32]]))).unsqueeze(1)
-        device = model.llama_proj.weight.device
-        with torch.autocast(device.type, torch.bfloat16, enabled=prefers_bfloat16()):
-            read.append(model.read_signs(model.see(films.to(device))))
+    for tokens in see_all(model, studies, cache):
+        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=prefers_bfloat16()):
+            read.append(model.read_signs(tokens))
     signs = Signs(
         *(torch.cat([getattr(s, name).float().cpu() for s in read]) for name in ("labels", "places", "appearance"))
     )
