@@ -79,9 +79,8 @@ class Draft:
     decoding: dict[str, Any]  # settings, the seed among them
     finished: bool  # the text came to its end; False: it was cut at the limit
     closed: tuple[str, ...] = ()  # sections ended for the model because it began to say a sentence again
-    read: tuple[Fact, ...] | None = (
-        None  # what the tower's readings amounted to, the surest first; None: a checkpoint that keeps none
-    )
+    # what the readings of the film amounted to, the surest first; None: a checkpoint that keeps none
+    read: tuple[Fact, ...] | None = None
 
     def text(self) -> str:
         """As a reader would paste it, with the notice that it is a draft."""

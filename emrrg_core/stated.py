@@ -153,11 +153,11 @@ def differences(read: Sequence[Fact], text: str) -> list[str]:
         allowed |= labels
         sides = set().union(*(stated.get(label, set()) for label in labels))
         if not labels & stated.keys():
-            found.append(f"The tower read {fact}, which the draft does not state.")
+            found.append(f"Read in the film, but not stated by the draft: {fact}.")
         elif fact.side and sides - {"", fact.side}:
-            found.append(f"The tower read {fact}; the draft names another side.")
+            found.append(f"Read in the film: {fact}. The draft names another side.")
     found += [
-        f"The draft states {label}, which the tower did not read."
+        f"Stated by the draft, but not read in the film: {label}."
         for label in LABELS
         if label in stated.keys() - allowed
     ]

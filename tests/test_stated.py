@@ -262,23 +262,23 @@ def test_facts_need_readers():
         (
             [Fact("effusion", "left")],
             "The lungs are clear.",
-            ["The tower read pleural effusion, left lung, which the draft does not state."],
+            ["Read in the film, but not stated by the draft: pleural effusion, left lung."],
         ),
         (
             [Fact("nodule", "left", "upper")],
             "There is a nodule in the right upper lung.",
-            ["The tower read nodule, left upper lung; the draft names another side."],
+            ["Read in the film: nodule, left upper lung. The draft names another side."],
         ),
         (
             [],
             "There is a nodule in the right upper lung.",
-            ["The draft states Lung Lesion, which the tower did not read."],
+            ["Stated by the draft, but not read in the film: Lung Lesion."],
         ),
         ([], "There is no pleural effusion. A pacemaker is seen.", []),
         (
             [Fact("heart")],
             "The heart is enlarged. Possible pneumonia.",
-            ["The draft states Pneumonia, which the tower did not read."],
+            ["Stated by the draft, but not read in the film: Pneumonia."],
         ),
     ],
 )
