@@ -9,6 +9,7 @@ the visual tokens: a report is mostly normal sentences, and without them the pri
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from emrrg_core.config import VisionConfig
@@ -92,9 +93,13 @@ class SecondReader(nn.Module):
 
     A tower that learns to find what was drawn on normal films reads real disease worse (docs/experiments.md 11, 18), so the two tasks have a
     reader each. Trained by train/warmup.py, then frozen.
+
+    It reads a film three times: as it is, mirrored, and without its border, and means the three. A label that changes with the way a film is
+    held is not in the lungs (test-time augmentation; what it changes: docs/experiments.md 20).
     """
 
     TOKENS = 2  # mean and maximum of its patches
+    BORDER = 10 / 224  # share of the film that the third reading leaves out on every side
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -103,9 +108,15 @@ class SecondReader(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(n, 3, s, s) -> (n, TOKENS, d)."""
-        patches = self.stem(images)
-        return torch.stack([patches.mean(1), patches.amax(1)], dim=1)
+        """(n, 3, s, s) -> (n, TOKENS, d), the mean of the three readings; `read` is linear, so that is the mean of their logits."""
+        size = images.shape[-1]
+        edge = round(self.BORDER * size)
+        inside = F.interpolate(images[..., edge : size - edge, edge : size - edge], size=(size, size), mode="bilinear")
+        readings = []
+        for film in (images, images.flip(-1), inside):
+            patches = self.stem(film)
+            readings.append(torch.stack([patches.mean(1), patches.amax(1)], dim=1))
+        return torch.stack(readings).mean(0)
 
     def read(self, tokens: Tensor) -> Tensor:
         """(n, TOKENS, d) -> logits of the labels, (n, 14)."""

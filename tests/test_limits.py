@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from emrrg_core.config import SignsConfig, Stem
@@ -12,7 +13,7 @@ from emrrg_core.data import Study
 from emrrg_core.errors import CheckpointError
 from emrrg_core.findings import LABELS, NO_FINDING
 from emrrg_core.model import Emrrg
-from emrrg_core.signs import PLACES, Signs
+from emrrg_core.signs import PLACES, SecondReader, Signs
 from emrrg_core.stated import IN_ANY_FILM, LIMITS, facts
 from emrrg_core.vision import VisionMamba
 from tests.conftest import TINY
@@ -70,8 +71,14 @@ def test_signs_may_be_seen_in_few_normal_films_only():
         found = limit(readings(1000, **{name: values}), studies, name)
         alarms = np.mean(1 / (1 + np.exp(-values)) > found)
         assert 0.5 * ALARMS <= alarms <= ALARMS + 1e-3
-    quiet = limit(readings(1000, nodule=values - 10), studies, "nodule")
-    assert quiet == 0.5  # never below one half
+
+
+def test_a_sign_that_is_read_faintly_everywhere_may_be_told_below_one_half():
+    """A rare finding's reader seldom exceeds one half; what only few normal films reach still says something."""
+    values = np.linspace(-4, 4, 1000) - 5
+    studies = [study("a", str(i), {NO_FINDING: 1}) for i in range(1000)]
+    found = limit(readings(1000, Cardiomegaly=values), studies, "Cardiomegaly")
+    assert sigmoid(-1.2) < found < sigmoid(-1)
 
 
 def test_a_label_is_stated_from_where_precision_and_recall_are_best_together():
@@ -108,9 +115,15 @@ def test_the_second_reader_is_the_stem_that_was_warmed_up(make_llm, tokenizer, i
     add_second(model, tmp_path)
     assert model.config.signs.second
     with torch.no_grad():
-        read, said = model.read_signs(model.see(images)), reader(images[:, 0])[0]
+        read = model.read_signs(model.see(images))
+        film = images[:, 0]
+        size = film.shape[-1]
+        edge = round(SecondReader.BORDER * size)
+        inside = F.interpolate(film[..., edge:-edge, edge:-edge], size=(size, size), mode="bilinear")
+        said = torch.stack([reader(one)[0].labels for one in (film, film.flip(-1), inside)]).mean(0)
+    assert 0 < edge < size / 10
     others = [i for i, label in enumerate(LABELS) if label not in IN_ANY_FILM]
-    torch.testing.assert_close(read.labels[:, others], said.labels[:, others], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(read.labels[:, others], said[:, others], rtol=1e-4, atol=1e-5)
     save_file({"tower.patch_embed.odd": torch.zeros(1)}, tmp_path / "reader.safetensors")
     with pytest.raises(CheckpointError, match="another stem"):
         add_second(model, tmp_path)

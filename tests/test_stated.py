@@ -345,6 +345,17 @@ def test_a_second_reader_reads_a_study_from_its_views_together(doubled):
         torch.testing.assert_close(both[0, 17:], doubled.second(views[0]).mean(0), rtol=1e-4, atol=1e-5)
 
 
+def test_a_second_reader_reads_a_mirrored_film_alike(doubled):
+    """A label is not of a side. Only the third of the reading that leaves the border out may tell the two apart."""
+    with torch.no_grad():
+        film = torch.randn(2, 3, 64, 64)
+        read = doubled.second(film), doubled.second(film.flip(-1))
+        stem = [doubled.second.stem(one).mean(1) for one in (film, film.flip(-1))]
+    assert not torch.allclose(*stem, atol=1e-3)
+    apart = (read[0][:, 0] - read[1][:, 0]).abs().mean()
+    assert apart < 0.5 * (stem[0] - stem[1]).abs().mean()
+
+
 def test_a_second_reader_is_frozen_and_needs_facts(doubled):
     assert not {name for name in doubled.learns if name.startswith("second.")}
     with pytest.raises(ConfigError, match="second"):

@@ -10,6 +10,8 @@ from emrrg_core.data import FilmCache, Study, appearance, normalise
 from emrrg_core.language import prefers_bfloat16
 from emrrg_core.model import Emrrg
 
+SEEN = 800  # films that the components are fitted to
+
 
 def evenly(studies: Sequence[Study], sources: Mapping[str, float], count: int) -> list[Study]:
     """About `count` studies, as many normal as abnormal ones of each source that has enough, the same number from every source."""

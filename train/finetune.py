@@ -49,7 +49,7 @@ from emrrg_core.simulate import Drawn
 from emrrg_core.stated import Fact, codes
 from emrrg_core.stated import facts as read_facts
 from train import limits, warmup
-from train.appearance import fit_appearance
+from train.appearance import SEEN, evenly, fit_appearance
 from train.loop import Part, Run, apart, load_trained, train
 from train.telling import Reading, Statement, Teller, noted_sides
 from train.warmup import BalancedSampler, balanced_accuracy, example, seen_lungs
@@ -235,25 +235,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     true = {s.id: lung_mask(s, cache.size) for s in learn if s.lung_mask}
     masks = dict(true)
     if reader is not None:
-        if args.begin:  # what it learned to say follows from the components that it had
-            saved = load_file(args.begin / "checkpoint" / "model.safetensors")
-            _load(model.signs.appearance, _below(saved, "signs.appearance."), str(args.begin))
-        else:
-            fit_appearance(model, some([s for s in learn if s.abnormal is not None], 1200, run), cache)
         if lessons.simulate:
             masks = seen_lungs(reader, [s for s in learn if s.abnormal is False], cache) | masks
     elif lessons.simulate or lessons.readings:
         raise ConfigError(
             "simulate and readings need a tower with readers of signs: start from a folder of train.warmup"
         )
+    if args.begin:
+        load_trained(model, args.begin / "last.pt")
+    if reader is not None:  # of the tower as it is now: the words follow from the bits, whatever these mean
+        fit_appearance(model, evenly(learn, run.sources, SEEN), cache)
     del reader
 
     @functools.lru_cache(maxsize=20_000)
     def encoded(findings: tuple[str, ...], impression: tuple[str, ...]) -> tuple[list[int], list[float], list[int]]:
         return tokens_of(model, [Statement(t) for t in findings], [Statement(t) for t in impression])
 
-    if args.begin:
-        load_trained(model, args.begin / "last.pt")
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     print(f"{trained:,} trainable parameters", flush=True)
     patches = config.vision.patches

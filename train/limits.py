@@ -24,7 +24,7 @@ from emrrg_core.language import prefers_bfloat16
 from emrrg_core.model import Emrrg
 from emrrg_core.signs import SecondReader, Signs
 from emrrg_core.stated import CHANNELS, IN_ANY_FILM, LIMITS
-from train.appearance import evenly, fit_appearance, see_all
+from train.appearance import SEEN, evenly, fit_appearance, see_all
 
 ALARMS = 0.01  # share of normal films in which a sign may be read that is not there
 FEWEST = 15  # films that have a label, and that have it not, before a limit is chosen for it
@@ -49,7 +49,7 @@ def choose(signs: Signs, studies: Sequence[Study]) -> Tensor:
     """As `fit`, from the readings of the films.
 
     No Finding: where the balanced accuracy of normal against abnormal, the mean over sources that have enough of both, is highest. A large heart
-    and signs that lie somewhere: what at most ALARMS of the normal films exceed, and at least one half. Other labels: where F1 over the films
+    and signs that lie somewhere: what at most ALARMS of the normal films exceed. Other labels: where F1 over the films
     whose label is known is highest. One half where there are fewer than FEWEST films of either kind; NEVER where none has the label.
     """
     limits = dict.fromkeys(LIMITS, 0.5)
@@ -60,7 +60,7 @@ def choose(signs: Signs, studies: Sequence[Study]) -> Tensor:
     normal = np.array([s.abnormal is False for s in studies])
     for name in (*IN_ANY_FILM, *CHANNELS):
         if normal.sum() >= FEWEST:
-            limits[name] = max(0.5, float(np.quantile((labels | anywhere)[name][normal], 1 - ALARMS)))
+            limits[name] = float(np.quantile((labels | anywhere)[name][normal], 1 - ALARMS))
     kinds = []
     for source in sorted({s.source for s in studies}):
         mine = [i for i, s in enumerate(studies) if s.source == source and s.abnormal is not None]
@@ -120,7 +120,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--films", type=Path, required=True)
     parser.add_argument("--second", type=Path, help="folder of train.warmup, whose stem is to read the labels")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--count", type=int, default=800, help="films that the appearance components are fitted to")
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"))
     args = parser.parse_args(argv)
     config = checkpoint.read_config(args.checkpoint)
@@ -134,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     sources = config["training"]["recipe"]["finetune"]["sources"]
     cache = FilmCache(studies, args.cache)
     # the tower has moved since they were fitted; the words follow from the bits, whatever these mean
-    fit_appearance(model, evenly(learn, sources, args.count), cache)
+    fit_appearance(model, evenly(learn, sources, SEEN), cache)
     model.limits.copy_(fit(model, [s for s in develop if s.source in sources], cache))
     checkpoint.save(model, args.out, language=config["language_model"], training=config["training"])
     for name, limit in zip(LIMITS, model.limits.tolist(), strict=True):
