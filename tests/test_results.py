@@ -6,15 +6,29 @@ from pathlib import Path
 import pytest
 
 from emrrg_core.errors import ConfigError
+from train.ablation import COMPARED, best, read_results
 from train.results import MARKS, cell, insert, main, page, summary
 
 ROOT = Path(__file__).resolve().parent.parent
 CARD = json.loads((ROOT / "docs/results/small.json").read_text())
 
 
+ABLATION = ROOT / "docs/results/ablation"
+
+
 def test_the_page_of_results_is_what_the_command_prints(capsys):
-    main([str(ROOT / "docs/results/small.json")])
-    assert capsys.readouterr().out == (ROOT / "docs/results.md").read_text() == page(CARD) + "\n"
+    main([str(ROOT / "docs/results/small.json"), "--ablation", str(ABLATION)])
+    printed = capsys.readouterr().out
+    assert printed == (ROOT / "docs/results.md").read_text()
+    assert printed.startswith(page(CARD) + "\n\n## The ablation")
+
+
+def test_every_row_of_the_ablation_was_run_and_the_best_four_three_times():
+    results = read_results(ABLATION)
+    first = [row for row, seed in results if seed == 0]
+    assert sorted(first) == sorted(COMPARED)
+    for row in best(results, COMPARED, 0):
+        assert {seed for name, seed in results if name == row} == {0, 1, 2}
 
 
 @pytest.mark.parametrize("name", ["README.md", "MODEL_CARD.md"])

@@ -95,11 +95,12 @@ def test_a_stage_teaches_its_part_and_leaves_the_rest(made):
 
 
 def test_a_run_that_begins_with_another_goes_on_from_what_that_has_learned(made, language_folder, tmp_path):
-    """Also from its appearance components, which are fitted and not learned: the words were learned by them."""
+    """But with appearance components that are fitted to the tower as it has become: words follow from the bits, whatever these mean."""
     shutil.copytree(made / "finetune", tmp_path / "begin")
     weights = tmp_path / "begin" / "checkpoint" / "model.safetensors"
     first = load_file(weights)
-    first["signs.appearance.weight"] = first["signs.appearance.weight"] * 2  # what no fit to these films gives
+    name = "signs.appearance.weight"
+    first[name] = first[name] * 2  # what no fit to these films gives
     save_file(first, weights)
     said = ["--recipe", f"{made}/recipe.toml", "--films", f"{made}/films.jsonl", "--reports", f"{made}/reports.jsonl"]
     said += ["--section", "wording", "--begin", f"{tmp_path}/begin", "--start", f"{made}/tower", "--threads", "1"]
@@ -107,8 +108,7 @@ def test_a_run_that_begins_with_another_goes_on_from_what_that_has_learned(made,
         [*said, "--out", f"{tmp_path}/out", "--cache", f"{made}/cache", "--language-model", f"{language_folder}"]
     )
     second = load_file(tmp_path / "out" / "checkpoint" / "model.safetensors")
-    for part in ("weight", "bias"):
-        assert torch.equal(first[f"signs.appearance.{part}"], second[f"signs.appearance.{part}"])
+    assert 0.4 < (second[name].float().norm() / first[name].float().norm()).item() < 0.6
     for name in ("sign_proj.weight", "llama_proj.weight", "facts.name.weight"):  # a step of a low rate away
         moved = (first[name].float() - second[name].float()).abs().max()
         assert 0 < moved < 0.05, name

@@ -1,16 +1,18 @@
-"""Tables for people from the card that train.evaluate --json wrote.
+"""Tables for people from the card that train.evaluate --json wrote, and from the results of train.ablation.
 
-python -m train.results docs/results/small.json > docs/results.md
+python -m train.results docs/results/small.json --ablation docs/results/ablation > docs/results.md
 python -m train.results docs/results/small.json --into README.md MODEL_CARD.md   # a summary, between their two marks
 """
 
 import argparse
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from emrrg_core.errors import ConfigError
+from train import ablation
 
 MARKS = ("<!-- results -->", "<!-- /results -->")
 _COLUMNS = {  # score -> heading
@@ -156,11 +158,16 @@ def insert(text: str, between: str) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("card", type=Path)
+    parser.add_argument(
+        "--ablation", type=Path, help="folder of train.ablation, whose page then follows that of the card"
+    )
     parser.add_argument("--into", type=Path, nargs="+", help="pages to put the summary into")
     args = parser.parse_args(argv)
     card = json.loads(args.card.read_text())
     if not args.into:
         print(page(card))
+        if args.ablation:
+            print(f"\n{re.sub('^#', '##', ablation.page(ablation.read_results(args.ablation)), flags=re.MULTILINE)}")
     for path in args.into or []:
         path.write_text(insert(path.read_text(), summary(card)))
 
