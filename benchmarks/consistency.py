@@ -25,6 +25,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from emrrg_core.consistency import Contradiction, Kind, contradictions
 from emrrg_core.findings import Status, read_findings
 

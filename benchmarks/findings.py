@@ -39,6 +39,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from emrrg_core.findings import Status, is_abnormal, labels, present, read_findings, report_text
 
 ENOUGH = 20  # positives a label needs to enter the macro average

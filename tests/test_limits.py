@@ -73,6 +73,15 @@ def test_signs_may_be_seen_in_few_normal_films_only():
         assert 0.5 * ALARMS <= alarms <= ALARMS + 1e-3
 
 
+def test_the_source_whose_normal_films_show_most_sets_the_limit_of_a_sign():
+    """One limit for all of them: a few films of another hospital must not be called abnormal because the many of the first are quieter."""
+    values = np.concatenate([np.linspace(-4, 0, 400), np.linspace(-2, 2, FEWEST)])
+    studies = [study("ab"[i >= 400], str(i), {NO_FINDING: 1}) for i in range(400 + FEWEST)]
+    assert sigmoid(1.8) < limit(readings(len(studies), effusion=values), studies, "effusion") <= sigmoid(2)
+    few = studies[:-1]  # too few to say anything
+    assert limit(readings(len(few), effusion=values[:-1]), few, "effusion") < sigmoid(0)
+
+
 def test_a_sign_that_is_read_faintly_everywhere_may_be_told_below_one_half():
     """A rare finding's reader seldom exceeds one half; what only few normal films reach still says something."""
     values = np.linspace(-4, 4, 1000) - 5

@@ -26,7 +26,7 @@ from emrrg_core.signs import SecondReader, Signs
 from emrrg_core.stated import CHANNELS, IN_ANY_FILM, LIMITS
 from train.appearance import SEEN, evenly, fit_appearance, see_all
 
-ALARMS = 0.01  # share of normal films in which a sign may be read that is not there
+ALARMS = 0.01  # share of a source's normal films in which a sign may be read that is not there
 FEWEST = 15  # films that have a label, and that have it not, before a limit is chosen for it
 NEVER = 1.0  # the limit of a label that no film has: its reader has learned nothing
 _LOWEST, _HIGHEST = 0.05, 0.999
@@ -49,7 +49,7 @@ def choose(signs: Signs, studies: Sequence[Study]) -> Tensor:
     """As `fit`, from the readings of the films.
 
     No Finding: where the balanced accuracy of normal against abnormal, the mean over sources that have enough of both, is highest. A large heart
-    and signs that lie somewhere: what at most ALARMS of the normal films exceed. Other labels: where F1 over the films
+    and signs that lie somewhere: what at most ALARMS of the normal films of any source exceed. Other labels: where F1 over the films
     whose label is known is highest. One half where there are fewer than FEWEST films of either kind; NEVER where none has the label.
     """
     limits = dict.fromkeys(LIMITS, 0.5)
@@ -57,10 +57,11 @@ def choose(signs: Signs, studies: Sequence[Study]) -> Tensor:
     anywhere = {
         name: signs.regions()[:, channel].flatten(1).amax(1).sigmoid().numpy() for name, channel in CHANNELS.items()
     }
-    normal = np.array([s.abnormal is False for s in studies])
+    sources = np.array([s.source if s.abnormal is False else None for s in studies])
+    normal = [sources == s for s in set(sources) - {None} if (sources == s).sum() >= FEWEST]
     for name in (*IN_ANY_FILM, *CHANNELS):
-        if normal.sum() >= FEWEST:
-            limits[name] = float(np.quantile((labels | anywhere)[name][normal], 1 - ALARMS))
+        if normal:
+            limits[name] = max(float(np.quantile((labels | anywhere)[name][mine], 1 - ALARMS)) for mine in normal)
     kinds = []
     for source in sorted({s.source for s in studies}):
         mine = [i for i, s in enumerate(studies) if s.source == source and s.abnormal is not None]
