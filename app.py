@@ -208,4 +208,7 @@ def _leave(*_: Any) -> NoReturn:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # Python's own way out tears threads that still draft out of torch, which then aborts the process
