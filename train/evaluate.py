@@ -645,7 +645,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--limit", type=int, default=0, help="at most this many films, the same share of every source")
     parser.add_argument("--deletions", type=int, default=60, help="drafts whose map is tested by blanking")
-    parser.add_argument("--neighbours", type=int, default=2000, help="training films among which the nearest is sought")
+    parser.add_argument("--neighbours", type=int, default=1000, help="training films among which the nearest is sought")
     parser.add_argument(
         "--beside",
         type=Path,
