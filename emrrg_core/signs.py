@@ -94,7 +94,7 @@ class SecondReader(nn.Module):
     A tower that learns to find what was drawn on normal films reads real disease worse (docs/experiments.md 11, 18), so the two tasks have a
     reader each. Trained by train/warmup.py, then frozen.
 
-    It reads a film three times: as it is, mirrored, and without its border, and means the three. A label that changes with the way a film is
+    It reads a film three times, as it is, mirrored, and without its border, and takes the mean. A label that changes with the way a film is
     held is not in the lungs (test-time augmentation; what it changes: docs/experiments.md 20).
     """
 

@@ -418,7 +418,7 @@ def evaluate(
     batch: int = 32,
     seed: int = 0,
     deletions: int = 60,
-    neighbours: int = 2000,
+    neighbours: int = 1000,
     beside: Mapping[str, Emrrg] | None = None,
     cleaning: str | None = None,
     radeval: str = sys.executable,
