@@ -308,7 +308,9 @@ class _Sentence:
         # "cannot be excluded" holds no denial: what is read as doubt is blotted out first
         rest = self._blot(self.text, self.doubt_after + self.doubt_before)
         rest = self._blot(rest, _find(cues["not_negation"], rest))
-        self.negation_after = [span for span in _find(cues["negation_after"], rest) if not self._denies_what_follows(*span)]
+        self.negation_after = [
+            span for span in _find(cues["negation_after"], rest) if not self._denies_what_follows(*span)
+        ]
         self.negation_before = _find(cues["negation_before"], self._blot(rest, self.negation_after))
         self.between = _find(cues["doubt_between"], self.text)
 

@@ -375,7 +375,8 @@ def server(checkpoint_to_serve: Path, tmp_path_factory: pytest.TempPathFactory) 
     finally:
         code = running.stop()
     # threads that have drafted are still there: none may bring the process down
-    assert code == 0 and "terminate called" not in running.output(), running.output()
+    assert code == 0, running.output()
+    assert "terminate called" not in running.output()
 
 
 def test_the_server_stores_an_upload_under_a_name_of_its_own(server: Server) -> None:
