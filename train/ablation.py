@@ -512,8 +512,10 @@ def _verdicts(first: Mapping[str, Result], results: Mapping[tuple[str, int], Res
         if len(v := [r["scores"][NAMED]["value"] for (name, _), r in results.items() if name == row]) > 1
     ]
     if spread:
+        rest = sorted(values)[1:]
         lines.append(
-            f"The rows span {max(values) - min(values):.3f} nats a token; one row moves by up to {max(spread):.3f} from seed to seed."
+            f"The rows span {max(values) - min(values):.3f} nats a token, those behind the first {max(rest) - min(rest):.3f}; one row moves by up to "
+            f"{max(spread):.3f} from seed to seed. What is smaller than that is no order."
         )
     return "\n".join(f"- {line}" for line in lines)
 
