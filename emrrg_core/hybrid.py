@@ -196,16 +196,14 @@ def hybrid_attention(
     keys, values = visual.keys_values[index]
     if keys.shape[0] != query.shape[0]:
         raise RuntimeError(f"{query.shape[0]} sequences look at {keys.shape[0]} films: repeat the films for the beams")
-    # heads that share keys stand side by side: as rows of one product they need no copies of the keys
-    b, heads, length, _ = query.shape
-    grouped = query.reshape(b, layer.kv_heads, -1, layer.head_dim)  # (b, kv heads, heads of each · l, k)
-    scores = (grouped @ keys.transpose(-1, -2)).float().view(b, heads, length, -1) * layer.head_dim**-0.5
+    groups = layer.heads // layer.kv_heads
+    keys, values = keys.repeat_interleave(groups, 1), values.repeat_interleave(groups, 1)  # (b, heads, v, k)
+    scores = (query @ keys.transpose(-1, -2)).float() * layer.head_dim**-0.5  # (b, heads, l, v)
     if visual.mask is not None:
         # a sample that may see nothing gets no NaN but a context that is taken away below
         scores = scores.masked_fill(~visual.mask[:, None, None, :], torch.finfo(scores.dtype).min)
     weights = scores.softmax(-1)
-    shown = F.dropout(weights, dropout, module.training).to(values.dtype)
-    ctx = (shown.view(*grouped.shape[:3], -1) @ values).view_as(query)  # (b, heads, l, k)
+    ctx = F.dropout(weights, dropout, module.training).to(values.dtype) @ values  # (b, heads, l, k)
     mixed, gate = layer.mix(a, ctx.transpose(1, 2))  # (b, l, heads, k), (b, l, heads)
     looking = _looking(visual, a)
     if looking is not None:
