@@ -574,9 +574,7 @@ def _ask(desk: Desk) -> str:
 
 
 def _caption(draft: "Draft", picked: panels.Selection, maps: Sequence[Any]) -> str:
-    said = (
-        f"<b>“{html.escape(picked.text)}”</b> · confidence {panels.confidence(draft, picked.first, picked.last):.0%}. "
-    )
+    said = f"<b>“{html.escape(picked.text)}”</b> · confidence {panels.percent(panels.confidence(draft, picked.first, picked.last))}. "
     if not maps:
         said += "Drop the films again to see where the model looked: they are not stored."
     elif all(heat is None for heat in maps):
