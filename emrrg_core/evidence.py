@@ -4,10 +4,10 @@ A token's map is its cross-attention times the gate's strength, summed over the 
 the model looked, not why it wrote; two tests ask the second question by reading the same words again under a changed film:
 
 Why this sentence?   The highlighted place (the top tenth of the sentence's map) is masked, and so are random places: the same shape moved,
-                     mirrored and turned, for a blob beside scattered patches would be an unfair comparison. A masked patch takes the film's
-                     mean grey. A blurred copy, the other usual choice (Fong & Vedaldi 2017; RISE, Petsiuk et al. 2018, for insertion), would
-                     leave an effusion or an opacity, which are of low frequency, where they are; that a grey patch is strange to the model
-                     (Hooker et al. 2019) counts for both sides alike, as every random place has as many, as close together.
+                     mirrored and turned, for a blob beside scattered patches would be an unfair comparison. Masked patches are filled
+                     from their surroundings (inpainting). Even grey, the usual choice, is a finding itself in a dark lung: under it our
+                     sentences lost more elsewhere than where they look (docs/experiments.md 22); a blurred copy (Fong & Vedaldi 2017) would
+                     leave an effusion or an opacity, which are of low frequency, where they are.
 Is it looking?       The whole text is read under a blank film, under noise and under another chest, and what it loses a token is compared
                      with a threshold (BARELY). The other chest is drawn (`drawn_chest`): no one's film is shipped with EMRRG, and the
                      checkpoint's average film, against which a draft with contrast is chosen, would be no fair witness.
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import cv2
 import numpy as np
 
 from emrrg_core.decode import Token
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FEWEST_PLACES, PLACES = 8, 19  # random places at least, and by default: where none of 19 costs as much, p is 1/20
+FILL = 5  # pixels around a hidden one that fill it
 RARE = 0.05  # of the random places may cost as much as the highlighted one, for that to matter
 WORTH = 0.1  # nats that the highlighted place must cost, and cost more than random ones: a tenth less likely
 # Nats a token: a text that moves less barely depends on its film. From `python -m train.looking --limit 160` on the shipped checkpoint's validation
@@ -229,11 +231,21 @@ def places(region: np.ndarray, count: int, rng: np.random.Generator) -> tuple[li
 
 
 def masked(film: np.ndarray, region: np.ndarray) -> np.ndarray:
-    """Films as the tower takes them, (..., 3, s, s), with the region's patches (g²,) bool at each film's own mean grey."""
+    """Films as the tower takes them, (..., 3, s, s), with the region's patches (g²,) bool filled from their surroundings.
+
+    Inpainting (Telea 2004, An image inpainting technique based on the fast marching method), at 8 bits: what OpenCV makes of floating-point
+    numbers overshoots.
+    """
     grid = round(len(region) ** 0.5)
     side = film.shape[-1] // grid
-    pixels = region.reshape(grid, grid).repeat(side, 0).repeat(side, 1)
-    return np.where(pixels, film.mean(axis=(-2, -1), keepdims=True), film).astype(np.float32)
+    hidden = region.reshape(grid, grid).repeat(side, 0).repeat(side, 1)
+    low, high = (end(film, axis=(-2, -1), keepdims=True) for end in (np.min, np.max))
+    span = np.where(high > low, high - low, 1)
+    grey = np.round(255 * ((film - low) / span)[..., 0, :, :]).astype(np.uint8)  # the three planes are one film
+    planes = grey.reshape(-1, *grey.shape[-2:])
+    filled = np.stack([cv2.inpaint(plane, hidden.astype(np.uint8), FILL, cv2.INPAINT_TELEA) for plane in planes])
+    inside = low + span * (filled.reshape(grey.shape)[..., None, :, :] / 255)
+    return np.where(hidden, inside, film).astype(np.float32)
 
 
 # --------------------------------------------------------------------------------------------------------- is it looking?

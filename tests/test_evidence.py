@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from emrrg_core.data import normalise
 from emrrg_core.decode import Token
 from emrrg_core.evidence import (
     WORTH,
@@ -267,14 +268,20 @@ def test_a_seed_repeats_the_places_and_another_changes_them():
     assert not np.array_equal(one, other)
 
 
-def test_masked_patches_take_each_films_own_mean_and_the_rest_stays():
-    films = np.random.default_rng(0).random((2, 3, 64, 64)).astype(np.float32)
-    got = masked(films, blob(4, (1, 2), (3, 0)))
+def test_masked_patches_are_filled_from_what_surrounds_them_and_the_rest_stays():
+    """A disc in a dark lung is gone, and no grey square stands there in its place: that would be a finding itself."""
+    grey = np.full((2, 64, 64), 40.0)
+    grey[:, :, 32:] = 200  # so that the film's mean is far from its lung
+    row, column = np.mgrid[:64, :64]
+    grey[0][(row - 24) ** 2 + (column - 8) ** 2 < 36] = 255
+    films = normalise(grey)
+    got = masked(films, blob(4, (1, 0)))
     inside = np.zeros((64, 64), bool)
-    inside[16:32, 32:48] = inside[48:, :16] = True
+    inside[16:32, :16] = True
+    assert got.shape == films.shape
     assert got.dtype == np.float32
     assert (got[..., ~inside] == films[..., ~inside]).all()
-    np.testing.assert_allclose(got[..., inside], films.mean((2, 3))[..., None].repeat(512, -1), rtol=1e-6)
+    np.testing.assert_allclose(got, normalise(np.where(inside, 40.0, grey)), atol=0.1)  # some five of 255 levels
 
 
 # ------------------------------------------------------------------------------------------------------------- verdicts
