@@ -5,7 +5,7 @@ the model looked, not why it wrote; two tests ask the second question by reading
 
 Why this sentence?   The highlighted place (the top tenth of the sentence's map) is masked, and so are random places: the same shape moved,
                      mirrored and turned, for a blob beside scattered patches would be an unfair comparison. Masked patches are filled
-                     from their surroundings (inpainting). Even grey, the usual choice, is a finding itself in a dark lung: under it our
+                     from their surroundings (inpainting). Even grey, the usual choice, is probably a finding itself in a dark lung: under it our
                      sentences lost more elsewhere than where they look (docs/experiments.md 22); a blurred copy (Fong & Vedaldi 2017) would
                      leave an effusion or an opacity, which are of low frequency, where they are.
 Is it looking?       The whole text is read under a blank film, under noise and under another chest, and what it loses a token is compared

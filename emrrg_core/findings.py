@@ -308,16 +308,24 @@ class _Sentence:
         # "cannot be excluded" holds no denial: what is read as doubt is blotted out first
         rest = self._blot(self.text, self.doubt_after + self.doubt_before)
         rest = self._blot(rest, _find(cues["not_negation"], rest))
+        after = _find(cues["negation_after"], rest)
+        onward = [span for span in after if self._denied_behind(*span)]
+        # "Effusion: no effusion" denies both
         self.negation_after = [
-            span for span in _find(cues["negation_after"], rest) if not self._denies_what_follows(*span)
+            (a, b)
+            for a, b in after
+            if (a, b) not in onward
+            or any(c.finding in self._denied_behind(a, b) for c in self.candidates if c.end <= a)
         ]
-        self.negation_before = _find(cues["negation_before"], self._blot(rest, self.negation_after))
+        rest = self._blot(rest, [span for span in after if span not in onward])
+        self.negation_before = _find(cues["negation_before"], rest)
         self.between = _find(cues["doubt_between"], self.text)
 
-    def _denies_what_follows(self, start: int, end: int) -> bool:
-        """Whether a colon and a denial speak of what follows ("Pleura: no effusion"), not of what stands before ("Effusion: no")."""
+    def _denied_behind(self, start: int, end: int) -> list[_Finding]:
+        """The findings that a colon and a denial speak of behind them: effusion in "Pleura: no effusion", none in "Effusion: no"."""
         clause = re.split("[,;]", self.text[end:])[0]
-        return self.text[start] == ":" and any(end <= c.start < end + len(clause) for c in self.candidates)
+        behind = [c.finding for c in self.candidates if end <= c.start < end + len(clause)]
+        return behind if self.text[start] == ":" else []
 
     @staticmethod
     def _blot(text: str, spans: Spans) -> str:

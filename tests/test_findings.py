@@ -66,6 +66,7 @@ def test_sentence_spans_hold_every_character_but_space_in_order(text):
         ("Findings: No pneumothorax.", "Pneumothorax", NEGATIVE),  # a heading denies nothing, and hides no denial
         ("Findings: No pleural effusion or pneumothorax is seen.", "Pneumothorax", NEGATIVE),
         ("Impression: No consolidation.", "Consolidation", NEGATIVE),
+        ("Pleural effusion: No effusion.", "Pleural Effusion", NEGATIVE),
         ("Small effusion; lungs: no edema.", "Pleural Effusion", POSITIVE),
         ("Small effusion; lungs: no edema.", "Edema", NEGATIVE),
         ("Without effusion, but there is atelectasis at the base.", "Atelectasis", POSITIVE),
