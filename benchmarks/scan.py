@@ -1,4 +1,4 @@
-"""The CPU scan beside the forms others use, in one run, on this machine: python benchmarks/scan.py [--json]
+"""The scan beside the forms others use, in one run, on this machine: python benchmarks/scan.py [--device cuda] [--json]
 
 forward   ours against the form of mamba-ssm's `selective_scan_ref`: exp(delta·A) and delta·B·u for all tokens by
           einsum, then a Python loop over tokens, in its (batch, channels, tokens) layout
@@ -7,7 +7,8 @@ conv      causal convolution with SiLU, forward and backward, ours against torch
           transpositions that its layout needs; no part of the two ratios above
 
 Each repeat times every form once, one after the other, so that a busy moment of the machine meets all of them; the
-numbers are medians. Threads: torch's default.
+numbers are medians. Threads: torch's default. --device cuda times mamba-ssm's and causal-conv1d's kernels as this
+project calls them (emrrg_core/scan/cuda.py), beside the same forms on the same GPU.
 """
 
 import argparse
@@ -63,11 +64,14 @@ def torch_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def milliseconds(forms: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     """The median time of each form; the repeats of all forms take turns, after one round that is not counted."""
+    settle = torch.cuda.synchronize if torch.cuda.is_initialized() else lambda: None  # a GPU answers before it is done
     taken: dict[str, list[float]] = {name: [] for name in forms}
     for repeat in range(repeats + 1):
         for name, form in forms.items():
+            settle()
             start = time.perf_counter()
             form()
+            settle()
             if repeat:
                 taken[name].append((time.perf_counter() - start) * 1e3)
     return {name: statistics.median(times) for name, times in taken.items()}
@@ -79,9 +83,12 @@ def train_step(function: Callable[..., Tensor], inputs: list[Tensor], upstream: 
     return lambda: torch.autograd.grad(function(*leaves), leaves, upstream)
 
 
-def measure(batch: int, length: int, width: int, state: int, repeats: int) -> dict[str, dict[str, float]]:
+def measure(
+    batch: int, length: int, width: int, state: int, repeats: int, device: str = "cpu"
+) -> dict[str, dict[str, float]]:
     """All numbers, by the names that --json prints."""
     torch.manual_seed(0)
+    torch.set_default_device(device)
     u, upstream = torch.randn(batch, length, width), torch.randn(batch, length, width)
     delta = F.softplus(torch.randn(batch, length, width) - 3)
     A = -torch.arange(1.0, state + 1).repeat(width, 1)
@@ -126,7 +133,8 @@ def machine() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Times the CPU scan beside the forms others use.")
+    parser = argparse.ArgumentParser(description="Times the scan beside the forms others use.")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--length", type=int, default=196)
     parser.add_argument("--width", type=int, default=384)
@@ -136,13 +144,18 @@ def main() -> None:
     wanted = parser.parse_args()
 
     sizes = {"batch": wanted.batch, "length": wanted.length, "width": wanted.width, "state": wanted.state}
-    results = measure(**sizes, repeats=wanted.repeats)
+    if wanted.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("There is no CUDA device here.")
+    backend = chosen_backend(wanted.device)
+    if wanted.device == "cuda" and backend != "cuda":
+        sys.exit("mamba-ssm is not installed here (requirements-cuda.txt): the scan would be the reference.")
+    results = measure(**sizes, repeats=wanted.repeats, device=wanted.device)
     about = {
-        "machine": machine(),
+        "machine": torch.cuda.get_device_name() if wanted.device == "cuda" else machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "backend": chosen_backend("cpu"),
+        "backend": backend,
         "shape": sizes,
         "repeats": wanted.repeats,
     }

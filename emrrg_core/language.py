@@ -588,8 +588,10 @@ def _folder_on_this_machine(source: str | Path) -> Path:
         ) from error
 
 
-def prefers_bfloat16() -> bool:
-    """Whether this CPU multiplies matrices in bfloat16 natively (AMX or AVX512-BF16), so that it beats float32."""
+def prefers_bfloat16(device: torch.device | str = "cpu") -> bool:
+    """Whether this device multiplies matrices in bfloat16 natively (a CPU by AMX or AVX512-BF16), so that it beats float32."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     has = torch.cpu.get_capabilities()
     return bool(has.get("amx_bf16") or has.get("avx512_bf16"))
 

@@ -36,6 +36,7 @@ class Net(nn.Module):
         drawn = torch.Generator().manual_seed(part.step)
         films, targets = torch.randn(8, 4, generator=drawn), torch.randint(0, 3, (8,), generator=drawn)
         weights = torch.randint(1, 9, (8,), generator=drawn).float()
+        films, targets, weights = (tensor.to(part.device) for tensor in (films, targets, weights))
         seen = self.frozen(part.of(films))
         if self.training and part.count == 1:
             seen = self.drop(seen)
@@ -45,7 +46,7 @@ class Net(nn.Module):
         return (each * part.of(weights)).sum() / weights.sum(), {"right": right.item(), "never": float("nan")}
 
     def trained(self) -> dict[str, Tensor]:
-        return {name: p.detach().clone() for name, p in self.named_parameters() if p.requires_grad}
+        return {name: p.detach().clone().cpu() for name, p in self.named_parameters() if p.requires_grad}
 
 
 def settings(**changes) -> Run:
@@ -126,7 +127,7 @@ def quiet(loss_of: Callable) -> Callable:
     """Without bfloat16, which rounds away what is compared."""
 
     def exact(part: Part) -> tuple[Tensor, Mapping[str, float]]:
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(part.device.type, enabled=False):
             return loss_of(part)
 
     return exact

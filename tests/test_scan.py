@@ -177,7 +177,10 @@ def test_memory_layout_does_not_matter(backend) -> None:
         outputs_and_gradients(selective_scan, even, backend),
         strict=True,
     ):
-        assert torch.equal(one, other)
+        if backend == "cuda":  # its backward adds up in any order
+            assert_agree([one], [other], 1e-6)
+        else:
+            assert torch.equal(one, other)
 
 
 @needs_compiler

@@ -30,7 +30,7 @@ from tests.conftest import TINY
 from tests.phantom import Phantom, make_phantom
 from train import warmup
 from train.finetune import TELLING, Texts, away, load_start, pad, readings, some, stack, tokens_of
-from train.loop import Run, groups, schedule, train
+from train.loop import Part, Run, groups, schedule, train
 from train.telling import Statement, Teller
 
 KINDS = ("nodule", "nodule", None)
@@ -192,15 +192,15 @@ def _settings(**changes) -> Run:
 def _lesson(model: Emrrg):
     """Films and reports drawn anew at every step."""
 
-    def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
-        ids = torch.randint(3, 200, (2, 5))
-        return model(torch.randn(2, 1, 3, 64, 64), None, ids), {"words": 5.0}
+    def loss_of(part: Part) -> tuple[torch.Tensor, dict[str, float]]:
+        ids = torch.randint(3, 200, (2, 5)).to(part.device)
+        return model(torch.randn(2, 1, 3, 64, 64).to(part.device), None, ids), {"words": 5.0}
 
     return loss_of
 
 
 def _copy(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+    return {name: value.detach().clone().cpu() for name, value in model.state_dict().items()}
 
 
 def test_a_run_that_was_stopped_ends_with_the_weights_of_an_unbroken_one(build, tmp_path):

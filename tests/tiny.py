@@ -186,7 +186,10 @@ def lesson(model: Emrrg, phantoms: Sequence[Phantom], *, batch: int, seed: int) 
         images = torch.from_numpy(normalise(seen[chosen])).unsqueeze(1)
         ids = pad([encoded[i][0] for i in chosen], IGNORED, torch.long)
         weights = pad([encoded[i][1] for i in chosen], 0.0, torch.float32)
-        with torch.autocast("cpu", enabled=False):  # at these sizes bfloat16 only costs, and not every machine has it
+        images, ids, weights = (tensor.to(part.device) for tensor in (images, ids, weights))
+        with torch.autocast(
+            part.device.type, enabled=False
+        ):  # at these sizes bfloat16 only costs, and not every machine has it
             return model(images, None, ids, weights), {}
 
     return loss_of
@@ -198,7 +201,7 @@ def teach(phantoms: Sequence[Phantom], folder: Path, *, steps: int = 800, readin
     model = new_model(llm, tokenizer, seed=seed)
     run = Run(steps=steps, batch=16, learning_rates=RATES, warmup=30, weight_decay=0.02, seed=seed, save_every=steps)
     train(model, run, lesson(model, phantoms, batch=run.batch, seed=seed), folder)
-    return model.eval()
+    return model.eval().cpu()  # it may have been trained on a GPU
 
 
 @torch.inference_mode()

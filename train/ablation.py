@@ -163,12 +163,13 @@ def _first(findings: str, impression: str) -> str:
 @torch.inference_mode()
 def judge(model: Emrrg, sample: Sample, cache: FilmCache, trial: Trial) -> tuple[dict[str, Score], np.ndarray]:
     """All scores of a trained row, and its nll of each film, (n,)."""
-    if prefers_bfloat16():
+    device = model.llama_proj.weight.device
+    if prefers_bfloat16(device):
         model.llm.to(torch.bfloat16)
-    with torch.autocast("cpu", torch.bfloat16, enabled=prefers_bfloat16()):
+    with torch.autocast(device.type, torch.bfloat16, enabled=prefers_bfloat16(device)):
         grey = np.stack([cache[s] for s in sample.studies])
         films = (torch.from_numpy(normalise(grey[i : i + 16])).unsqueeze(1) for i in range(0, len(grey), 16))
-        visual = torch.cat([model.encode(batch).float() for batch in films])
+        visual = torch.cat([model.encode(batch.to(device)).float() for batch in films])
         told = [compose(*text) for text in sample.told]
         own = log_probs(model, visual, told)
         at = np.flatnonzero(sample.other >= 0)
@@ -210,7 +211,8 @@ def log_probs(
     for i in range(0, len(ids), batch):
         rows = order[i : i + batch]
         padded = finetune.pad([ids[r] for r in rows], IGNORED, torch.long)
-        found[rows] = model.log_probs(visual[rows], padded).sum(1).numpy() / [len(ids[r]) for r in rows]
+        logs = model.log_probs(visual[rows], padded.to(visual.device)).sum(1)
+        found[rows] = logs.cpu().numpy() / [len(ids[r]) for r in rows]
     return found
 
 

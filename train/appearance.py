@@ -29,7 +29,7 @@ def see_all(model: Emrrg, studies: Sequence[Study], cache: FilmCache) -> Iterato
     device = model.llama_proj.weight.device
     for i in range(0, len(studies), 32):
         films = torch.from_numpy(normalise(np.stack([cache[s] for s in studies[i : i + 32]]))).unsqueeze(1)
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=prefers_bfloat16()):
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=prefers_bfloat16(device)):
             tokens = model.see(films.to(device))
         yield tokens
 

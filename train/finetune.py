@@ -122,10 +122,10 @@ def pad(rows: Sequence[Sequence[float]], value: float, dtype: torch.dtype) -> Te
 
 def readings(signs: Signs) -> list[Reading]:
     """What the tower reads in every film of a batch."""
-    labels = signs.labels.detach().float().sigmoid().numpy()
-    regions = signs.regions().detach().sigmoid().numpy()
-    places = signs.places.detach().float().sigmoid().numpy()
-    codes = (signs.appearance.detach() > 0).numpy()
+    labels = signs.labels.detach().float().sigmoid().cpu().numpy()
+    regions = signs.regions().detach().sigmoid().cpu().numpy()
+    places = signs.places.detach().float().sigmoid().cpu().numpy()
+    codes = (signs.appearance.detach() > 0).cpu().numpy()
     return [
         Reading(dict(zip(LABELS, row.tolist(), strict=True)), regions[i], places[i], codes[i])
         for i, row in enumerate(labels)
@@ -221,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     torch.manual_seed(run.seed)
     # the frozen weights may be bfloat16; what learns stays float32, or small updates would be lost
-    fast = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else prefers_bfloat16()
+    fast = prefers_bfloat16("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if fast else torch.float32
     language = load_language_model(args.language_model or config.language, dtype=dtype)
     model = Emrrg(config, language.model, language.tokenizer)
@@ -398,7 +398,7 @@ def develop_drafts(
     device = model.llama_proj.weight.device
     for i in range(0, len(studies), 20):
         films = torch.from_numpy(normalise(np.stack([cache[s] for s in studies[i : i + 20]]))).unsqueeze(1)
-        with torch.autocast(device.type, torch.bfloat16, enabled=prefers_bfloat16()):
+        with torch.autocast(device.type, torch.bfloat16, enabled=prefers_bfloat16(device)):
             texts += [w.text for w in write(model, model.encode(films.to(device)), decoding)]
     print(*texts[::15], sep="\n---\n", flush=True)
     found = {"distinct": len(set(texts)) / max(len(texts), 1)}

@@ -317,7 +317,7 @@ def _accelerator(run: Run) -> Accelerator:
     cuda = torch.cuda.is_available()
     precision = None
     if "ACCELERATE_MIXED_PRECISION" not in os.environ:
-        precision = "bf16" if (torch.cuda.is_bf16_supported() if cuda else prefers_bfloat16()) else "no"
+        precision = "bf16" if prefers_bfloat16("cuda" if cuda else "cpu") else "no"
     accelerator = Accelerator(
         cpu=not cuda,
         mixed_precision=precision,

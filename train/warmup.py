@@ -263,13 +263,14 @@ def area_under_curve(truth: np.ndarray, score: np.ndarray) -> float:
 
 @torch.inference_mode()
 def read_all(reader: Reader, studies: Sequence[Study], cache: FilmCache) -> Iterator[Signs]:
-    """What the last reader says of every film, one batch of 32 at a time, in order."""
+    """What the last reader says of every film, one batch of 32 at a time, in order, on the CPU."""
     reader.eval()
+    device = reader.tower.pos_embed.device
     for i in range(0, len(studies), 32):
         films = torch.from_numpy(normalise(np.stack([cache[s] for s in studies[i : i + 32]])))
-        with torch.autocast("cpu", torch.bfloat16, enabled=prefers_bfloat16()):
-            signs = reader(films)[-1]
-        yield Signs(signs.labels.float(), signs.places.float(), signs.appearance.float())
+        with torch.autocast(device.type, torch.bfloat16, enabled=prefers_bfloat16(device)):
+            signs = reader(films.to(device))[-1]
+        yield Signs(signs.labels.float().cpu(), signs.places.float().cpu(), signs.appearance.float().cpu())
 
 
 def check(reader: Reader, studies: Sequence[Study], cache: FilmCache) -> dict[str, tuple[float, float]]:

@@ -48,8 +48,13 @@ def selective_scan(
     return y.transpose(1, 2).to(u.dtype)  # (b, l, d)
 
 
+def conv_takes(x: Tensor, weight: Tensor) -> bool:
+    """Whether causal-conv1d can compute this: 2 to 4 taps, and more than one token, whose layout it would misread."""
+    return weight.shape[1] in range(2, 5) and x.shape[1] > 1
+
+
 def causal_conv_silu(kernel: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """As reference.causal_conv_silu, for 2 to 4 taps."""
+    """As reference.causal_conv_silu, for what `conv_takes` takes."""
     across = x.transpose(1, 2).contiguous()  # (b, d, l)
     y = kernel(across, weight.to(x.dtype).contiguous(), bias.to(x.dtype), activation="silu")
     return y.transpose(1, 2)  # (b, l, d)

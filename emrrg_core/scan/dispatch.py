@@ -15,7 +15,6 @@ from emrrg_core.errors import ConfigError
 from emrrg_core.scan import cpu, cuda, reference
 
 Backend = Literal["auto", "reference", "cpu", "cuda"]
-_CUDA_TAPS = range(2, 5)  # the numbers of taps that causal-conv1d knows
 
 
 def selective_scan(
@@ -46,14 +45,14 @@ def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor, *, backend: Backen
 
     x: (b, l, d)   weight: (d, k), the last tap on the token itself   bias: (d,)   returns (b, l, d), in x's dtype
 
-    Precision, gradients and errors as in `selective_scan`. On a CUDA device the kernel knows 2 to 4 taps; for other
-    numbers of taps the reference computes.
+    Precision, gradients and errors as in `selective_scan`. On a CUDA device the kernel knows 2 to 4 taps and more
+    than one token; for others the reference computes.
     """
     _check("causal_conv_silu", {"x": x, "weight": weight, "bias": bias}, _conv_shapes(x, weight))
     choice = _choose(backend, x.device, reference.working_dtype(x, weight, bias))
     if choice == "cpu":
         return cpu.causal_conv_silu(x, weight, bias)
-    if choice == "cuda" and weight.shape[1] in _CUDA_TAPS and (kernel := cuda.conv_kernel()):
+    if choice == "cuda" and cuda.conv_takes(x, weight) and (kernel := cuda.conv_kernel()):
         return cuda.causal_conv_silu(kernel, x, weight, bias)
     return reference.causal_conv_silu(x, weight, bias)
 
