@@ -260,6 +260,7 @@ class SignsConfig(Settings):
     # findings that stand in the prompt as facts, three tokens each (emrrg_core.stated); the evidence tokens then say only how the film looks
     facts: int = 0
     second: bool = False  # the labels are read by a second reader beside the tower (emrrg_core.signs.SecondReader)
+    members: int = 1  # stems of the second reader, whose readings are averaged
     appearance: int = 12  # principal components of the tower's mean token
     dropout: float = (
         0.15  # share of training films whose evidence is withheld, so that the visual tokens are learned too
@@ -272,6 +273,7 @@ class SignsConfig(Settings):
             not self.facts or self.tokens > 0, "facts are read by the readers of signs: set signs.tokens to 1 or more"
         )
         _require(not self.second or self.facts > 0, "a second reader reads for facts: set signs.facts to 1 or more")
+        _require(self.members >= 1, f"a second reader has 1 or more stems, not {self.members}")
         _require(self.appearance >= 0, f"appearance must be 0 or more numbers, not {self.appearance}")
         _require(0 <= self.dropout < 1, f"dropout {self.dropout} is not in [0, 1)")
 

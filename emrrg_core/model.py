@@ -53,7 +53,7 @@ class Emrrg(nn.Module):
             self.facts.start({word: self._embedding_of(word, llm) for word in vocabulary()})
             self.register_buffer("limits", torch.full((len(LIMITS),), 0.5))
         if config.signs.second:
-            self.second = SecondReader(config.vision)
+            self.second = SecondReader(config.vision, config.signs.members)
         self.average_film: Tensor  # (v, h): mean visual tokens of training films, what a draft is contrasted with
         if config.contrast:
             self.register_buffer("average_film", torch.zeros(config.vision.tokens + config.signs.length, width))
@@ -83,7 +83,7 @@ class Emrrg(nn.Module):
         return self.project(self.see(images, views))
 
     def see(self, images: Tensor, views: Tensor | None = None) -> Tensor:
-        """As `encode`, but in the tower's own width: (b, l, d), followed by what a second reader has seen, where there is one (b, 2, d)."""
+        """As `encode`, but in the tower's own width: (b, l, d), followed by what a second reader has seen, where there is one (b, 2 · members, d)."""
         b, w = images.shape[:2]
         if views is None:
             views = torch.ones(b, w, dtype=torch.bool, device=images.device)

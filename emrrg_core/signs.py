@@ -89,37 +89,38 @@ class SignReader(nn.Module):
 
 
 class SecondReader(nn.Module):
-    """A convolutional stem of its own and a linear reader of the 14 labels. It has seen hardly any simulated finding.
+    """Convolutional stems of their own and a linear reader of the 14 labels. They have seen no simulated finding.
 
     A tower that learns to find what was drawn on normal films reads real disease worse (docs/experiments.md 11, 18), so the two tasks have a
-    reader each. Trained by train/warmup.py, then frozen.
+    reader each. Its stems have first learned, without any label, what makes a film itself, and then the labels (train/reader.py); then they are
+    frozen. members: how many stems; their logits are averaged.
 
     It reads a film three times, as it is, mirrored, and without its border, and takes the mean. A label that changes with the way a film is
     held is not in the lungs (test-time augmentation; what it changes: docs/experiments.md 20).
     """
 
-    TOKENS = 2  # mean and maximum of its patches
+    TOKENS = 2  # of a stem: mean and maximum of its patches
     BORDER = 10 / 224  # share of the film that the third reading leaves out on every side
 
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig, members: int = 1) -> None:
         super().__init__()
-        self.stem = ConvolutionalStem(config)
-        self.labels = nn.Linear(2 * config.d_model, len(LABELS))
+        self.stems = nn.ModuleList(ConvolutionalStem(config) for _ in range(members))
+        self.labels = nn.Linear(2 * members * config.d_model, len(LABELS))
         self.requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(n, 3, s, s) -> (n, TOKENS, d), the mean of the three readings; `read` is linear, so that is the mean of their logits."""
+        """(n, 3, s, s) -> (n, members · TOKENS, d), the mean of the three readings; `read` is linear, so that is the mean of their logits."""
         size = images.shape[-1]
         edge = round(self.BORDER * size)
         inside = F.interpolate(images[..., edge : size - edge, edge : size - edge], size=(size, size), mode="bilinear")
         readings = []
         for film in (images, images.flip(-1), inside):
-            patches = self.stem(film)
-            readings.append(torch.stack([patches.mean(1), patches.amax(1)], dim=1))
+            patches = [stem(film) for stem in self.stems]
+            readings.append(torch.stack([seen for p in patches for seen in (p.mean(1), p.amax(1))], dim=1))
         return torch.stack(readings).mean(0)
 
     def read(self, tokens: Tensor) -> Tensor:
-        """(n, TOKENS, d) -> logits of the labels, (n, 14)."""
+        """(n, members · TOKENS, d) -> logits of the labels, (n, 14)."""
         logits: Tensor = self.labels(tokens.flatten(1))
         return logits
 

@@ -15,10 +15,10 @@ from emrrg_core.findings import LABELS, NO_FINDING
 from emrrg_core.model import Emrrg
 from emrrg_core.signs import PLACES, SecondReader, Signs
 from emrrg_core.stated import IN_ANY_FILM, LIMITS, facts
-from emrrg_core.vision import VisionMamba
 from tests.conftest import TINY
 from train.limits import ALARMS, FEWEST, NEVER, add_second, choose
-from train.warmup import APPEARANCE, Reader
+from train.reader import Member
+from train.warmup import APPEARANCE
 
 GRID = 4
 
@@ -114,25 +114,31 @@ def test_what_too_few_films_can_say_stays_at_one_half(positive):
     assert limit(readings(60, Edema=np.linspace(3, -3, 60)), studies, "Edema") == 0.5
 
 
-def test_the_second_reader_is_the_stem_that_was_warmed_up(make_llm, tokenizer, images, tmp_path):
+def test_the_second_reader_says_the_mean_of_what_its_members_say_of_three_readings(
+    make_llm, tokenizer, images, tmp_path
+):
     vision = replace(TINY.vision, d_model=64, stem=Stem.CONVOLUTION)
     config = replace(TINY, vision=vision, signs=SignsConfig(tokens=2, facts=2, appearance=APPEARANCE))
     model = Emrrg(config, make_llm(), tokenizer).eval()
     torch.manual_seed(1)
-    reader = Reader(VisionMamba(vision), stem_only=False).eval()
-    save_file(reader.state_dict(), tmp_path / "reader.safetensors")
-    add_second(model, tmp_path)
-    assert model.config.signs.second
+    members = [Member(vision, "labels").eval() for _ in range(2)]
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder, member in zip(folders, members, strict=True):
+        folder.mkdir()
+        save_file(member.state_dict(), folder / "reader.safetensors")
+    add_second(model, folders)
+    assert (model.config.signs.second, model.config.signs.members) == (True, 2)
     with torch.no_grad():
         read = model.read_signs(model.see(images))
         film = images[:, 0]
         size = film.shape[-1]
         edge = round(SecondReader.BORDER * size)
         inside = F.interpolate(film[..., edge:-edge, edge:-edge], size=(size, size), mode="bilinear")
-        said = torch.stack([reader(one)[0].labels for one in (film, film.flip(-1), inside)]).mean(0)
+        three = (film, film.flip(-1), inside)
+        said = torch.stack([member(one)[:, :-1] for member in members for one in three]).mean(0)
     assert 0 < edge < size / 10
     others = [i for i, label in enumerate(LABELS) if label not in IN_ANY_FILM]
     torch.testing.assert_close(read.labels[:, others], said[:, others], rtol=1e-4, atol=1e-5)
-    save_file({"tower.patch_embed.odd": torch.zeros(1)}, tmp_path / "reader.safetensors")
-    with pytest.raises(CheckpointError, match="another stem"):
-        add_second(model, tmp_path)
+    save_file({"stem.odd": torch.zeros(1)}, folders[1] / "reader.safetensors")
+    with pytest.raises(CheckpointError, match="not the stem"):
+        add_second(model, folders)

@@ -15,7 +15,7 @@ from emrrg_core import checkpoint
 from emrrg_core.checkpoint import read_config
 from tests import tiny
 from tests.phantom import make_phantom
-from train import average, finetune, limits, warmup
+from train import average, finetune, limits, reader, warmup
 
 RECIPE = Path(__file__).parent.parent / "train" / "recipes" / "small.toml"
 KINDS = (None, "nodule", None, "effusion", None, "opacity")
@@ -52,10 +52,19 @@ def made(tmp_path_factory, language_folder) -> Path:
     warmup.main([*common, "--stage", "lungs", "--out", f"{folder}/lungs"])
     warmup.main([*common, "--stage", "stem", "--start", f"{folder}/lungs", "--out", f"{folder}/stem"])
     warmup.main([*common, "--stage", "tower", "--start", f"{folder}/stem", "--out", f"{folder}/tower"])
-    second = ["--section", "second_stem", "--out", f"{folder}/second-stem"]
-    warmup.main([*common, "--stage", "stem", *second])
-    second = ["--section", "second_tower", "--start", f"{folder}/second-stem", "--out", f"{folder}/second-tower"]
-    warmup.main([*common, "--stage", "tower", *second])
+    reader.main([*common, "--stage", "contrast", "--out", f"{folder}/contrast"])
+    for seed in ("1", "2"):
+        labels = [
+            "--stage",
+            "labels",
+            "--start",
+            f"{folder}/contrast",
+            "--seed",
+            seed,
+            "--out",
+            f"{folder}/reader{seed}",
+        ]
+        reader.main([*common, *labels])
     last = ["--start", f"{folder}/tower", "--out", f"{folder}/finetune", "--language-model", f"{language_folder}"]
     finetune.main([*common, "--reports", f"{folder}/reports.jsonl", *last])
     return folder
@@ -72,6 +81,8 @@ def test_every_stage_logs_what_it_learned_from(made):
         ("lungs", {"normal", "labels", "lungs", "absent"}),
         ("stem", {"normal", "labels", "lungs", "absent"}),
         ("tower", {"normal", "labels", "lungs", "absent"}),
+        ("contrast", {"loss", "norm"}),
+        ("reader1", {"loss", "norm"}),
         ("finetune", {"nll", "away", "gate", "normal", "labels", "lungs", "absent"}),
     ):
         row = columns(made / stage / "log.csv")
@@ -133,10 +144,19 @@ def test_the_checkpoint_is_the_recipes_model_and_can_be_given_its_average_film(m
     assert model.average_film.abs().sum() > 0
     assert read_config(made / "averaged")["training"]["average_of"] == 8
 
-    said = ["--checkpoint", f"{made}/averaged", "--second", f"{made}/second-tower", "--out", f"{made}/small"]
+    said = [
+        "--checkpoint",
+        f"{made}/averaged",
+        "--out",
+        f"{made}/small",
+        "--second",
+        f"{made}/reader1",
+        f"{made}/reader2",
+    ]
     limits.main([*said, *common[:4]])
     shipped, _ = checkpoint.load(made / "small")
-    assert shipped.config == replace(model.config, signs=replace(model.config.signs, second=True))
-    stem = load_file(made / "second-tower" / "reader.safetensors")["stem_signs.labels.weight"]
-    torch.testing.assert_close(shipped.second.labels.weight, stem, rtol=1e-3, atol=1e-6)
+    assert shipped.config == replace(model.config, signs=replace(model.config.signs, second=True, members=2))
+    taught = [load_file(made / f"reader{seed}" / "reader.safetensors")["labels.weight"] for seed in (1, 2)]
+    torch.testing.assert_close(shipped.second.labels.weight, torch.cat(taught, 1) / 2, rtol=1e-3, atol=1e-6)
+    assert not torch.equal(*taught)  # another seed draws other films
     assert torch.equal(shipped.average_film, model.average_film)

@@ -55,7 +55,7 @@ from emrrg_core.config import DecodeConfig
 from emrrg_core.data import Matcher, ReportText, Study, lung_mask, normalise, read_reports, read_studies
 from emrrg_core.decode import Writing, write
 from emrrg_core.errors import ConfigError, EmrrgError
-from emrrg_core.evidence import lay_over, patch_weights
+from emrrg_core.evidence import highlighted, lay_over, masked, patch_weights, places
 from emrrg_core.films import model_input, read_film
 from emrrg_core.findings import NO_FINDING, Status, is_abnormal, labels, prior_words, read_findings
 from emrrg_core.language import prefers_bfloat16
@@ -74,7 +74,7 @@ _LUNGS = re.compile(
 AS_WRITTEN = "none"  # the cleaning that leaves texts as they are
 # tokens that the released code leaves of a reference (METHOD §5.4)
 _TRUNCATED = {"iu_xray": 60, "mimic_cxr": 100, "chexpert_plus": 100}
-RANDOM_TENTHS = 8
+ELSEWHERE = 8  # places of the same shape, for the test of a map
 BLANKED = 300  # films at most, evenly spaced, whose drafts are read under a grey film and under noise
 
 
@@ -126,7 +126,12 @@ class Judge:
     def features(self, studies: Sequence[Study]) -> torch.Tensor:
         """The mean visual token of each study's first film (n, h), without keeping the films or their tokens."""
         size = self.model.config.vision.image_size
-        return torch.cat([self.mean(self.see(load_films(some, size))) for some in _batches(studies, self.batch)])
+        rows = []
+        for some in _batches(studies, self.batch):
+            with _fast():  # the tower alone: what a second reader sees, which takes longer, is no part of it
+                tokens = self.model.visual_encoder(torch.from_numpy(np.stack(load_films(some, size))))
+                rows.append(self.mean(self.model.layer_norm(self.model.llama_proj(tokens)).float()))
+        return torch.cat(rows)
 
     def mean(self, visual: torch.Tensor) -> torch.Tensor:
         """Visual tokens (n, v, h) to their mean (n, h), without the evidence tokens."""
@@ -339,36 +344,25 @@ def _grey(film: np.ndarray) -> np.ndarray:
     return np.clip((film[0] - black) / (white - black) * 255, 0, 255)
 
 
-def blanked(film: np.ndarray, weights: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
-    """A film without the top tenth of its map, then without random tenths, RANDOM_TENTHS times."""
-    grid = round(len(weights) ** 0.5)
-    tenth = max(len(weights) // 10, 1)
-    hidden = [np.argsort(-weights, kind="stable")[:tenth]]
-    hidden += [rng.permutation(len(weights))[:tenth] for _ in range(RANDOM_TENTHS)]
-    films = []
-    for patches in hidden:
-        mask = np.zeros(len(weights), bool)
-        mask[patches] = True
-        side = film.shape[1] // grid
-        pixels = mask.reshape(grid, grid).repeat(side, 0).repeat(side, 1)
-        films.append(np.where(pixels, film.mean(axis=(1, 2), keepdims=True), film).astype(np.float32))
-    return films
-
-
 Told = tuple[np.ndarray, Writing, Sentence, np.ndarray]  # film, its draft, a sentence of that, the sentence's map
 
 
 def deletion(judge: Judge, told: Sequence[Told], rng: np.random.Generator) -> list[float]:
-    """How many nats more each sentence loses when the top tenth of its map is blanked than, on average, with random tenths."""
+    """How many nats more each sentence loses when the top tenth of its map is hidden than, on average, when ELSEWHERE other places of the same
+    shape are. What is hidden is filled from its surroundings, as for *Why this sentence?* (`evidence.masked`)."""
     dropped = []
     # so many at once that batches are full, and so few that their films fit into memory
     for some in _batches(told, 12):
-        films = [one for film, _, _, weights in some for one in blanked(film, weights, rng)]
-        drafts = [draft for _, draft, _, _ in some for _ in range(1 + RANDOM_TENTHS)]
-        scores = judge.score(judge.see(films), drafts)
-        for i, (_, _, sentence, _) in enumerate(some):
-            mine = scores[i * (1 + RANDOM_TENTHS) : (i + 1) * (1 + RANDOM_TENTHS)]
-            top, *others = (float(s[slice(*sentence.tokens)].sum()) for s in mine)
+        films, drafts, counts = [], [], []
+        for film, draft, _, weights in some:
+            region = highlighted(weights)
+            hidden = [region, *places(region, ELSEWHERE, rng)[0]]
+            films += [masked(film, place) for place in hidden]
+            drafts += [draft] * len(hidden)
+            counts.append(len(hidden))
+        scores = iter(judge.score(judge.see(films), drafts))
+        for (_, _, sentence, _), count in zip(some, counts, strict=True):
+            top, *others = (float(next(scores)[slice(*sentence.tokens)].sum()) for _ in range(count))
             dropped.append(float(np.mean(others)) - top)  # what the whole film gives cancels out
     return dropped
 

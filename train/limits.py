@@ -1,9 +1,9 @@
 """From which probability on a reading is a fact (emrrg_core.stated): chosen on the development films, never on `val`.
 
-train.finetune does it whenever it saves. The last step of a checkpoint, which is given a second reader (the stem of a folder of train.warmup), and
-appearance components of the tower as fine-tuning has left it:
+train.finetune does it whenever it saves. The last step of a checkpoint, which is given a second reader (train.reader), and appearance components of
+the tower as fine-tuning has left it:
 
-python -m train.limits --checkpoint runs/finetune/checkpoint --films FILMS.jsonl --second runs/second-tower --out runs/limited
+python -m train.limits --checkpoint runs/still/checkpoint --films FILMS.jsonl --second runs/reader0 runs/reader1 --out runs/limited
 """
 
 import argparse
@@ -37,7 +37,7 @@ def fit(model: Emrrg, studies: Sequence[Study], cache: FilmCache) -> Tensor:
     """The limits (len(LIMITS),) that these films ask for; the model is left in evaluation mode."""
     read = []
     for tokens in see_all(model, studies, cache):
-        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=prefers_bfloat16()):
+        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=prefers_bfloat16(tokens.device)):
             read.append(model.read_signs(tokens))
     signs = Signs(
         *(torch.cat([getattr(s, name).float().cpu() for s in read]) for name in ("labels", "places", "appearance"))
@@ -94,24 +94,25 @@ def _best(values: np.ndarray, score: Callable[[float], float]) -> float:
     return float(between[int(np.argmax([score(limit) for limit in between]))])
 
 
-def add_second(model: Emrrg, folder: Path) -> None:
-    """Give a model the stem of a warmed-up tower, and its reader of labels, as a second reader. Raises CheckpointError when they do not fit."""
-    model.config = replace(model.config, signs=replace(model.config.signs, second=True))
-    second = SecondReader(model.config.vision)
-    state = load_file(folder / "reader.safetensors")
-    parts = {"stem.": "tower.patch_embed.", "labels.": "stem_signs.labels."}
+def add_second(model: Emrrg, folders: Sequence[Path]) -> None:
+    """Give a model the stems and readers of labels of `train.reader`, as a second reader. Raises CheckpointError when they do not fit."""
+    model.config = replace(model.config, signs=replace(model.config.signs, second=True, members=len(folders)))
+    second = SecondReader(model.config.vision, len(folders))
+    states = [load_file(folder / "reader.safetensors") for folder in folders]
     mine = {
-        new + name[len(old) :]: value
-        for new, old in parts.items()
+        f"stems.{i}.{name.removeprefix('stem.')}": value
+        for i, state in enumerate(states)
         for name, value in state.items()
-        if name.startswith(old)
+        if name.startswith("stem.")
     }
     try:
+        # the mean of their logits, as one linear layer
+        mine["labels.weight"] = torch.cat([state["labels.weight"] for state in states], dim=1) / len(states)
+        mine["labels.bias"] = torch.stack([state["labels.bias"] for state in states]).mean(0)
         second.load_state_dict(mine)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"{folder}/reader.safetensors holds another stem than the checkpoint's: {error}"
-        ) from error
+    except (RuntimeError, KeyError) as error:
+        names = ", ".join(str(folder / "reader.safetensors") for folder in folders)
+        raise CheckpointError(f"{names}: not the stem and labels of a second reader ({error})") from error
     model.second = second.eval()
 
 
@@ -119,7 +120,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--films", type=Path, required=True)
-    parser.add_argument("--second", type=Path, help="folder of train.warmup, whose stem is to read the labels")
+    parser.add_argument(
+        "--second", type=Path, nargs="+", help="folders of train.reader, whose stems are to read the labels"
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"))
     args = parser.parse_args(argv)
