@@ -17,7 +17,7 @@ from emrrg_core.evidence import drawn_chest
 class Fill(StrEnum):
     """What takes the place of what is brushed away."""
 
-    BLANK = "blank"  # the film's own mean grey, as in *Why this sentence?*
+    BLANK = "blank"  # the film's own mean grey
     SIDE = "side"  # the film's other side: left and right are swapped there
     CHEST = "chest"  # another chest, which is drawn and no one's
 

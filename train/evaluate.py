@@ -24,8 +24,8 @@ Does it look?
 Does the map mean something?
     mask_share_over_chance           of sentences about the lungs: share of the map inside the lung mask, over the mask's share of the film
     pointing                         the map of the sentences that state a finding peaks in a lesion's box; a draft that states none misses
-    deletion_drop                    nats that the first abnormal sentence loses when the top tenth of its map is blanked, less the mean loss
-                                     over random tenths
+    deletion_drop                    nats that the first abnormal sentence loses when the top tenth of its map is hidden, filled from its
+                                     surroundings, less the mean loss over other places of the same shape
 The source `simulated` is real normal films of this split with a finding drawn on them (emrrg_core.simulate): there `found` is the share of
 drafts that state it, `side` the share of right sides among drafts that name one, and `pointing` is over drafts that state it.
 Beside the scores stand the `seconds` of the whole run and, by section, `seconds_of` it.
@@ -638,7 +638,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--reports", type=Path, help="report texts for the baselines; default: reports.jsonl beside the films, if there"
     )
     parser.add_argument("--limit", type=int, default=0, help="at most this many films, the same share of every source")
-    parser.add_argument("--deletions", type=int, default=60, help="drafts whose map is tested by blanking")
+    parser.add_argument("--deletions", type=int, default=60, help="drafts whose map is tested by hiding places")
     parser.add_argument("--neighbours", type=int, default=1000, help="training films among which the nearest is sought")
     parser.add_argument(
         "--beside",

@@ -48,7 +48,7 @@ _LOOKS = {
     "gate": "mean gate",
     "mask_share_over_chance": "map in the lungs, times chance",
     "pointing": "peak in a lesion's box",
-    "deletion_drop": "blanking the map's top tenth, nats more than random tenths",
+    "deletion_drop": "hiding the map's top tenth, nats more than other places of its shape",
 }
 _SIGNS = ("nodule", "opacity", "effusion", "heart")
 
@@ -132,7 +132,7 @@ def summary(card: Mapping[str, Any]) -> str:
     }
     whole = scores["overall"]
     stated, side, peak = (cell(scores.get("simulated", {}).get(name)) for name in ("found", "side", "pointing"))
-    lungs, blanked = (cell(whole[name]) for name in ("mask_share_over_chance", "deletion_drop"))
+    lungs, hidden = (cell(whole[name]) for name in ("mask_share_over_chance", "deletion_drop"))
     return f"""\
 All {whole["distinct"]["n"]} films of the validation split, once, greedy, checkpoint `{card["checkpoint_sha256"][:12]}…`; bootstrap 95 % \
 intervals over films. The other sources, the baselines and the maps: [docs/results.md](docs/results.md).
@@ -140,8 +140,8 @@ intervals over films. The other sources, the baselines and the maps: [docs/resul
 {table("source", large, columns)}
 
 Simulated findings on real normal films: stated in {stated}, side right in {side} of the drafts that name one, the map peaks on the finding in \
-{peak}. The map of sentences about the lungs lies in the lungs {lungs} times as much as chance. Blanking the top tenth of the first abnormal \
-sentence's map costs it {blanked} nats more than blanking random tenths.
+{peak}. The map of sentences about the lungs lies in the lungs {lungs} times as much as chance. Hiding the top tenth of the first abnormal \
+sentence's map (filled from its surroundings) costs it {hidden} nats more than hiding other places of the same shape.
 
     {card["command"]}"""
 
