@@ -82,8 +82,11 @@ class Emrrg(nn.Module):
         """
         return self.project(self.see(images, views))
 
-    def see(self, images: Tensor, views: Tensor | None = None) -> Tensor:
-        """As `encode`, but in the tower's own width: (b, l, d), followed by what a second reader has seen, where there is one (b, 2 · members, d)."""
+    def see(self, images: Tensor, views: Tensor | None = None, *, alone: bool = False) -> Tensor:
+        """As `encode`, but in the tower's own width: (b, l, d), followed by what a second reader has seen, where there is one (b, 2 · members, d).
+
+        alone: without the second reader, for who asks for `patches` only.
+        """
         b, w = images.shape[:2]
         if views is None:
             views = torch.ones(b, w, dtype=torch.bool, device=images.device)
@@ -91,7 +94,7 @@ class Emrrg(nn.Module):
         if not bool((counts > 0).all()):
             raise ValueError("every study needs at least one view")
         tokens = self.visual_encoder(images[views])  # (views in all, l, d)
-        if self.config.signs.second:
+        if self.config.signs.second and not alone:
             tokens = torch.cat([tokens, self.second(images[views]).to(tokens.dtype)], dim=1)
         study = torch.arange(b, device=images.device).unsqueeze(1).expand(b, w)[views]
         total = tokens.new_zeros(b, *tokens.shape[1:]).index_add(0, study, tokens)

@@ -116,7 +116,7 @@ class Reporter:
             return None
         images = torch.from_numpy(self._images([film])).unsqueeze(0).to(self._model.llama_proj.weight.device)
         with torch.inference_mode():
-            return self._looks(self._model.see(images))[0]
+            return self._looks(self._model.see(images, alone=True))[0]
 
     def _looks(self, tokens: torch.Tensor) -> list[Looks]:
         """Of what the model saw of each film; empty without a detector."""

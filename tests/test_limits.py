@@ -137,6 +137,10 @@ def test_the_second_reader_says_the_mean_of_what_its_members_say_of_three_readin
         three = (film, film.flip(-1), inside)
         said = torch.stack([member(one)[:, :-1] for member in members for one in three]).mean(0)
     assert 0 < edge < size / 10
+    with torch.no_grad():  # who asks for the tower's patches need not wait for it
+        whole, tower = model.see(images), model.see(images, alone=True)
+    assert (tower.shape[1], whole.shape[1]) == (vision.tokens, vision.tokens + 2 * SecondReader.TOKENS)
+    assert torch.equal(model.patches(tower), model.patches(whole))
     others = [i for i, label in enumerate(LABELS) if label not in IN_ANY_FILM]
     torch.testing.assert_close(read.labels[:, others], said[:, others], rtol=1e-4, atol=1e-5)
     save_file({"stem.odd": torch.zeros(1)}, folders[1] / "reader.safetensors")

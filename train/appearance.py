@@ -23,21 +23,23 @@ def evenly(studies: Sequence[Study], sources: Mapping[str, float], count: int) -
     return chosen
 
 
-def see_all(model: Emrrg, studies: Sequence[Study], cache: FilmCache) -> Iterator[Tensor]:
+def see_all(model: Emrrg, studies: Sequence[Study], cache: FilmCache, *, alone: bool = False) -> Iterator[Tensor]:
     """What the model sees of the films, as `Emrrg.see` gives it, one batch of 32 at a time, in order; in evaluation mode, without gradients."""
     model.eval()
     device = model.llama_proj.weight.device
     for i in range(0, len(studies), 32):
         films = torch.from_numpy(normalise(np.stack([cache[s] for s in studies[i : i + 32]]))).unsqueeze(1)
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=prefers_bfloat16(device)):
-            tokens = model.see(films.to(device))
+            tokens = model.see(films.to(device), alone=alone)
         yield tokens
 
 
 @torch.inference_mode()
 def fit_appearance(model: Emrrg, studies: Sequence[Study], cache: FilmCache) -> None:
     """Set the appearance reader from these films' mean patch tokens. The model is left in evaluation mode."""
-    features = torch.cat([model.patches(tokens.float()).mean(1) for tokens in see_all(model, studies, cache)])
+    features = torch.cat(
+        [model.patches(tokens.float()).mean(1) for tokens in see_all(model, studies, cache, alone=True)]
+    )
     groups = [(study.source, study.abnormal) for study in studies]
     weight, bias = appearance(features.cpu().numpy(), groups, model.config.signs.appearance)
     model.signs.appearance.weight.copy_(torch.from_numpy(weight))
