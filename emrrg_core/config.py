@@ -261,6 +261,8 @@ class SignsConfig(Settings):
     facts: int = 0
     second: bool = False  # the labels are read by a second reader beside the tower (emrrg_core.signs.SecondReader)
     members: int = 1  # stems of the second reader, whose readings are averaged
+    # where a finding lies is read in the mirrored film too, so that what leans to one side cancels out (emrrg_core.signs.Signs.places_mirrored)
+    mirrored: bool = False
     appearance: int = 12  # principal components of the tower's mean token
     dropout: float = (
         0.15  # share of training films whose evidence is withheld, so that the visual tokens are learned too
@@ -273,6 +275,7 @@ class SignsConfig(Settings):
             not self.facts or self.tokens > 0, "facts are read by the readers of signs: set signs.tokens to 1 or more"
         )
         _require(not self.second or self.facts > 0, "a second reader reads for facts: set signs.facts to 1 or more")
+        _require(not self.mirrored or self.facts > 0, "places are read twice for facts: set signs.facts to 1 or more")
         _require(self.members >= 1, f"a second reader has 1 or more stems, not {self.members}")
         _require(self.appearance >= 0, f"appearance must be 0 or more numbers, not {self.appearance}")
         _require(0 <= self.dropout < 1, f"dropout {self.dropout} is not in [0, 1)")

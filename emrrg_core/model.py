@@ -83,9 +83,10 @@ class Emrrg(nn.Module):
         return self.project(self.see(images, views))
 
     def see(self, images: Tensor, views: Tensor | None = None, *, alone: bool = False) -> Tensor:
-        """As `encode`, but in the tower's own width: (b, l, d), followed by what a second reader has seen, where there is one (b, 2 · members, d).
+        """As `encode`, but in the tower's own width: (b, l, d), followed by what a second reader has seen, where there is one (b, 2 · members, d),
+        and by the patches of the mirrored film, put back, where they are asked for (b, g², d).
 
-        alone: without the second reader, for who asks for `patches` only.
+        alone: the tower's tokens only, for who asks for `patches`.
         """
         b, w = images.shape[:2]
         if views is None:
@@ -96,6 +97,11 @@ class Emrrg(nn.Module):
         tokens = self.visual_encoder(images[views])  # (views in all, l, d)
         if self.config.signs.second and not alone:
             tokens = torch.cat([tokens, self.second(images[views]).to(tokens.dtype)], dim=1)
+        if self.config.signs.mirrored and not alone:
+            other = self.patches(self.visual_encoder(images[views].flip(-1)))
+            grid = self.config.vision.grid
+            back = other.unflatten(1, (grid, grid)).flip(2).flatten(1, 2)  # every patch where it is in the film itself
+            tokens = torch.cat([tokens, back.to(tokens.dtype)], dim=1)
         study = torch.arange(b, device=images.device).unsqueeze(1).expand(b, w)[views]
         total = tokens.new_zeros(b, *tokens.shape[1:]).index_add(0, study, tokens)
         return total / counts[:, None, None]
@@ -133,12 +139,20 @@ class Emrrg(nn.Module):
         """
         if not self.config.signs.tokens:
             raise ValueError("this model has no readers of signs")
+        config = self.config.signs
         signs: Signs = self.signs(self.patches(tokens))
-        if not self.config.signs.second:
-            return signs
-        labels = self.second.read(tokens[:, self.config.vision.tokens :])
-        drawn = torch.tensor([label in IN_ANY_FILM for label in LABELS], device=labels.device)
-        return replace(signs, labels=torch.where(drawn, signs.labels, labels.to(signs.labels.dtype)))
+        rest = tokens[:, self.config.vision.tokens :]
+        if config.second:
+            seen = SecondReader.TOKENS * config.members
+            labels = self.second.read(rest[:, :seen])
+            drawn = torch.tensor([label in IN_ANY_FILM for label in LABELS], device=labels.device)
+            signs = replace(signs, labels=torch.where(drawn, signs.labels, labels.to(signs.labels.dtype)))
+            rest = rest[:, seen:]
+        if config.mirrored:
+            places = self.signs(rest).places
+            # what looks like the right lung in the mirror is the left one
+            signs = replace(signs, places_mirrored=torch.cat([places[..., [1, 0]], places[..., 2:]], dim=-1))
+        return signs
 
     def read_facts(self, tokens: Tensor) -> list[tuple[Fact, ...]] | None:
         """What the readings of what `see` gave amount to, and drafts of these films are to state; None for a model without facts."""

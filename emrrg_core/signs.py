@@ -6,7 +6,7 @@ The warm-up trains these readers together with the tower. The language model the
 the visual tokens: a report is mostly normal sentences, and without them the prior of the language wins over the image.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -27,15 +27,25 @@ def width_of(appearance: int) -> int:
 
 @dataclass(frozen=True)
 class Signs:
-    """Logits. labels: (b, 14), CheXpert's in the order of LABELS. places: (b, g², 5), in the order of PLACES. appearance: (b, k)."""
+    """Logits. labels: (b, 14), CheXpert's in the order of LABELS. places: (b, g², 5), in the order of PLACES. appearance: (b, k).
+
+    places_mirrored: as places, read in the mirrored film, the patches put back where they belong and the lungs called by their right names; or None.
+    """
 
     labels: Tensor
     places: Tensor
     appearance: Tensor
+    places_mirrored: Tensor | None = None
 
     def vector(self) -> Tensor:
         """Everything as probabilities, (b, 14 + 18 + k): labels, regions, appearance."""
         return torch.cat([self.labels, self.regions().flatten(1), self.appearance], dim=1).sigmoid()
+
+    def sides(self) -> Tensor:
+        """As `regions`, for telling one lung from the other: the mean over the film and its mirror image, where that was read."""
+        if self.places_mirrored is None:
+            return self.regions()
+        return (self.regions() + replace(self, places=self.places_mirrored).regions()) / 2
 
     def regions(self) -> Tensor:
         """The places by lung and third, (b, 3, 2, 3): (nodule, opacity, effusion), patient's (right, left) lung, (upper, mid, lower) third.

@@ -38,6 +38,7 @@ CHANNELS = {"nodule": 0, "opacity": 1, "effusion": 2}  # of Signs.regions, and t
 CHANNEL_OF = CHANNELS | {"pneumonia": 1, "consolidation": 1, "atelectasis": 1}
 IN_ANY_FILM = ("Cardiomegaly",)  # labels that count without the film as a whole being abnormal, as the signs do
 _PLACED, _PRESENT = 0.4, 0.5  # probabilities from which a place is named, and from which a second one is
+_APART = 1.0  # difference of the lungs from which only one is named, where leanings have cancelled out (docs/experiments.md 25)
 SIDES = ("", "right", "left", "bilateral")
 THIRDS = ("", "upper", "mid", "lower", "upper and mid", "mid and lower")
 # the words whose own embeddings a fact starts with
@@ -87,15 +88,18 @@ def named(positive: Iterable[str]) -> list[str]:
     return told
 
 
-def placed(name: str, regions: Tensor) -> tuple[str, str]:
-    """Side and third of a finding by the readings of a film, probabilities (3, 2, 3) as in Signs.regions; "" where they do not tell."""
+def placed(name: str, regions: Tensor, apart: float = torch.inf) -> tuple[str, str]:
+    """Side and third of a finding by the readings of a film, probabilities (3, 2, 3) as in Signs.regions; "" where they do not tell.
+
+    apart: by how much the lungs may differ at most, in the logit, for both to be named.
+    """
     if name not in CHANNEL_OF:
         return "", ""
     mine = regions[CHANNEL_OF[name]]  # (2, 3), right first
     strongest = mine.amax(1)
     if strongest.max() < _PLACED:
         return "", ""
-    if strongest.min() >= _PRESENT:
+    if strongest.min() >= _PRESENT and strongest.logit().diff().abs().item() <= apart:
         return "bilateral", third_of(name, mine.amax(0))
     side = int(strongest[1] > strongest[0])
     return SIDES[1 + side], third_of(name, mine[side])
@@ -117,6 +121,10 @@ def facts(signs: Signs, limits: Tensor, most: int) -> list[list[Fact]]:
     """
     labels = signs.labels.detach().float().cpu() - limits[: len(LABELS)].cpu().logit()
     regions = signs.regions().detach().float().cpu()  # logits
+    sides, apart = (
+        signs.sides().detach().float().cpu().sigmoid(),
+        _APART if signs.places_mirrored is not None else torch.inf,
+    )
     spots = regions.flatten(2).amax(2) - limits[len(LABELS) :].cpu().logit()  # (b, 3)
     result = []
     for row in range(len(labels)):
@@ -133,7 +141,7 @@ def facts(signs: Signs, limits: Tensor, most: int) -> list[list[Fact]]:
             positive = {nearest: tellable[nearest]}
         sure = {name: max(positive.get(label, -torch.inf) for label in NAMES[name]) for name in named(positive)}
         chosen = sorted(sure, key=lambda name: -sure[name])[:most]
-        result.append([Fact(name, *placed(name, regions[row].sigmoid())) for name in chosen])
+        result.append([Fact(name, *placed(name, sides[row], apart)) for name in chosen])
     return result
 
 

@@ -146,3 +146,21 @@ def test_the_second_reader_says_the_mean_of_what_its_members_say_of_three_readin
     save_file({"stem.odd": torch.zeros(1)}, folders[1] / "reader.safetensors")
     with pytest.raises(CheckpointError, match="not the stem"):
         add_second(model, folders)
+
+
+def test_a_film_and_its_mirror_image_are_read_on_opposite_sides(make_llm, tokenizer, images):
+    """With places read twice nothing in the tower can lean to one side: not so without."""
+    vision = replace(TINY.vision, d_model=64, stem=Stem.CONVOLUTION)
+    signs = SignsConfig(tokens=2, facts=2, appearance=APPEARANCE, mirrored=True)
+    torch.manual_seed(2)
+    model = Emrrg(replace(TINY, vision=vision, signs=signs), make_llm(), tokenizer).eval()
+    with torch.no_grad():
+        torch.nn.init.normal_(model.signs.places.weight, std=3.0)  # lungs that differ, so that thirds are the same
+        film, mirror = (model.read_signs(model.see(seen)) for seen in (images, images.flip(-1)))
+        assert model.see(images).shape[1] == vision.tokens + vision.patches
+        assert model.see(images, alone=True).shape[1] == vision.tokens
+    assert film.places_mirrored is not None
+    torch.testing.assert_close(film.sides(), mirror.sides().flip(2), atol=1e-3, rtol=1e-3)
+    assert (film.regions() - mirror.regions().flip(2)).abs().max() > 0.1
+    # what it sees of a draft is the same, but for the side that a fact names
+    torch.testing.assert_close(model.patches(model.see(images)), model.patches(model.see(images, alone=True)))

@@ -350,7 +350,7 @@ def test_a_second_reader_reads_a_mirrored_film_alike(doubled):
     with torch.no_grad():
         film = torch.randn(2, 3, 64, 64)
         read = doubled.second(film), doubled.second(film.flip(-1))
-        stem = [doubled.second.stem(one).mean(1) for one in (film, film.flip(-1))]
+        stem = [doubled.second.stems[0](one).mean(1) for one in (film, film.flip(-1))]
     assert not torch.allclose(*stem, atol=1e-3)
     apart = (read[0][:, 0] - read[1][:, 0]).abs().mean()
     assert apart < 0.5 * (stem[0] - stem[1]).abs().mean()
@@ -360,3 +360,38 @@ def test_a_second_reader_is_frozen_and_needs_facts(doubled):
     assert not {name for name in doubled.learns if name.startswith("second.")}
     with pytest.raises(ConfigError, match="second"):
         SignsConfig(tokens=1, second=True)
+
+
+# ---------------------------------------------------------------------------------------------- read twice: film and mirror
+
+
+def twice(own: Signs, other: Signs) -> Signs:
+    return replace(own, places_mirrored=other.places)
+
+
+def test_what_leans_to_one_side_in_both_readings_is_told_on_neither():
+    """The film reads right by 3, and so does its mirror image, which put back reads left by 3."""
+    right = film({(6, 1, 1): 2.5, (6, 6, 1): -0.5}, No_Finding=LOW, Pneumonia=HIGH)
+    left = film({(6, 1, 1): -0.5, (6, 6, 1): 2.5}, No_Finding=LOW, Pneumonia=HIGH)
+    limits = HALF.clone()
+    limits[len(LABELS) :] = 0.99  # no sign by itself
+    assert [str(fact) for fact in facts(right, limits, 3)[0]] == ["pneumonia, right lower lung"]
+    assert [str(fact) for fact in facts(twice(right, left), limits, 3)[0]] == ["pneumonia, both lower lungs"]
+    assert [str(fact) for fact in facts(twice(right, right), limits, 3)[0]] == ["pneumonia, right lower lung"]
+
+
+def test_both_lungs_are_named_only_where_they_read_alike():
+    both = film({(6, 1, 1): 2.5, (6, 6, 1): 0.5}, No_Finding=LOW, Pneumonia=HIGH)
+    limits = HALF.clone()
+    limits[len(LABELS) :] = 0.99
+    assert facts(both, limits, 3)[0][0].side == "bilateral"
+    assert facts(twice(both, both), limits, 3)[0][0].side == "right"
+    alike = film({(6, 1, 1): 1.4, (6, 6, 1): 0.5}, No_Finding=LOW, Pneumonia=HIGH)
+    assert facts(twice(alike, alike), limits, 3)[0][0].side == "bilateral"
+
+
+def test_whether_something_is_there_is_asked_of_the_film_alone():
+    """The limits were chosen on single readings."""
+    there, nothing = film({(3, 1, 0): HIGH}), film()
+    assert [str(fact) for fact in facts(twice(there, nothing), HALF, 3)[0]] == ["nodule"]
+    assert facts(twice(nothing, there), HALF, 3)[0] == []

@@ -123,6 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--second", type=Path, nargs="+", help="folders of train.reader, whose stems are to read the labels"
     )
+    parser.add_argument("--mirrored", action="store_true", help="read places in the mirrored film too (signs.mirrored)")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"))
     args = parser.parse_args(argv)
@@ -132,6 +133,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     model, _ = checkpoint.load(args.checkpoint)
     if args.second:
         add_second(model, args.second)
+    if args.mirrored:
+        model.config = replace(model.config, signs=replace(model.config.signs, mirrored=True))
     studies = read_studies(args.films)
     learn, develop = development([s for s in studies if s.split == "train"])
     sources = config["training"]["recipe"]["finetune"]["sources"]
