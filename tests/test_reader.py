@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from emrrg_core.data import NO_FINDING, Study, normalise
-from emrrg_core.errors import CheckpointError
+from emrrg_core.errors import CheckpointError, ConfigError
 from emrrg_core.findings import LABELS
 from train import reader
 from train.reader import FEWEST, Draw, contrast, cropped, images_of, label_loss, retaken, targets_of, warp
@@ -141,7 +141,7 @@ def test_no_film_is_in_a_step_twice_while_there_are_enough():
 
 
 def test_a_recipe_whose_sources_are_not_there_is_refused():
-    with pytest.raises(CheckpointError, match="no training film"):
+    with pytest.raises(ConfigError, match="no training film"):
         Draw(hospital("one", {(True, "AP"): 3}), {"two": 1.0}, 0, by_kind=True)
 
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from emrrg_core.config import VISION_PRESETS, Settings, VisionConfig
 from emrrg_core.data import NO_FINDING, FilmCache, Study, development, normalise, read_studies
-from emrrg_core.errors import CheckpointError
+from emrrg_core.errors import CheckpointError, ConfigError
 from emrrg_core.findings import LABELS
 from emrrg_core.language import prefers_bfloat16
 from emrrg_core.vision import ConvolutionalStem
@@ -185,7 +185,7 @@ class Draw:
             if kinds := [kind for kind in kinds if len(kind)]:
                 self._pools.append((share, kinds))
         if not self._pools:
-            raise CheckpointError(f"there is no training film of {sorted(shares)}: name the recipe's sources")
+            raise ConfigError(f"there is no training film of {sorted(shares)}: name the recipe's sources")
 
     def step(self, step: int, size: int) -> np.ndarray:
         """Numbers of `size` films. None comes twice from the same kind where there are enough: a film must not be its own opposite."""
