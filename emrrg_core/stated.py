@@ -38,7 +38,7 @@ CHANNELS = {"nodule": 0, "opacity": 1, "effusion": 2}  # of Signs.regions, and t
 CHANNEL_OF = CHANNELS | {"pneumonia": 1, "consolidation": 1, "atelectasis": 1}
 IN_ANY_FILM = ("Cardiomegaly",)  # labels that count without the film as a whole being abnormal, as the signs do
 _PLACED, _PRESENT = 0.4, 0.5  # probabilities from which a place is named, and from which a second one is
-_APART = 1.0  # difference of the lungs from which only one is named, where leanings have cancelled out (docs/experiments.md 25)
+_APART = 1.0  # difference of the lungs from which only one is named, where leanings have cancelled out (docs/experiments.md 26)
 SIDES = ("", "right", "left", "bilateral")
 THIRDS = ("", "upper", "mid", "lower", "upper and mid", "mid and lower")
 # the words whose own embeddings a fact starts with
@@ -121,10 +121,8 @@ def facts(signs: Signs, limits: Tensor, most: int) -> list[list[Fact]]:
     """
     labels = signs.labels.detach().float().cpu() - limits[: len(LABELS)].cpu().logit()
     regions = signs.regions().detach().float().cpu()  # logits
-    sides, apart = (
-        signs.sides().detach().float().cpu().sigmoid(),
-        _APART if signs.places_mirrored is not None else torch.inf,
-    )
+    sides = signs.sides().detach().float().cpu().sigmoid()
+    apart = torch.inf if signs.places_mirrored is None else _APART
     spots = regions.flatten(2).amax(2) - limits[len(LABELS) :].cpu().logit()  # (b, 3)
     result = []
     for row in range(len(labels)):

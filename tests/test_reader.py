@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from emrrg_core.config import VISION_PRESETS
 from emrrg_core.data import NO_FINDING, Study, normalise
 from emrrg_core.errors import CheckpointError, ConfigError
 from emrrg_core.findings import LABELS
@@ -162,6 +163,7 @@ sources = { ours = 1.0 }
 steps = 30
 batch = 12
 warmup = 4
+seed = 1
 save_every = 30
 learning_rates = { stem = 5e-4, labels = 5e-3, projection = 2e-3 }
 size = 64
@@ -205,8 +207,21 @@ def test_both_stages_learn_and_the_second_goes_on_from_the_first(tmp_path, capsy
     assert last < first - 0.1
     assert "step 30: held-out training films {'ours': (" in capsys.readouterr().out
     before, after = (load_file(tmp_path / name / "reader.safetensors") for name in ("contrast", "reader"))
-    moved = [(after[name] - before[name]).abs().mean() for name in after if name.startswith("stem.")]
-    assert 0 < max(moved) < 0.1  # another start would be farther away
+    torch.manual_seed(1)
+    fresh = reader.Member(
+        VISION_PRESETS["small"], "labels"
+    ).state_dict()  # what the second stage would begin with otherwise
+    name = "stem.stages.0.weight"
+    moved, apart = ((after[name] - other[name]).abs().mean() for other in (before, fresh))
+    assert 0 < moved < 0.2 * apart
     save_file({"stem.odd": torch.zeros(1)}, tmp_path / "contrast" / "reader.safetensors")
     with pytest.raises(CheckpointError, match="another stem"):
         reader.main([*common, "--stage", "labels", *start, "--out", f"{tmp_path}/never"])
+    with pytest.raises(CheckpointError, match=r"nowhere has no reader.safetensors.*train.reader"):
+        reader.main([*common, "--stage", "labels", "--start", f"{tmp_path}/nowhere", "--out", f"{tmp_path}/never"])
+
+
+def test_a_recipe_without_the_stage_is_refused_by_what_it_has(tmp_path):
+    (tmp_path / "recipe.toml").write_text(RECIPE.replace("[labels]", "[other]"))
+    with pytest.raises(ConfigError, match=r"no section \[labels\].*contrast"):
+        reader.main(["--recipe", f"{tmp_path}/recipe.toml", "--films", "none", "--stage", "labels", "--out", "never"])

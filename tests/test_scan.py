@@ -177,8 +177,8 @@ def test_memory_layout_does_not_matter(backend) -> None:
         outputs_and_gradients(selective_scan, even, backend),
         strict=True,
     ):
-        if backend == "cuda":  # its backward adds up in any order
-            assert_agree([one], [other], 1e-6)
+        if backend == "cuda":  # seen on a GPU: the last bits differ
+            assert_agree([one], [other])
         else:
             assert torch.equal(one, other)
 

@@ -187,9 +187,8 @@ def lesson(model: Emrrg, phantoms: Sequence[Phantom], *, batch: int, seed: int) 
         ids = pad([encoded[i][0] for i in chosen], IGNORED, torch.long)
         weights = pad([encoded[i][1] for i in chosen], 0.0, torch.float32)
         images, ids, weights = (tensor.to(part.device) for tensor in (images, ids, weights))
-        with torch.autocast(
-            part.device.type, enabled=False
-        ):  # at these sizes bfloat16 only costs, and not every machine has it
+        # at these sizes bfloat16 only costs, and not every machine has it
+        with torch.autocast(part.device.type, enabled=False):
             return model(images, None, ids, weights), {}
 
     return loss_of

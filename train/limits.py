@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from emrrg_core import checkpoint
@@ -25,6 +24,7 @@ from emrrg_core.model import Emrrg
 from emrrg_core.signs import SecondReader, Signs
 from emrrg_core.stated import CHANNELS, IN_ANY_FILM, LIMITS
 from train.appearance import SEEN, evenly, fit_appearance, see_all
+from train.reader import weights_of
 
 ALARMS = 0.01  # share of a source's normal films in which a sign may be read that is not there
 FEWEST = 15  # films that have a label, and that have it not, before a limit is chosen for it
@@ -98,7 +98,7 @@ def add_second(model: Emrrg, folders: Sequence[Path]) -> None:
     """Give a model the stems and readers of labels of `train.reader`, as a second reader. Raises CheckpointError when they do not fit."""
     model.config = replace(model.config, signs=replace(model.config.signs, second=True, members=len(folders)))
     second = SecondReader(model.config.vision, len(folders))
-    states = [load_file(folder / "reader.safetensors") for folder in folders]
+    states = [weights_of(folder) for folder in folders]
     mine = {
         f"stems.{i}.{name.removeprefix('stem.')}": value
         for i, state in enumerate(states)

@@ -219,6 +219,14 @@ def check(member: Member, studies: Sequence[Study], films: np.ndarray) -> dict[s
     return found
 
 
+def weights_of(folder: Path) -> dict[str, Tensor]:
+    """What this program left in a folder. Raises CheckpointError where it left nothing."""
+    path = folder / "reader.safetensors"
+    if not path.is_file():
+        raise CheckpointError(f"{folder} has no reader.safetensors: name the --out folder of a run of train.reader.")
+    return load_file(path)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stage", choices=("contrast", "labels"), required=True)
@@ -233,6 +241,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     recipe = tomllib.loads(args.recipe.read_text())
+    if args.stage not in recipe:
+        raise ConfigError(f"{args.recipe} has no section [{args.stage}]; it has {sorted(recipe)}.")
     lessons, run = apart(Lessons, recipe[args.stage])
     run = run if args.seed is None else replace(run, seed=args.seed)
     studies = read_studies(args.films)
@@ -243,7 +253,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.manual_seed(run.seed)
     member = Member(VISION_PRESETS[recipe["vision"]], args.stage)
     if args.start:
-        before = load_file(args.start / "reader.safetensors")
+        before = weights_of(args.start)
         try:
             member.stem.load_state_dict(
                 {n.removeprefix("stem."): v for n, v in before.items() if n.startswith("stem.")}
@@ -253,7 +263,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f"{args.start}/reader.safetensors holds another stem than the recipe's: {error}"
             ) from error
     films = torch.from_numpy(np.stack([cache[s] for s in learn])).to("cuda" if torch.cuda.is_available() else "cpu")
-    held = np.stack([cache[s] for s in develop])
+    held = np.stack([cache[s] for s in develop]) if develop else None
     targets = torch.from_numpy(targets_of(learn, lessons.children))
 
     def loss_of(part: Part) -> tuple[Tensor, dict[str, float]]:
@@ -267,7 +277,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return total * part.share(weight), {}
 
     def after(step: int) -> None:
-        if args.stage == "labels":
+        if args.stage == "labels" and held is not None:
             print(f"step {step}: held-out training films", check(member, develop, held), flush=True)
         save_file({name: value.cpu() for name, value in member.state_dict().items()}, args.out / "reader.safetensors")
 
