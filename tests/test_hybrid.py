@@ -9,7 +9,7 @@ from transformers import DynamicCache, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from emrrg_core.config import Gate, HybridConfig
-from emrrg_core.hybrid import HybridDecoder, Look, Visual
+from emrrg_core.hybrid import MANY, HybridDecoder, Look, Visual
 
 GATES = list(Gate)
 WARM = [gate for gate in GATES if gate.has_warmup]
@@ -66,6 +66,26 @@ def test_a_fresh_scalar_gate_gives_exactly_the_plain_language_model(pair, make_l
     expected, got = steps(plain, ids(2)), steps(llm, ids(2), visual=visual)
     assert len(got) == LENGTH - 2
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_many_sequences_are_continued_as_the_plain_language_model_would_but_for_rounding(pair, make_llm, padded):
+    """Grouped self-attention, with and without positions that are held out; heads share keys, so a wrong order of heads would show."""
+    count = MANY + 1
+    plain = make_llm()
+    assert plain.config.num_attention_heads > plain.config.num_key_value_heads > 1
+    llm, hybrid = pair(Gate.WHOLE_DYNAMIC_TANH_WARMUP)
+    visual = hybrid.look_at(llm, noise(count, SEEN, WIDTH))
+    held = torch.ones(count, LENGTH, dtype=torch.long)
+    held[::2, 1] = 0 if padded else 1
+    logits = []
+    for model, call in ((plain, {}), (llm, {"visual": visual})):
+        cache = DynamicCache(config=model.config)
+        for start, stop in ((0, 3), (3, 4), (4, 5)):
+            mask = held[:, :stop] if padded else None
+            out = model(ids(count)[:, start:stop], attention_mask=mask, past_key_values=cache, use_cache=True, **call)
+        logits.append(out.logits)
+    torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("gate", WARM)
