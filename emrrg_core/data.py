@@ -137,10 +137,13 @@ def _box(values: Sequence[float]) -> tuple[float, float, float, float]:
     return x, y, width, height
 
 
-def development(studies: Sequence[Study]) -> tuple[list[Study], list[Study]]:
-    """A training split in what is learned from and what is kept for decisions: every tenth patient, in the order of a hash of their names."""
+def development(studies: Sequence[Study], every: int = 10, first: int = 0) -> tuple[list[Study], list[Study]]:
+    """A training split in what is learned from and what is kept for decisions: every tenth patient, in the order of a hash of their names.
+
+    For cross-validation: the parts that are held for first = 0 … every - 1 have no patient in common, and together they are all.
+    """
     patients = sorted({s.patient for s in studies}, key=lambda name: hashlib.sha256(name.encode()).digest())
-    held = set(patients[::10])
+    held = set(patients[first::every])
     return [s for s in studies if s.patient not in held], [s for s in studies if s.patient in held]
 
 

@@ -221,6 +221,32 @@ def test_both_stages_learn_and_the_second_goes_on_from_the_first(tmp_path, capsy
         reader.main([*common, "--stage", "labels", "--start", f"{tmp_path}/nowhere", "--out", f"{tmp_path}/never"])
 
 
+def test_every_patient_is_held_out_once_and_the_development_patients_never(tmp_path, monkeypatch, capsys):
+    films = patterns(tmp_path, 40)
+    (tmp_path / "recipe.toml").write_text(RECIPE.replace("steps = 30", "steps = 1"))
+    judged, shown = [], []
+    monkeypatch.setattr(reader, "check", lambda member, studies, films: judged.append({s.patient for s in studies}))
+    draw = reader.Draw
+    monkeypatch.setattr(
+        reader, "Draw", lambda learn, *a, **k: shown.append({s.patient for s in learn}) or draw(learn, *a, **k)
+    )
+    common = ["--recipe", f"{tmp_path}/recipe.toml", "--films", f"{films}", "--cache", f"{tmp_path}/cache"]
+    common += ["--stage", "labels", "--threads", "1"]
+    reader.main([*common, "--out", f"{tmp_path}/all"])
+    development = judged.pop()
+    assert development
+    assert development.isdisjoint(shown.pop())
+    for part in ("1/3", "2/3", "3/3"):
+        reader.main([*common, "--fold", part, "--out", f"{tmp_path}/{part[0]}"])
+    everyone = {f"{i}" for i in range(40)}
+    assert [len(judged[i] & judged[i - 1]) for i in range(3)] == [0, 0, 0]
+    assert set().union(*judged) == everyone - development
+    assert [judged[i] | shown[i] for i in range(3)] == [everyone - development] * 3
+    with pytest.raises(SystemExit):
+        reader.main([*common, "--fold", "4/3", "--out", f"{tmp_path}/never"])
+    assert "2/5 for example" in capsys.readouterr().err
+
+
 def test_a_recipe_without_the_stage_is_refused_by_what_it_has(tmp_path):
     (tmp_path / "recipe.toml").write_text(RECIPE.replace("[labels]", "[other]"))
     with pytest.raises(ConfigError, match=r"no section \[labels\].*contrast"):

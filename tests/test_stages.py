@@ -15,7 +15,7 @@ from emrrg_core import checkpoint
 from emrrg_core.checkpoint import read_config
 from tests import tiny
 from tests.phantom import make_phantom
-from train import average, finetune, limits, reader, warmup
+from train import average, finetune, limits, reader, readings, warmup
 
 RECIPE = Path(__file__).parent.parent / "train" / "recipes" / "small.toml"
 KINDS = (None, "nodule", None, "effusion", None, "opacity")
@@ -160,3 +160,25 @@ def test_the_checkpoint_is_the_recipes_model_and_can_be_given_its_average_film(m
     torch.testing.assert_close(shipped.second.labels.weight, torch.cat(taught, 1) / 2, rtol=1e-3, atol=1e-6)
     assert not torch.equal(*taught)  # another seed draws other films
     assert torch.equal(shipped.average_film, model.average_film)
+
+
+def test_what_the_checkpoint_reads_can_be_told_from_its_files_alone(made, capsys):
+    said = [
+        "--checkpoint",
+        f"{made}/small",
+        "--films",
+        f"{made}/films.jsonl",
+        "--cache",
+        f"{made}/cache",
+        "--threads",
+        "1",
+    ]
+    capsys.readouterr()
+    told = {}
+    for places in ("film", "both"):
+        assert readings.main([*said, "--places", places, "--json"]) == 0
+        told[places] = json.loads(capsys.readouterr().out)
+    assert told["film"]["films"] == 3  # of 24 phantoms, each its own patient
+    assert told["film"]["normal"] == told["both"]["normal"]  # whether anything is there is asked of the film alone
+    assert readings.main(said) == 0
+    assert "| drawn | films | told | correct |" in capsys.readouterr().out

@@ -19,11 +19,10 @@ from emrrg_core import checkpoint
 from emrrg_core.data import NO_FINDING, FilmCache, Study, development, read_studies
 from emrrg_core.errors import CheckpointError, ConfigError
 from emrrg_core.findings import LABELS
-from emrrg_core.language import prefers_bfloat16
 from emrrg_core.model import Emrrg
 from emrrg_core.signs import SecondReader, Signs
 from emrrg_core.stated import CHANNELS, IN_ANY_FILM, LIMITS
-from train.appearance import SEEN, evenly, fit_appearance, see_all
+from train.appearance import SEEN, evenly, fit_appearance, read_all
 from train.reader import weights_of
 
 ALARMS = 0.01  # share of a source's normal films in which a sign may be read that is not there
@@ -32,17 +31,9 @@ NEVER = 1.0  # the limit of a label that no film has: its reader has learned not
 _LOWEST, _HIGHEST = 0.05, 0.999
 
 
-@torch.inference_mode()
 def fit(model: Emrrg, studies: Sequence[Study], cache: FilmCache) -> Tensor:
     """The limits (len(LIMITS),) that these films ask for; the model is left in evaluation mode."""
-    read = []
-    for tokens in see_all(model, studies, cache):
-        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=prefers_bfloat16(tokens.device)):
-            read.append(model.read_signs(tokens))
-    signs = Signs(
-        *(torch.cat([getattr(s, name).float().cpu() for s in read]) for name in ("labels", "places", "appearance"))
-    )
-    return choose(signs, studies)
+    return choose(read_all(model, [cache[s] for s in studies]), studies)
 
 
 def choose(signs: Signs, studies: Sequence[Study]) -> Tensor:

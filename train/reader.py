@@ -2,10 +2,12 @@
 
     python -m train.reader --stage contrast --recipe train/recipes/small.toml --films FILMS.jsonl --out runs/contrast
     python -m train.reader --stage labels --start runs/contrast --seed 1 --recipe train/recipes/small.toml --films FILMS.jsonl --out runs/reader1
+    python -m train.reader --stage labels --start runs/contrast --fold 2/5 --recipe train/recipes/small.toml --films FILMS.jsonl --out runs/fold2
 
 `contrast` is SimCLR (Chen et al. 2020, arXiv 2002.05709): two crops of a film, mirrored, exposed and blurred anew, are to find each other among
 those of all other films of the step. Every film teaches, whether anything is known of it or not. `labels` goes on from there with the 14 labels and
-the projection (AP or PA), on films that are changed as little as another technician would. Nothing is drawn on them.
+the projection (AP or PA), on films that are changed as little as another technician would. Nothing is drawn on them. With `--fold` it learns
+without one part of the training patients and is judged on them (cross-validation); the development patients are left out of both.
 
 A source with normal and abnormal films in both projections is drawn so that the four are equally frequent: at some hospitals the projection tells
 who is ill. On a GPU the films and all that is done to them stay there.
@@ -30,7 +32,7 @@ from emrrg_core.findings import LABELS
 from emrrg_core.language import prefers_bfloat16
 from emrrg_core.vision import ConvolutionalStem
 from train.loop import Part, apart, train
-from train.warmup import area_under_curve, balanced_accuracy
+from train.warmup import told_apart
 
 FEWEST = 20  # films of each kind in each projection, before a source is drawn by both
 _PROJECTIONS = {"AP": 1.0, "AP Supine": 1.0, "PA": 0.0}
@@ -200,7 +202,7 @@ class Draw:
 
 @torch.inference_mode()
 def check(member: Member, studies: Sequence[Study], films: np.ndarray) -> dict[str, tuple[float, float]]:
-    """Normal against abnormal per source: the highest balanced accuracy of any limit, and the area under the curve."""
+    """Normal against abnormal as one reading of the member has it, see `warmup.told_apart`."""
     member.eval()
     device = member.projection.weight.device
     rows = []
@@ -208,15 +210,7 @@ def check(member: Member, studies: Sequence[Study], films: np.ndarray) -> dict[s
         with torch.autocast(device.type, torch.bfloat16, enabled=prefers_bfloat16(device)):
             images = images_of(torch.from_numpy(films[i : i + 32]).to(device).float())
             rows.append(member(images)[:, LABELS.index(NO_FINDING)].float().cpu())
-    score = -torch.cat(rows).numpy()
-    found = {}
-    for source in sorted({s.source for s in studies}):
-        mine = np.array([i for i, s in enumerate(studies) if s.source == source and s.abnormal is not None], int)
-        truth = np.array([bool(studies[i].abnormal) for i in mine], bool)
-        if truth.any() and not truth.all():
-            best = max(balanced_accuracy(truth, score[mine] >= limit) for limit in np.unique(score[mine]))
-            found[source] = (round(best, 3), round(area_under_curve(truth, score[mine]), 3))
-    return found
+    return told_apart(studies, -torch.cat(rows).numpy())
 
 
 def weights_of(folder: Path) -> dict[str, Tensor]:
@@ -227,6 +221,14 @@ def weights_of(folder: Path) -> dict[str, Tensor]:
     return load_file(path)
 
 
+def fold_of(text: str) -> tuple[int, int]:
+    """ "2/5" as (1, 5). Raises ArgumentTypeError for what is no part of a whole."""
+    part, _, whole = text.partition("/")
+    if part.isdecimal() and whole.isdecimal() and 1 <= int(part) <= int(whole) and int(whole) > 1:
+        return int(part) - 1, int(whole)
+    raise argparse.ArgumentTypeError(f"{text!r}: write which part of how many is held out, 2/5 for example")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stage", choices=("contrast", "labels"), required=True)
@@ -234,6 +236,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--films", type=Path, required=True)
     parser.add_argument("--start", type=Path, help="folder of the contrast")
     parser.add_argument("--seed", type=int, help="another seed than the recipe's, for another member")
+    parser.add_argument(
+        "--fold", type=fold_of, help="which part of the patients is held out, for cross-validation: 2/5"
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"))
     parser.add_argument("--workers", type=int, default=0, help="processes that decode films, the first time")
@@ -248,6 +253,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     studies = read_studies(args.films)
     cache = FilmCache(studies, args.cache, workers=args.workers)
     learn, develop = development([s for s in studies if s.split == "train"])
+    if args.fold:
+        learn, develop = development(learn, every=args.fold[1], first=args.fold[0])
     learn = [s for s in learn if s.source in run.sources]
     draw = Draw(learn, run.sources, run.seed, by_kind=args.stage == "labels")
     torch.manual_seed(run.seed)

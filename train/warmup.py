@@ -261,6 +261,31 @@ def area_under_curve(truth: np.ndarray, score: np.ndarray) -> float:
     return float((ranks[truth].sum() - positive * (positive + 1) / 2) / (positive * (len(truth) - positive)))
 
 
+def groups(studies: Sequence[Study]) -> dict[str, np.ndarray]:
+    """Numbers of the studies known to be normal or abnormal, by source, and within the projections of a source that has several ("nih_talo, AP")."""
+    found: dict[str, list[int]] = {}
+    for number, study in enumerate(studies):
+        if study.abnormal is not None:
+            found.setdefault(study.source, []).append(number)
+    for source, mine in sorted(found.items()):
+        views = sorted({studies[i].view or "" for i in mine} - {""})
+        if len(views) > 1:
+            found |= {f"{source}, {view}": [i for i in mine if studies[i].view == view] for view in views}
+    return {name: np.array(found[name], int) for name in sorted(found)}
+
+
+def told_apart(studies: Sequence[Study], score: np.ndarray) -> dict[str, tuple[float, float]]:
+    """Normal from abnormal by a score (n,) that is higher for abnormal films, in every one of `groups` that has both: the area under the curve,
+    and the highest balanced accuracy of any limit."""
+    result = {}
+    for name, mine in groups(studies).items():
+        truth, mine_score = np.array([bool(studies[i].abnormal) for i in mine]), score[mine]
+        if truth.any() and not truth.all():
+            best = max(balanced_accuracy(truth, mine_score >= limit) for limit in np.unique(mine_score))
+            result[name] = (round(area_under_curve(truth, mine_score), 3), round(best, 3))
+    return result
+
+
 @torch.inference_mode()
 def read_all(reader: Reader, studies: Sequence[Study], cache: FilmCache) -> Iterator[Signs]:
     """What the last reader says of every film, one batch of 32 at a time, in order, on the CPU."""
@@ -274,43 +299,27 @@ def read_all(reader: Reader, studies: Sequence[Study], cache: FilmCache) -> Iter
 
 
 def check(reader: Reader, studies: Sequence[Study], cache: FilmCache) -> dict[str, tuple[float, float]]:
-    """Normal against abnormal per source: balanced accuracy at probability one half, and area under the curve."""
-    result = {}
-    normal = torch.cat([signs.labels for signs in read_all(reader, studies, cache)])[
-        :, LABELS.index(NO_FINDING)
-    ].numpy()
-    for source in sorted({s.source for s in studies}):
-        mine = np.array([i for i, s in enumerate(studies) if s.source == source and s.abnormal is not None], int)
-        truth = np.array([bool(studies[i].abnormal) for i in mine])
-        if len(truth) and not truth.all() and truth.any():
-            score = -normal[mine]
-            result[source] = (
-                round(balanced_accuracy(truth, score > 0), 3),
-                round(area_under_curve(truth, score), 3),
-            )
-    return result
+    """Normal against abnormal as the reader has it, see `told_apart`."""
+    read = torch.cat([signs.labels for signs in read_all(reader, studies, cache)])
+    return told_apart(studies, -read[:, LABELS.index(NO_FINDING)].numpy())
 
 
 def seen_lungs(reader: Reader, studies: Sequence[Study], cache: FilmCache) -> dict[str, np.ndarray]:
     """Lung masks (s, s) bool as the reader sees them, of the studies where it sees two lungs."""
-    masks: dict[str, np.ndarray] = {}
-    names = [s.id for s in studies]
-    for signs in read_all(reader, studies, cache):
-        both = signs.places[..., :2].amax(-1).sigmoid().numpy()
-        for row in both:
-            grid = round(len(row) ** 0.5)
-            large = cv2.resize(row.reshape(grid, grid), (cache.size, cache.size), interpolation=cv2.INTER_CUBIC)
-            name = names[len(masks)]
-            masks[name] = large >= 0.5
-    kept = {}
-    for name, mask in masks.items():
-        try:
-            right, left = split_lungs(mask)
-        except ValueError:
-            continue
-        if mask.mean() > 0.08:
-            kept[name] = right | left
-    return kept
+    rows = [row for signs in read_all(reader, studies, cache) for row in signs.places.sigmoid().numpy()]
+    masks = {study.id: lungs_of(row, cache.size) for study, row in zip(studies, rows, strict=True)}
+    return {name: mask for name, mask in masks.items() if mask is not None}
+
+
+def lungs_of(places: np.ndarray, size: int) -> np.ndarray | None:
+    """Both lungs (size, size) bool, by the probabilities of the patches (g², 5), in the order of PLACES; None where they do not show two."""
+    grid = round(len(places) ** 0.5)
+    both = cv2.resize(places[:, :2].max(1).reshape(grid, grid), (size, size), interpolation=cv2.INTER_CUBIC) >= 0.5
+    try:
+        right, left = split_lungs(both)
+    except ValueError:
+        return None
+    return right | left if both.mean() > 0.08 else None
 
 
 def main(argv: Sequence[str] | None = None) -> None:
