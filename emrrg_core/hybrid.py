@@ -187,11 +187,8 @@ def hybrid_attention(
 
     Raises RuntimeError when the call brings no film: a hybrid decoder never runs blind.
     """
-    if query.shape[0] > MANY and query.shape[2] == 1:
-        # the next token of many drafts: one query a head, so those of a group stand in a row before the keys that they share
-        grouped = query.reshape(*key.shape[:2], -1, query.shape[-1])  # (b, kv_heads, heads / kv_heads, k)
-        a = F.scaled_dot_product_attention(grouped, key, value, attention_mask, dropout, scale=scaling)
-        a = a.reshape(query.shape).transpose(1, 2)  # (b, 1, heads, k)
+    if query.shape[0] > MANY and query.shape[2] == 1 and not module.training:
+        a = grouped_self(query, key, value, attention_mask, scaling).transpose(1, 2)  # (b, 1, heads, k)
     else:
         a, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
@@ -206,14 +203,8 @@ def hybrid_attention(
     keys, values = visual.keys_values[index]
     if keys.shape[0] != query.shape[0]:
         raise RuntimeError(f"{query.shape[0]} sequences look at {keys.shape[0]} films: repeat the films for the beams")
-    # the heads of a group share their keys: all their queries meet them at once, and no key is copied for every head
-    grouped = query.reshape(*keys.shape[:2], -1, layer.head_dim)  # (b, kv_heads, heads / kv_heads · l, k)
-    scores = (grouped @ keys.transpose(-1, -2)).float() * layer.head_dim**-0.5
-    if visual.mask is not None:
-        # a sample that may see nothing gets no NaN but a context that is taken away below
-        scores = scores.masked_fill(~visual.mask[:, None, None, :], torch.finfo(scores.dtype).min)
-    weights = scores.softmax(-1)
-    ctx = (F.dropout(weights, dropout, module.training).to(values.dtype) @ values).view_as(query)  # (b, heads, l, k)
+    drop = dropout if module.training else 0.0
+    ctx, weights = grouped_film(query, keys, values, layer.head_dim**-0.5, visual.mask, drop)
     mixed, gate = layer.mix(a, ctx.transpose(1, 2))  # (b, l, heads, k), (b, l, heads)
     looking = _looking(visual, a)
     if looking is not None:
@@ -228,6 +219,34 @@ def hybrid_attention(
         )  # differentiable: training may guide where sentences look
         visual.looks.append(Look(index, gate.float().mean(-1), seen))
     return mixed.to(a.dtype), None
+
+
+def grouped_self(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, scaling: float | None = None
+) -> Tensor:
+    """Self-attention of one token a sequence, for generation: query (b, heads, 1, k); key, value (b, kv_heads, l, k); mask (b, 1, 1, l). Like query.
+
+    The queries of the heads that share a key stand in a row before it, instead of each before a copy.
+    """
+    grouped = query.reshape(*key.shape[:2], -1, query.shape[-1])  # (b, kv_heads, heads / kv_heads, k)
+    return F.scaled_dot_product_attention(grouped, key, value, mask, scale=scaling).reshape(query.shape)
+
+
+def grouped_film(
+    query: Tensor, keys: Tensor, values: Tensor, scaling: float, mask: Tensor | None = None, dropout: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """What queries (b, heads, l, k) see of keys and values (b, kv_heads, v, k): context like query, weights (b, heads, l, v) float32, sum 1.
+
+    As `grouped_self`, with weights that can be shown. mask: (b, v) bool, see Visual. A sample that may see nothing gets no NaN but a mean, which
+    its caller takes away.
+    """
+    grouped = query.reshape(*keys.shape[:2], -1, query.shape[-1])  # (b, kv_heads, heads / kv_heads · l, k)
+    scores = (grouped @ keys.transpose(-1, -2)).float() * scaling
+    if mask is not None:
+        scores = scores.masked_fill(~mask[:, None, None, :], torch.finfo(scores.dtype).min)
+    weights = scores.softmax(-1)
+    context = F.dropout(weights, dropout, dropout > 0).to(values.dtype) @ values
+    return context.view_as(query), weights.view(*query.shape[:3], -1)
 
 
 def _looking(visual: Visual, a: Tensor) -> Tensor | None:
