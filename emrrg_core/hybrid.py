@@ -183,7 +183,7 @@ def hybrid_attention(
     """Self-attention, and in hybrid layers the gated look at the film. transformers calls it; query is (b, heads, l, k), after rotation.
 
     Self-attention is the language model's own to the last bit, but for the next token of more than MANY sequences: there it is grouped, which is
-    three to five times as fast on a CPU and differs by rounding (docs/experiments.md 27).
+    about three times as fast on a CPU and differs by rounding (docs/experiments.md 27).
 
     Raises RuntimeError when the call brings no film: a hybrid decoder never runs blind.
     """
