@@ -48,3 +48,8 @@ def test_the_page_of_results_is_printed_from_the_card_of_the_shipped_checkpoint(
         assert card["checkpoint_sha256"][:12] in text
         for source in ("kermany", "nih_talo", "covidrad", "overall"):
             assert results.cell(card["scores"][source]["normal_balanced_accuracy"]) in text
+    drawn = card["scores"]["simulated"]
+    side, told = (f"{round(s['value'] * s['n'])} of {s['n']}" for s in (drawn["side"], drawn["found"]))
+    for page in ("README.md", "MODEL_CARD.md", "docs/guide.md"):  # said by hand, of the same card
+        assert side in (ROOT / page).read_text(), page
+    assert told in (ROOT / "docs/guide.md").read_text()
