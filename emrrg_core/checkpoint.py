@@ -87,6 +87,17 @@ def fingerprint(directory: Path | str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def settings_fingerprint(directory: Path | str) -> str:
+    """SHA-256 of what config.json says of the model, hexadecimal: the same weights draft otherwise under other settings.
+
+    Of the object "model" as JSON with sorted keys and no spaces. Raises CheckpointError as `read_config` does.
+    """
+    read_config(directory)
+    content = json.loads((Path(directory) / _CONFIG).read_text(encoding="utf-8"))
+    settings = json.dumps(content["model"], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(settings.encode()).hexdigest()
+
+
 def load(
     directory: Path | str, *, language_model: str | Path | None = None, device: str = "cpu", download: bool = True
 ) -> tuple[Emrrg, LanguageModel]:

@@ -68,6 +68,7 @@ class Reporter:
         names = {
             "checkpoint": directory.absolute().name,
             "checkpoint_sha256": checkpoints.fingerprint(directory),
+            "settings_sha256": checkpoints.settings_fingerprint(directory),
             "language_model": language.name,
             "language_model_sha256": language.sha256,
         }

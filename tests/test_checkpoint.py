@@ -103,6 +103,22 @@ def test_the_fingerprint_is_that_of_the_weights(folder, checkpoint):
     assert checkpoints.fingerprint(folder) != checkpoints.fingerprint(checkpoint)
 
 
+def test_the_settings_have_a_fingerprint_of_their_own(folder, checkpoint):
+    """Of what is said of the model, in whatever order, and of nothing else: not of the recipe that trained it."""
+    before = checkpoints.settings_fingerprint(checkpoint)
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"model": dict(reversed(config["model"].items())), "training": {"steps": 9}}))
+    assert checkpoints.settings_fingerprint(folder) == before
+    config["model"]["hybrid"]["warmup_start"] += 0.25
+    path.write_text(json.dumps(config))
+    assert checkpoints.settings_fingerprint(folder) != before
+    assert checkpoints.fingerprint(folder) == checkpoints.fingerprint(checkpoint)
+    path.unlink()
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
+        checkpoints.settings_fingerprint(folder)
+
+
 # ------------------------------------------------------------------------------------------------------------ atomic
 
 

@@ -86,6 +86,7 @@ def test_draft_as_json_prints_one_object_with_everything_in_it(run, films, check
     assert [(film["height"], film["width"]) for film in data["films"]] == [(140, 190), (201, 150)]
     assert any("MONOCHROME1" in step for step in data["films"][1]["steps"])
     assert data["model"]["checkpoint_sha256"] == checkpoints.fingerprint(checkpoint)
+    assert data["model"]["settings_sha256"] == checkpoints.settings_fingerprint(checkpoint)
     assert data["seed"] == data["decoding"]["seed"] == 0
     assert set(data["timings"]) == {"encode", "write", "total"}
     assert data["sentences"]

@@ -130,7 +130,7 @@ def test_every_score_is_there_for_every_source_and_baseline_and_a_seed_repeats_i
     assert constant["distinct"]["value"] == 1 / 8
     assert constant["normal_balanced_accuracy"]["value"] == 0.5
     again = card(capsys, *asked[:-2])
-    for name in ("scores", "baselines", "checkpoint_sha256", "seed"):
+    for name in ("scores", "baselines", "checkpoint_sha256", "settings_sha256", "seed"):
         assert again[name] == found[name], name
     tables = results.tables(found)
     lines = tables.splitlines()

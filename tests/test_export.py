@@ -466,7 +466,13 @@ def test_a_diagnostic_report_names_the_study_by_the_headers_uids_and_the_softwar
     (series,) = study["series"]
     assert series["uid"] == source.SeriesInstanceUID
     assert series["instance"][0]["uid"] == source.SOPInstanceUID
-    assert draft.model["checkpoint_sha256"] in [row["value"] for row in contained["Device"]["version"]]
+    versions = {row["value"] for row in contained["Device"]["version"]}
+    assert {draft.model["checkpoint_sha256"], draft.model["settings_sha256"]} <= versions
+    older = replace(
+        draft, model={k: v for k, v in draft.model.items() if k != "settings_sha256"}
+    )  # of an earlier version
+    written = diagnostic_report(edited(older), older, release=release, sources=[source])
+    assert draft.model["settings_sha256"] not in written
     assert contained["Provenance"]["agent"][0]["who"]["reference"] == f"#{contained['Device']['id']}"
     assert draft.films[0].sha256 in contained["Provenance"]["entity"][0]["what"]["display"]
 

@@ -5,6 +5,7 @@ import json
 import logging
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from importlib import resources
 from io import BytesIO
@@ -25,6 +26,7 @@ from pydicom.tag import Tag
 from pydicom.uid import BasicTextSRStorage, EncapsulatedPDFStorage, SecondaryCaptureImageStorage
 
 from emrrg_core.errors import FilmError
+from emrrg_core.export.dicom import device_uid
 from emrrg_core.export.dicom_capture import to_dicom_capture
 from emrrg_core.export.dicom_pdf import to_dicom_pdf
 from emrrg_core.export.dicom_sr import Reader, to_dicom_sr
@@ -43,6 +45,7 @@ SENTENCES = (
 MODEL = {
     "checkpoint": "tiny",
     "checkpoint_sha256": "ab" * 32,
+    "settings_sha256": "ef" * 32,
     "language_model": "tiny-llama",
     "language_model_sha256": "cd" * 32,
 }
@@ -588,3 +591,12 @@ def test_highdicom_is_not_imported_before_a_report_is_exported():
         body = ast.parse(path.read_text(encoding="utf-8")).body
         early = [ast.unparse(node) for node in body if isinstance(node, (ast.Import, ast.ImportFrom))]
         assert not [line for line in early if "highdicom" in line], path.name
+
+
+def test_a_device_is_its_weights_under_their_settings(film):
+    draft = drafted(film())
+    assert device_uid(draft) == device_uid(drafted(film(seed=4)))
+    older = {name: value for name, value in MODEL.items() if name != "settings_sha256"}
+    others = [older, MODEL | {"settings_sha256": "01" * 32}, MODEL | {"checkpoint_sha256": "01" * 32}]
+    uids = {device_uid(draft), *(device_uid(replace(draft, model=model)) for model in others)}
+    assert len(uids) == 4

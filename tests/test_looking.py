@@ -60,7 +60,16 @@ def test_the_command_prints_one_card_and_refuses_in_a_line(checkpoint, listing, 
     assert main([*asked, "--json"]) == 0
     card = json.loads(capsys.readouterr().out)
     assert card["n"] == 2
-    assert card.keys() >= {"checkpoint_sha256", "split", "command", "quantiles", "separation", "best", "in_use"}
+    assert card.keys() >= {
+        "checkpoint_sha256",
+        "settings_sha256",
+        "split",
+        "command",
+        "quantiles",
+        "separation",
+        "best",
+        "in_use",
+    }
     assert main(asked) == 0
     assert "threshold" in capsys.readouterr().out
     assert main([*asked, "--split", "nowhere"]) == 2

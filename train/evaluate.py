@@ -702,6 +702,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     card = {
         "schema": "emrrg.evaluation/1",
         "checkpoint_sha256": checkpoint.fingerprint(args.checkpoint),
+        "settings_sha256": checkpoint.settings_fingerprint(args.checkpoint),
         "films": args.films.name,
         "split": args.split,
         "limit": args.limit,

@@ -119,6 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     card = {
         "schema": "emrrg.looking/1",
         "checkpoint_sha256": checkpoint.fingerprint(args.checkpoint),
+        "settings_sha256": checkpoint.settings_fingerprint(args.checkpoint),
         "films": args.films.name,
         "split": args.split,
         "command": "python -m train.looking " + " ".join(argv if argv is not None else sys.argv[1:]),

@@ -189,11 +189,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EmrrgError as error:
         print(f"emrrg: {error}", file=sys.stderr)
         return 2
-    print(
-        json.dumps({"checkpoint_sha256": checkpoint.fingerprint(args.checkpoint), **found}, indent=1)
-        if args.json
-        else tables(found)
-    )
+    named = {"checkpoint_sha256": checkpoint.fingerprint(args.checkpoint), "mirrored": model.config.signs.mirrored}
+    print(json.dumps(named | found, indent=1) if args.json else tables(found))
     return 0
 
 

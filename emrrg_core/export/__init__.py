@@ -102,6 +102,7 @@ def facts_of_model(draft: Draft) -> list[tuple[str, str]]:
     named = {
         "checkpoint": "Checkpoint",
         "checkpoint_sha256": "Its SHA-256",
+        "settings_sha256": "SHA-256 of its settings",
         "language_model": "Language model",
         "language_model_sha256": "Its SHA-256",
     }

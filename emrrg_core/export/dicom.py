@@ -131,8 +131,11 @@ def document(kind: Kind, origin: Origin, draft: Draft, at: datetime) -> Dataset:
 
 
 def device_uid(draft: Draft) -> str:
-    """Of the device that drafted: the same for the same weights."""
-    return _uid("device", draft.model.get("checkpoint_sha256", ""), draft.model.get("language_model_sha256", ""))
+    """Of the device that drafted: the same for the same weights under the same settings."""
+    parts = [draft.model.get("checkpoint_sha256", ""), draft.model.get("language_model_sha256", "")]
+    if settings := draft.model.get("settings_sha256"):  # drafts made before this key came have none
+        parts.append(settings)
+    return _uid("device", *parts)
 
 
 def reference(header: Dataset) -> Dataset:

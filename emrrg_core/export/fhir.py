@@ -149,6 +149,8 @@ def _device(draft: Draft, release: str) -> dict[str, Any]:
         f"SHA-256 of checkpoint {draft.model['checkpoint']}": draft.model["checkpoint_sha256"],
         f"SHA-256 of language model {draft.model['language_model']}": draft.model["language_model_sha256"],
     }
+    if settings := draft.model.get("settings_sha256"):  # drafts made before this key came have none
+        versions[f"SHA-256 of the settings of {draft.model['checkpoint']}"] = settings
     return {
         "resourceType": "Device",
         "id": "emrrg",
