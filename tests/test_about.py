@@ -74,7 +74,7 @@ def test_what_is_missing_is_told_and_the_rest_is_shown(tmp_path: Path, monkeypat
     page = built(tmp_path)
     for name in (about.CARD, about.RECIPES, about.DRAWING):
         assert f"{name} is not here" in page
-    assert "is not here" in about.validated(about.text_of(about.RESULTS), "0" * 64)
+    assert "is not here" in about.validated(about.text_of(about.RESULTS), "0" * 64, "1" * 64)
     assert about.facts()["intended_use"]["Indication"] in page
 
 
@@ -129,13 +129,16 @@ def test_results_are_shown_only_for_the_checkpoint_that_they_were_measured_on() 
     results = about.text_of(about.RESULTS)
     assert results is not None
     card = json.loads(results)
-    page = about.validated(results, card["checkpoint_sha256"])
+    page = about.validated(results, card["checkpoint_sha256"], card["settings_sha256"])
     for source, scores in card["scores"].items():
         assert f'<th scope="row">{source}</th>' in page
         score = scores["distinct"]
         assert f"{score['value']:.2f}<small>[{score['low']:.2f}, {score['high']:.2f}] · {score['n']}</small>" in page
     assert card["command"] in page
-    other = about.validated(results, "ab" * 32)
+    changed = about.validated(results, card["checkpoint_sha256"], "ab" * 32)
+    assert "under other settings" in changed
+    assert "<table" not in changed
+    other = about.validated(results, "ab" * 32, card["settings_sha256"])
     assert "abababababab" in other
     assert "has no results here" in other
     assert "<table" not in other

@@ -8,7 +8,7 @@ import pytest
 from phantom import make_phantom
 
 import emrrg_core.reporter
-from emrrg_core.checkpoint import fingerprint
+from emrrg_core.checkpoint import fingerprint, settings_fingerprint
 from train import results
 
 ROOT = Path(__file__).parent.parent
@@ -41,7 +41,9 @@ def test_every_file_that_the_documents_link_to_exists():
 
 def test_the_page_of_results_is_printed_from_the_card_of_the_shipped_checkpoint():
     card = json.loads((ROOT / "docs/results/small.json").read_text())
-    assert card["checkpoint_sha256"] == fingerprint(ROOT / "assets/checkpoints/small")
+    shipped = ROOT / "assets/checkpoints/small"
+    assert card["checkpoint_sha256"] == fingerprint(shipped)
+    assert card["settings_sha256"] == settings_fingerprint(shipped)
     assert results.tables(card) in (ROOT / "docs/results.md").read_text()
     for page in ("README.md", "MODEL_CARD.md"):  # the rows that they repeat
         text = (ROOT / page).read_text()

@@ -78,7 +78,9 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]") -> None:
         else:
             return (
                 _section("What is trained, what is frozen", _names(model.names) + counted(model.parameters())),
-                _section("Validation", validated(results, model.names["checkpoint_sha256"])),
+                _section(
+                    "Validation", validated(results, model.names["checkpoint_sha256"], model.names["settings_sha256"])
+                ),
                 _card_of(card, model.names["checkpoint_sha256"]),
             )
         return _section("What is trained, what is frozen", words), _section("Validation", words), ""
@@ -134,8 +136,8 @@ def counted(counts: "Counts") -> str:
     )
 
 
-def validated(results: str | None, sha256: str) -> str:
-    """The validation table, if it belongs to this checkpoint. results: text of an emrrg.evaluation/1 card."""
+def validated(results: str | None, sha256: str, settings: str) -> str:
+    """The validation table, if it belongs to these weights under these settings. results: text of an emrrg.evaluation/1 card."""
     if results is None:
         return _missing(RESULTS)
     card = json.loads(results)
@@ -143,6 +145,11 @@ def validated(results: str | None, sha256: str) -> str:
         return _plain(
             f"The loaded checkpoint ({sha256[:12]}…) has no results here: those in {RESULTS} belong to another "
             f"({card['checkpoint_sha256'][:12]}…). Measure it with python -m train.evaluate."
+        )
+    if card.get("settings_sha256", settings) != settings:  # cards made before this key came have none
+        return _plain(
+            f"The loaded checkpoint has no results here: those in {RESULTS} are of the same weights under other settings (config.json). "
+            "Measure it with python -m train.evaluate."
         )
     sources = sorted(card["scores"], key=lambda source: (source == "overall", source))
     head = "".join(f'<th scope="col">{html.escape(title)}</th>' for title in METRICS.values())
@@ -173,7 +180,9 @@ def _score(found: dict[str, Any] | None) -> str:
 def _names(names: dict[str, str]) -> str:
     pairs = (("Checkpoint", "checkpoint"), ("Language model", "language_model"))
     return _rows(
-        {title: f"{names[key]}, SHA-256 {names[f'{key}_sha256']}" for title, key in pairs}, kind="rr-facts rr-hashes"
+        {title: f"{names[key]}, SHA-256 {names[f'{key}_sha256']}" for title, key in pairs}
+        | {"Settings": f"SHA-256 {names['settings_sha256']}"},
+        kind="rr-facts rr-hashes",
     )
 
 
