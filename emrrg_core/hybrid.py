@@ -23,7 +23,7 @@ from transformers.masking_utils import sdpa_mask
 from emrrg_core.config import Gate, HybridConfig
 
 ATTENTION = "emrrg_hybrid"  # the name under which the language model finds hybrid_attention
-MANY = 8  # sequences (two a draft with contrast) from which on self-attention of the next token is grouped
+MANY = 8  # sequences (two a draft with contrast) above which self-attention of the next token is grouped
 
 
 class HybridLayer(nn.Module):
@@ -214,9 +214,7 @@ def hybrid_attention(
         strength = gate.float().abs()
         share = strength / strength.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
         share = torch.where(strength.sum(-1, keepdim=True) > 0, share, torch.full_like(share, 1 / layer.heads))
-        seen = torch.einsum(
-            "blh,bhlv->blv", share, weights.view(*query.shape[:3], -1)
-        )  # differentiable: training may guide where sentences look
+        seen = torch.einsum("blh,bhlv->blv", share, weights)  # differentiable: training may guide where sentences look
         visual.looks.append(Look(index, gate.float().mean(-1), seen))
     return mixed.to(a.dtype), None
 

@@ -99,7 +99,7 @@ def placed(name: str, regions: Tensor, apart: float = torch.inf) -> tuple[str, s
     strongest = mine.amax(1)
     if strongest.max() < _PLACED:
         return "", ""
-    if strongest.min() >= _PRESENT and strongest.logit().diff().abs().item() <= apart:
+    if strongest.min() >= _PRESENT and strongest.logit(eps=1e-6).diff().abs().item() <= apart:
         return "bilateral", third_of(name, mine.amax(0))
     side = int(strongest[1] > strongest[0])
     return SIDES[1 + side], third_of(name, mine[side])

@@ -395,3 +395,9 @@ def test_whether_something_is_there_is_asked_of_the_film_alone():
     there, nothing = film({(3, 1, 0): HIGH}), film()
     assert [str(fact) for fact in facts(twice(there, nothing), HALF, 3)[0]] == ["nodule"]
     assert facts(twice(nothing, there), HALF, 3)[0] == []
+
+
+@pytest.mark.parametrize("apart", [torch.inf, 1.0])
+def test_lungs_that_are_read_as_surely_as_a_number_can_say_are_both_named(apart):
+    """A probability of 1 has no finite logit, and the difference of two of them is no number."""
+    assert placed("pneumonia", torch.ones(3, 2, 3), apart) == ("bilateral", "")
