@@ -10,6 +10,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from emrrg_core.config import Gate, HybridConfig
 from emrrg_core.hybrid import MANY, HybridDecoder, Look, Visual
+from tests.rounding import assert_alike
 
 GATES = list(Gate)
 WARM = [gate for gate in GATES if gate.has_warmup]
@@ -85,7 +86,7 @@ def test_many_sequences_are_continued_as_the_plain_language_model_would_but_for_
             mask = held[:, :stop] if padded else None
             out = model(ids(count)[:, start:stop], attention_mask=mask, past_key_values=cache, use_cache=True, **call)
         logits.append(out.logits)
-    torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-5)
+    assert_alike(*logits[::-1], llm)
 
 
 @pytest.mark.parametrize("gate", WARM)
@@ -218,7 +219,7 @@ def test_a_hybrid_layer_computes_the_published_formula(pair, gate):
     text, seen = noise(2, LENGTH, WIDTH), noise(2, SEEN, WIDTH, seed=6)
     got = llm.model(inputs_embeds=text, visual=hybrid.look_at(llm, seen)).last_hidden_state
     expected = torch.stack([llm.model.norm(reference(llm, hybrid, 0, h, v)) for h, v in zip(text, seen, strict=True)])
-    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    assert_alike(got, expected, llm, hybrid)
 
 
 def test_keys_start_as_copies_of_the_layers_own_head_by_head(pair):
@@ -243,8 +244,8 @@ def test_keys_of_a_family_with_biases_are_copied_with_their_biases(make_llm):
         n = noise(1, SEEN, WIDTH)
         attention = llm.model.layers[i].self_attn
         keys, values = layer.keys_values(n)
-        torch.testing.assert_close(keys.transpose(1, 2).flatten(2), attention.k_proj(n))
-        torch.testing.assert_close(values.transpose(1, 2).flatten(2), attention.v_proj(n))
+        assert_alike(keys.transpose(1, 2).flatten(2), attention.k_proj(n), attention.k_proj)
+        assert_alike(values.transpose(1, 2).flatten(2), attention.v_proj(n), attention.v_proj)
 
 
 @pytest.mark.parametrize(("every_n", "expected"), [(0, []), (1, [0, 1, 2, 3]), (2, [0, 2]), (3, [0, 3]), (8, [0])])
@@ -321,7 +322,7 @@ def test_a_masked_visual_token_is_not_seen(pair):
     fewer = llm(ids(1), visual=hybrid.look_at(llm, seen[:, :3])).logits
     looks: list[Look] = []
     masked = llm(ids(1), visual=hybrid.look_at(llm, seen, mask).at(looks=looks)).logits
-    torch.testing.assert_close(masked, fewer, rtol=1e-4, atol=1e-5)
+    assert_alike(masked, fewer, llm, hybrid)
     assert not any(look.attention[..., 3:].any() for look in looks)
 
 
@@ -332,7 +333,7 @@ def test_padding_in_a_batch_does_not_change_a_samples_logits(pair):
     real[0, 4:] = False
     batch = llm(tokens, attention_mask=real.long(), visual=hybrid.look_at(llm, seen).at(real)).logits
     alone = llm(tokens[:1, :4], visual=hybrid.look_at(llm, seen[:1])).logits
-    torch.testing.assert_close(batch[:1, :4], alone, rtol=1e-4, atol=1e-5)
+    assert_alike(batch[:1, :4], alone, llm, hybrid)
 
 
 def test_repeated_films_serve_the_beams_of_each_sample(pair):
@@ -340,7 +341,7 @@ def test_repeated_films_serve_the_beams_of_each_sample(pair):
     seen, tokens = noise(2, SEEN, WIDTH), ids(6)
     beams = llm(tokens, visual=hybrid.look_at(llm, seen).repeat(3)).logits
     each = llm(tokens, visual=hybrid.look_at(llm, seen.repeat_interleave(3, 0))).logits
-    torch.testing.assert_close(beams, each, rtol=1e-4, atol=1e-5)
+    assert_alike(beams, each, llm, hybrid)
 
 
 def test_selected_films_come_in_the_order_asked_for_with_their_masks(pair):

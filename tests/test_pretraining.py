@@ -25,6 +25,7 @@ from emrrg_core.pretraining import (
 from emrrg_core.scan import available_backends
 from emrrg_core.vision import DIRECTIONS, VisionMamba
 from tests.phantom import LESIONS, make_phantom
+from tests.rounding import assert_alike, rounding
 from train.pretrain import Order, ViewConfig, main, settings, view
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,7 +64,7 @@ def test_prediction_loss_and_gradients_are_those_of_the_authors_classes(backend,
         torch.testing.assert_close(model.state_dict()[fixed], weights[fixed], rtol=0, atol=1e-5)
     model.load_state_dict(weights, strict=True)
     predicted = model(golden["image"])
-    torch.testing.assert_close(predicted, golden["prediction"], rtol=0, atol=1e-4)
+    assert_alike(predicted, golden["prediction"], model)  # written on another machine
     loss = model.loss(predicted, golden["image"])
     assert loss.item() == pytest.approx(loss_of_the_authors, abs=1e-4)
     loss.backward()
@@ -200,7 +201,7 @@ def test_positions_are_resized_and_the_class_token_gets_zeros_in_the_middle(tiny
     expected = (torch.arange(8.0) + 0.5) * 6 / 8 - 0.5
     # cubic: between the old columns it swings a little, and at the border it is bent
     torch.testing.assert_close(rows[4, 2:6, 0], expected[2:6], rtol=0, atol=0.05)
-    torch.testing.assert_close(rows[0], rows[-1], rtol=0, atol=1e-6)
+    torch.testing.assert_close(rows[0], rows[-1], rtol=0, atol=rounding(6, 16))  # of 4 × 4 old patches each
 
 
 def test_what_stage_1_does_not_have_starts_anew_and_always_the_same(tiny):
