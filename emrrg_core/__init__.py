@@ -11,7 +11,7 @@ if _typing.TYPE_CHECKING:
     from emrrg_core.config import DecodeConfig
     from emrrg_core.consistency import Contradiction, Flag, Row, contradictions, findings_table, flags
     from emrrg_core.errors import CheckpointError, ConfigError, DataError, EmrrgError, FilmError, LanguageModelError
-    from emrrg_core.evidence import Looking, Why, gate_figure, heat_map, overlay
+    from emrrg_core.evidence import Looking, Why, gate_figure, heat_map, lay_over, overlay
     from emrrg_core.export import KeyImage, version
     from emrrg_core.export.dicom import origin
     from emrrg_core.export.dicom_capture import to_dicom_capture
@@ -23,7 +23,8 @@ if _typing.TYPE_CHECKING:
     from emrrg_core.export.provenance import to_json
     from emrrg_core.export.text import to_text
     from emrrg_core.films import Film, read_film
-    from emrrg_core.findings import read_report, sentences
+    from emrrg_core.finding_tokens import Finding
+    from emrrg_core.findings import is_abnormal, read_report, sentences
     from emrrg_core.looks import Looks
     from emrrg_core.parameters import Counts
     from emrrg_core.report import DISCLAIMER, Choice, Difference, Draft, Edit, Line, Piece, Report, Sentence, as_text
@@ -57,6 +58,7 @@ __all__ = [
     "Fill",
     "Film",
     "FilmError",
+    "Finding",
     "Flag",
     "KeyImage",
     "LanguageModelError",
@@ -89,6 +91,8 @@ __all__ = [
     "flags",
     "gate_figure",
     "heat_map",
+    "is_abnormal",
+    "lay_over",
     "origin",
     "overlay",
     "read_cases",
@@ -116,7 +120,7 @@ _HOMES = {
     "config": {"DecodeConfig"},
     "consistency": {"Contradiction", "Flag", "Row", "contradictions", "findings_table", "flags"},
     "errors": {"CheckpointError", "ConfigError", "DataError", "EmrrgError", "FilmError", "LanguageModelError"},
-    "evidence": {"Looking", "Why", "gate_figure", "heat_map", "overlay"},
+    "evidence": {"Looking", "Why", "gate_figure", "heat_map", "lay_over", "overlay"},
     "export": {"KeyImage", "version"},
     "export.dicom": {"origin"},
     "export.dicom_capture": {"to_dicom_capture"},
@@ -128,7 +132,8 @@ _HOMES = {
     "export.provenance": {"to_json"},
     "export.text": {"to_text"},
     "films": {"Film", "read_film"},
-    "findings": {"read_report", "sentences"},
+    "finding_tokens": {"Finding"},
+    "findings": {"is_abnormal", "read_report", "sentences"},
     "looks": {"Looks"},
     "parameters": {"Counts"},
     "report": {"DISCLAIMER", "Choice", "Difference", "Draft", "Edit", "Line", "Piece", "Report", "Sentence", "as_text"},

@@ -1,4 +1,5 @@
-"""Checkpoints: a folder with config.json and model.safetensors (float16), all of it ours; the language model stays in its own folder.
+"""Checkpoints: a folder with config.json and model.safetensors (float16, the calibration float32: a threshold must not move), all of it ours;
+the language model stays in its own folder.
 
 Saved aside and renamed, so a folder is whole or not there. Loaded strictly: every key is expected and every expected key is there.
 """
@@ -21,12 +22,14 @@ from emrrg_core.errors import CheckpointError, ConfigError
 from emrrg_core.language import LanguageModel, load_language_model
 from emrrg_core.model import Emrrg
 
-SCHEMA = "emrrg.checkpoint/1"
+SCHEMA = "emrrg.checkpoint/2"
+_EARLIER = "emrrg.checkpoint/1"
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
+_EXACT = "calibration."  # kept in float32
 
 
 def save(model: Emrrg, directory: Path | str, *, language: dict[str, Any], training: dict[str, Any]) -> Path:
-    """Write the model's own weights (float16) and everything needed to build it again; returns the folder.
+    """Write the model's own weights (float16, the calibration float32) and everything needed to build it again; returns the folder.
 
     language: what the weights were trained beside (name, hash). training: free notes (data, steps, seed). An existing folder is replaced
     only once the new one is whole. Raises CheckpointError when a weight is not finite in float16.
@@ -34,10 +37,12 @@ def save(model: Emrrg, directory: Path | str, *, language: dict[str, Any], train
     directory = Path(directory)
     tensors: dict[str, Tensor] = {}
     for name, value in model.own_state().items():
-        half = value.detach().to("cpu", torch.float16).contiguous()
-        if not torch.isfinite(half).all():
-            raise CheckpointError(f"{name} has values that float16 cannot hold; the model has not been saved.")
-        tensors[name] = half
+        dtype = torch.float32 if name.startswith(_EXACT) else torch.float16
+        kept = value.detach().to("cpu", dtype).contiguous()
+        if not torch.isfinite(kept).all():
+            said = str(dtype).removeprefix("torch.")
+            raise CheckpointError(f"{name} has values that {said} cannot hold; the model has not been saved.")
+        tensors[name] = kept
     directory.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
@@ -73,6 +78,11 @@ def read_config(directory: Path | str) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise CheckpointError(f"{path} is damaged ({error}). Copy the checkpoint again.") from error
+    if isinstance(content, dict) and content.get("schema") == _EARLIER:
+        raise CheckpointError(
+            f"{path} was made by an earlier version of this software, which read a film otherwise: use the checkpoint that comes with this "
+            "version, or train again."
+        )
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         raise CheckpointError(f"{path} is not of the form {SCHEMA}; it was made by another version of this software.")
     try:

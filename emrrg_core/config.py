@@ -42,6 +42,7 @@ class Stem(StrEnum):
 class PromptTokens(StrEnum):
     """Which visual tokens stand in the prompt; cross-attention always sees all of them."""
 
+    NONE = "none"  # no film in the prompt: all of it comes through the gates
     POOLED = "pooled"  # slow/fast: the patches averaged on a coarse grid, and the class token
     ALL = "all"  # all of them, as in METHOD §5.1
 
@@ -253,37 +254,19 @@ class PromptConfig(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SignsConfig(Settings):
-    """What the tower alone says about the film, as evidence tokens of the prompt (emrrg_core.signs). 0 tokens turn it off."""
+class QueryConfig(Settings):
+    """The disease queries (emrrg_core.disease_queries) and the finding tokens that the hybrid layers see. depth 0 turns both off."""
 
-    tokens: int = 0
-    # findings that stand in the prompt as facts, three tokens each (emrrg_core.stated); the evidence tokens then say only how the film looks
-    facts: int = 0
-    second: bool = False  # the labels are read by a second reader beside the tower (emrrg_core.signs.SecondReader)
-    members: int = 1  # stems of the second reader, whose readings are averaged
-    # where a finding lies is read in the mirrored film too, so that what leans to one side cancels out (emrrg_core.signs.Signs.places_mirrored)
-    mirrored: bool = False
-    appearance: int = 12  # principal components of the tower's mean token
-    dropout: float = (
-        0.15  # share of training films whose evidence is withheld, so that the visual tokens are learned too
-    )
+    depth: int = 0  # layers of the Q-Former
+    heads: int = 4
+    stem: bool = False  # the heads also read what a convolutional stem saw, by mean and maximum of its channels
+    # of training films whose finding tokens are hidden, so that the language model learns to look at the patches too
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        _require(self.tokens >= 0, f"there are 0 (off) or more evidence tokens, not {self.tokens}")
-        _require(self.facts >= 0, f"there are 0 (off) or more facts, not {self.facts}")
-        _require(
-            not self.facts or self.tokens > 0, "facts are read by the readers of signs: set signs.tokens to 1 or more"
-        )
-        _require(not self.second or self.facts > 0, "a second reader reads for facts: set signs.facts to 1 or more")
-        _require(not self.mirrored or self.facts > 0, "places are read twice for facts: set signs.facts to 1 or more")
-        _require(self.members >= 1, f"a second reader has 1 or more stems, not {self.members}")
-        _require(self.appearance >= 0, f"appearance must be 0 or more numbers, not {self.appearance}")
+        _require(self.depth >= 0, f"the Q-Former has 0 (off) or more layers, not {self.depth}")
+        _require(self.heads >= 1, f"the Q-Former has 1 or more heads, not {self.heads}")
         _require(0 <= self.dropout < 1, f"dropout {self.dropout} is not in [0, 1)")
-
-    @property
-    def length(self) -> int:
-        """Tokens that all of the evidence takes in the prompt."""
-        return self.tokens + 3 * self.facts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,15 +276,14 @@ class ModelConfig(Settings):
     vision: VisionConfig = field(default_factory=VisionConfig)
     adapters: AdapterConfig = field(default_factory=AdapterConfig)
     hybrid: HybridConfig = field(default_factory=HybridConfig)
-    signs: SignsConfig = field(default_factory=SignsConfig)
+    queries: QueryConfig = field(default_factory=QueryConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
     language: str = "smollm2-135m"  # a preset of emrrg_core.language, or a folder
     language_lora: LanguageLoraConfig = field(default_factory=LanguageLoraConfig)
-    contrast: float = 0.0  # drafts are written this strongly against the average film, which the checkpoint then holds
 
     def __post_init__(self) -> None:
         _require(
-            self.prompt.tokens is PromptTokens.ALL or self.vision.grid % self.prompt.pooled_grid == 0,
+            self.prompt.tokens is not PromptTokens.POOLED or self.vision.grid % self.prompt.pooled_grid == 0,
             f"pooled_grid {self.prompt.pooled_grid} does not divide the tower's grid of {self.vision.grid}",
         )
 
@@ -314,16 +296,12 @@ class DecodeConfig(Settings):
     max_new_tokens: int = 160
     length_penalty: float = 1.0  # beams are ranked by log-probability / length ** length_penalty
     repetition_penalty: float = 1.0  # 1 is off; the published settings use 2.0
-    contrast: float | None = (
-        None  # how strongly to write against the average film; None is what the checkpoint asks for, 0 is off
-    )
     seed: int = 0  # recorded with the draft; greedy and beam search draw no random numbers
 
     def __post_init__(self) -> None:
         _require(1 <= self.beams <= 16, f"beams must be from 1 to 16, not {self.beams}")
         _require(self.max_new_tokens >= 1, f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
         _require(self.repetition_penalty > 0, f"repetition_penalty must be above 0, not {self.repetition_penalty}")
-        _require(self.contrast is None or self.contrast >= 0, f"contrast must be 0 (off) or more, not {self.contrast}")
 
 
 # `small`: a convolutional stem and 4 layers of width 256 are 5.7 M parameters. Of the same size without the stem, 8 layers learned from 8,000 films
@@ -338,7 +316,8 @@ MODEL_PRESETS: dict[str, ModelConfig] = {
     "small": ModelConfig(
         vision=VISION_PRESETS["small"],
         hybrid=HybridConfig(every_n=5),
-        prompt=PromptConfig(pooled_grid=2),
+        queries=QueryConfig(depth=2, stem=True),
+        prompt=PromptConfig(tokens=PromptTokens.NONE),
         language="smollm2-135m",
     ),
     "base": ModelConfig(vision=VISION_PRESETS["base"], language="llama2-7b"),

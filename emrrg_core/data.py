@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Collection, Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -137,13 +137,10 @@ def _box(values: Sequence[float]) -> tuple[float, float, float, float]:
     return x, y, width, height
 
 
-def development(studies: Sequence[Study], every: int = 10, first: int = 0) -> tuple[list[Study], list[Study]]:
-    """A training split in what is learned from and what is kept for decisions: every tenth patient, in the order of a hash of their names.
-
-    For cross-validation: the parts that are held for first = 0 … every - 1 have no patient in common, and together they are all.
-    """
+def development(studies: Sequence[Study]) -> tuple[list[Study], list[Study]]:
+    """A training split in what is learned from and what is kept for decisions: every tenth patient, in the order of a hash of their names."""
     patients = sorted({s.patient for s in studies}, key=lambda name: hashlib.sha256(name.encode()).digest())
-    held = set(patients[first::every])
+    held = set(patients[::10])
     return [s for s in studies if s.patient not in held], [s for s in studies if s.patient in held]
 
 
@@ -254,88 +251,6 @@ class Matcher:
     def _fits(sentence: str, wanted: set[str]) -> bool:
         affirmed, denied, abnormal = _states(sentence)
         return not denied & wanted and (not abnormal or bool(affirmed & wanted))
-
-
-_PLACES = {  # what a normal sentence speaks of, and the labels that forbid it beside a finding
-    "heart": (re.compile(r"\b(?:heart|cardi\w+|mediastin\w+)", re.I), {"Cardiomegaly", "Enlarged Cardiomediastinum"}),
-    "lungs": (re.compile(r"\blungs?\b", re.I), {*SIGHTS, "Lung Lesion", "Edema", "Atelectasis"}),
-    "pleura": (
-        re.compile(r"\b(?:effusions?|pneumothora\w+)\b", re.I),
-        {"Pleural Effusion", "Pneumothorax", "Pleural Other"},
-    ),
-    "bones": (re.compile(r"\b(?:bon\w+|osseous|skelet\w+|spine)\b", re.I), {"Fracture"}),
-}
-_ORDERS = (("heart", "lungs", "pleura", "bones"), ("lungs", "heart", "pleura", "bones"), ("pleura", "heart", "lungs", "bones"),
-           ("lungs", "pleura", "bones", "heart"))  # fmt: skip
-
-
-class Wording:
-    """Chooses among equivalent normal sentences by how a film looks, so that every sentence has to come from the film.
-
-    Report texts that are drawn at random teach a model that the film does not matter for its words, and its drafts become one draft. Here a
-    film's code (CODE_BITS booleans from its appearance) picks the order of the sentences and one of four common wordings for each place. The
-    choice means nothing medically.
-    """
-
-    CODE_BITS = 2 * (len(_PLACES) + 2)  # four wordings a place, four impressions, four orders
-
-    def __init__(self, reports: Sequence[ReportText]) -> None:
-        counts: dict[str, dict[str, int]] = {place: {} for place in (*_PLACES, "impression")}
-        for report in reports:
-            if report.abnormal:
-                continue
-            for sentence in (report.findings[i:j] for i, j in sentences(report.findings)):
-                places = [place for place, (pattern, _) in _PLACES.items() if pattern.search(sentence)]
-                if len(places) == 1 and _states(sentence)[1] <= _PLACES[places[0]][1]:
-                    counts[places[0]][sentence] = counts[places[0]].get(sentence, 0) + 1
-            counts["impression"][report.impression] = counts["impression"].get(report.impression, 0) + 1
-        self._wordings = {
-            place: sorted(found, key=lambda sentence: (-found[sentence], sentence))[:4]
-            for place, found in counts.items()
-        }
-        if short := [place for place, found in self._wordings.items() if len(found) < 4]:
-            raise DataError(f"The report texts have fewer than four normal wordings for {short}.")
-
-    def impression(self, code: Sequence[bool]) -> str:
-        """The impression of a normal film with this code."""
-        return self._wordings["impression"][self.pick(code, 5)]
-
-    def sentences(self, code: Sequence[bool], positive: Collection[str] = ()) -> list[tuple[str, str]]:
-        """(place, sentence) of a film with this code, in order, about the places that no label of `positive` forbids."""
-        return [
-            (place, self._wordings[place][self.pick(code, list(_PLACES).index(place))])
-            for place in _ORDERS[self.pick(code, 4)]
-            if not _PLACES[place][1] & set(positive)
-        ]
-
-    @staticmethod
-    def pick(code: Sequence[bool], which: int) -> int:
-        """One of four, by the two bits of slot `which` of a code."""
-        return 2 * int(code[2 * which]) + int(code[2 * which + 1])
-
-
-def appearance(
-    features: np.ndarray, groups: Sequence[Hashable], count: int = Wording.CODE_BITS
-) -> tuple[np.ndarray, np.ndarray]:
-    """Weights (count, d) and biases (count,) that turn a film's feature (d,) into logits of how it looks, from those of many films (n, d).
-
-    groups: what every film is known to be (its hospital, normal or not). The logits say how a film differs from others of its group, never what
-    group it belongs to: each is a leading principal component of what the groups' means leave over, its median at 0 and its deviation 4, so that
-    most films lie clearly on one side. Raises ValueError where too few films or dimensions are left for `count` components.
-    """
-    number = {group: i for i, group in enumerate(dict.fromkeys(groups))}
-    member = np.array([number[group] for group in groups])
-    means = np.stack([features[member == i].mean(0) for i in range(len(number))]).astype(np.float64)
-    _, spread, between = np.linalg.svd(means - means.mean(0), full_matrices=False)
-    between = between[spread > 1e-6 * max(spread.max(), 1e-12)]  # directions in which groups differ
-    left = features - means[member]
-    left = left - left @ between.T @ between
-    _, size, components = np.linalg.svd(left, full_matrices=False)
-    if (size > 1e-6 * size.max()).sum() < count:
-        raise ValueError(f"{len(features)} films of {len(number)} groups do not have {count} ways to differ")
-    scores = features @ components[:count].T
-    weights = components[:count] * (4 / scores.std(0))[:, None]
-    return weights, -np.median(features @ weights.T, axis=0)
 
 
 class FilmCache:

@@ -1,6 +1,6 @@
 """Writing a draft token by token: prefill, cached greedy or beam search, and the trace of what every token looked at.
 
-b films (studies) · k beams · rows = films × beams · v visual tokens
+b films (studies) · k beams · rows = films × beams · v visual tokens · s finding tokens
 
 The visual keys and values are computed once per draft and ride along with every call, so each generated token looks at the film.
 
@@ -21,10 +21,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from emrrg_core.config import DecodeConfig
-from emrrg_core.errors import ConfigError
 from emrrg_core.hybrid import Look
 from emrrg_core.layout import FINDINGS, IMPRESSION, first_repeat
-from emrrg_core.model import Emrrg
+from emrrg_core.model import Emrrg, FilmTokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +34,8 @@ class Token:
     text: str  # its characters; the texts of all tokens joined are the draft
     log_prob: float  # natural logarithm, under the model itself (before any penalty)
     gates: tuple[float, ...]  # per hybrid layer: mean over heads
-    # (hybrid layers, patches) float32: weights on the patches in raster order; the rest of 1 is the class token's
+    # (hybrid layers, patches + s) float32: weights on the patches in raster order, then on the finding tokens in the order of
+    # finding_tokens.NAMES; the rest of 1 is the class token's
     attention: np.ndarray
     forced: bool = False  # not chosen by the model: the heading of the Impression, after Findings that had to be closed
 
@@ -46,9 +46,7 @@ class Writing:
 
     tokens: tuple[Token, ...]
     finished: bool  # it came to its end, not to the limit
-    log_prob: (
-        float  # of the whole text as it was searched: after penalty and contrast, the end symbol included once finished
-    )
+    log_prob: float  # of the whole text as it was searched: after penalty, the end symbol included once finished
     closed: tuple[str, ...] = ()  # sections that were ended here because the model began to say a sentence again
 
     @property
@@ -64,7 +62,7 @@ class _Step:
     text: str  # what it adds to the text
     log_prob: float
     gates: np.ndarray  # (layers,)
-    attention: np.ndarray  # (layers, patches)
+    attention: np.ndarray  # (layers, patches + s)
     forced: bool
     score: float  # of the beam, up to and with this token
 
@@ -108,40 +106,26 @@ class _Film:
 
 
 @torch.inference_mode()
-def stream(model: Emrrg, visual: Tensor, config: DecodeConfig) -> Iterator[list[Writing]]:
+def stream(model: Emrrg, film: FilmTokens, config: DecodeConfig) -> Iterator[list[Writing]]:
     """Write about b films at once. Yields, after every step, the best text so far of each film; the last yield is the result.
 
-    visual: (b, v, h) from `Emrrg.encode`. With beams, a text may change between yields. Each film's text is what it would be alone.
+    film: from `Emrrg.encode`. With beams, a text may change between yields. Each film's text is what it would be alone.
     A text may also go back by a sentence that it has already; the tokens that were written in vain count towards the limit.
-    With contrast, every film has a twin row that reads the same words under the average film. Raises ConfigError for a contrast that the
-    checkpoint has no average film for.
     """
     if model.training:
         raise RuntimeError("the model is in training mode; call eval() before drafting")
-    contrast = model.config.contrast if config.contrast is None else config.contrast
-    if contrast and not model.config.contrast:
-        raise ConfigError("This checkpoint has no average film to write against: leave contrast at 0.")
     llm, eos = model.llm, model.tokenizer.eos_token_id
-    k, b = config.beams, visual.shape[0]
+    k, b = config.beams, len(film)
     films = [_Film() for _ in range(b)]
     active = list(range(b))  # films still being written; their rows lie in this order, k each after the first step
     cache = DynamicCache(config=llm.config)
     looks: list[Look] = []
-    if contrast:
-        average = model.average_film.unsqueeze(0)
-        seen = model.look_at(torch.cat([visual, average]))  # the average film is number b
-        embeds, is_text = model.prompt(torch.cat([visual, average.expand(b, -1, -1)]))
-        twins = torch.tensor([*range(b), *[b] * b], device=visual.device)
-        call = seen.select(twins).at(is_text, looks=looks)
-    else:
-        seen = model.look_at(visual)
-        embeds, is_text = model.prompt(visual)
-        call = seen.at(is_text, looks=looks)
+    seen = model.look_at(film)
+    embeds, is_text = model.prompt(film)
+    call = seen.at(is_text, looks=looks)
     width = 1  # beams per film so far
     prompt, heading = embeds.shape[1], _heading(model)
-    held: Tensor | None = (
-        None  # (rows and their twins, cached positions) bool: False where a row was taken back; None until one is
-    )
+    held: Tensor | None = None  # (rows, cached positions) bool: False where a row was taken back; None until one is
     for step_number in range(1, config.max_new_tokens + 1):
         if held is not None:
             held = torch.cat([held, held.new_ones(held.shape[0], 1)], 1)
@@ -153,14 +137,10 @@ def stream(model: Emrrg, visual: Tensor, config: DecodeConfig) -> Iterator[list[
             use_cache=True,
             visual=call,
         ).last_hidden_state[:, -1]
-        logits = llm.get_output_embeddings()(hidden).float()  # (rows and their twins, vocabulary)
-        gates, attention = _last(looks, model, logits.shape[0])  # (rows, layers), (rows, layers, patches); twins after
-        own_rows = len(active) * width
-        logits, twin_logits = logits[:own_rows], logits[own_rows:]
+        logits = llm.get_output_embeddings()(hidden).float()  # (rows, vocabulary)
+        gates, attention = _last(looks, model, logits.shape[0])  # (rows, layers), (rows, layers, patches + s)
         log_probs = F.log_softmax(logits, -1)
         ranked = log_probs if config.repetition_penalty == 1 else _penalised(logits, films, active, config)
-        if contrast:
-            ranked = _contrasted(ranked, F.log_softmax(twin_logits, -1), contrast)
         ranked = _forced(ranked, log_probs, [beam for f in active for beam in films[f].beams])
         totals = torch.tensor([[beam.score for beam in films[f].beams] for f in active], device=logits.device)
         candidates = (totals[..., None] + ranked.view(len(active), width, -1)).flatten(1)  # (films, width · vocabulary)
@@ -172,7 +152,7 @@ def stream(model: Emrrg, visual: Tensor, config: DecodeConfig) -> Iterator[list[
         back: list[tuple[int, int]] = []  # (place among them, tokens left) of those that were taken back
         still = []
         for n, f in enumerate(active):
-            film, parents = films[f], films[f].beams
+            search, parents = films[f], films[f].beams
             grown: list[tuple[_Beam, int, bool]] = []  # beam, row, taken back
             doubles: list[tuple[_Beam, int, bool]] = []
             for rank, (score, parent, token) in enumerate(
@@ -192,35 +172,31 @@ def stream(model: Emrrg, visual: Tensor, config: DecodeConfig) -> Iterator[list[
                     beam = replace(beam, score=score, steps=(*beam.steps, step), forced=beam.forced[1:])
                 closed = None if was_forced else _close(beam, heading, eos, over=ends or last_step)
                 if closed:
-                    ended = [replace(text, forced=(eos,)) for _, text in film.ended]
+                    ended = [replace(text, forced=(eos,)) for _, text in search.ended]
                     double = closed.is_under_way([*parents, *ended, *(entry[0] for entry in grown)])
                     (doubles if double else grown).append((closed, row, True))
                 elif ends:
                     beam = replace(beam, score=score)
-                    film.ended.append((score / (len(beam.steps) + 1) ** config.length_penalty, beam))
+                    search.ended.append((score / (len(beam.steps) + 1) ** config.length_penalty, beam))
                 else:
                     grown.append((beam, row, False))
                 if len(grown) == k or k == 1:
                     break
-            if not grown and not film.ended:
+            if not grown and not search.ended:
                 grown = doubles[:1]
-            if len(film.ended) < k and grown:
+            if len(search.ended) < k and grown:
                 dead = replace(grown[0][0], score=-math.inf)  # where fewer than k are left, the others are never chosen
                 grown += [(dead, grown[0][1], False)] * (k - len(grown))
                 still.append(f)
                 back += [(len(rows) + i, len(beam.steps)) for i, (beam, _, taken) in enumerate(grown) if taken]
                 rows += [row for _, row, _ in grown]
-            film.beams = [beam for beam, _, _ in grown]
+            search.beams = [beam for beam, _, _ in grown]
         stop = not still or last_step
         yield [_writing(film, config, over=stop or f not in still) for f, film in enumerate(films)]
         if stop:
             return
         # only living films keep their rows
         film_numbers = [f for f in still for _ in range(k)]
-        if contrast:
-            back += [(len(rows) + i, length) for i, length in back]
-            rows = [*rows, *(row + own_rows for row in rows)]
-            film_numbers = [*film_numbers, *[b] * len(film_numbers)]
         index = torch.tensor(rows, device=logits.device)
         if rows != list(range(len(gates))):  # greedy rows stay until a film is done
             cache.batch_select_indices(index)
@@ -236,38 +212,27 @@ def stream(model: Emrrg, visual: Tensor, config: DecodeConfig) -> Iterator[list[
         call = seen.select(films_of_rows).at(looks=looks) if still != active or width != k else call.at(looks=looks)
         active, width = still, k
         last = torch.tensor([[beam.steps[-1].id] for f in active for beam in films[f].beams], device=logits.device)
-        embeds = model.embed(last.repeat(2, 1) if contrast else last)
+        embeds = model.embed(last)
 
 
-def write(model: Emrrg, visual: Tensor, config: DecodeConfig) -> list[Writing]:
-    """The finished texts of b films at once: visual (b, v, h)."""
+def write(model: Emrrg, film: FilmTokens, config: DecodeConfig) -> list[Writing]:
+    """The finished texts of b films at once."""
     result: list[Writing] = []
-    for result in stream(model, visual, config):  # noqa: B007 — the last one is wanted
+    for result in stream(model, film, config):  # noqa: B007 — the last one is wanted
         pass
     return result
 
 
 def _last(looks: list[Look], model: Emrrg, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Gates (rows, layers) and attention over patches (rows, layers, patches) at the last position of a call."""
+    """Gates (rows, layers) and attention over patches and finding tokens (rows, layers, patches + s) at the last position of a call."""
     if not looks:  # the hybrid decoder is off: nothing was looked at
-        return np.zeros((rows, 0), np.float32), np.zeros((rows, 0, model.config.vision.patches), np.float32)
+        seen = model.config.vision.patches + len(model.finding_positions)
+        return np.zeros((rows, 0), np.float32), np.zeros((rows, 0, seen), np.float32)
     middle = model.config.vision.class_position
     gates = torch.stack([look.gate[:, -1] for look in looks], 1)
     attention = torch.stack([look.attention[:, -1] for look in looks], 1)
-    patches = torch.cat([attention[..., :middle], attention[..., middle + 1 :]], -1)
-    return gates.float().cpu().numpy(), patches.float().cpu().numpy()
-
-
-PLAUSIBLE = 0.3  # share of the most probable token's probability that a token needs to be written at all; 0.1 let broken words through
-
-
-def _contrasted(own: Tensor, average: Tensor, contrast: float) -> Tensor:
-    """Log-probabilities (rows, vocabulary) that favour what this film makes likelier than the average film does, among plausible tokens.
-
-    Contrastive decoding (Li et al. 2022, arXiv 2210.15097): (1 + c) · own - c · average, where own is at least PLAUSIBLE of its maximum.
-    """
-    implausible = own < own.max(-1, keepdim=True).values + math.log(PLAUSIBLE)
-    return F.log_softmax(((1 + contrast) * own - contrast * average).masked_fill(implausible, -torch.inf), -1)
+    rest = torch.cat([attention[..., :middle], attention[..., middle + 1 :]], -1)
+    return gates.float().cpu().numpy(), rest.float().cpu().numpy()
 
 
 def _penalised(logits: Tensor, films: list[_Film], active: list[int], config: DecodeConfig) -> Tensor:

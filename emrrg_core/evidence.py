@@ -1,16 +1,16 @@
 """Where the model looked: heat maps on the film's own pixels, the strength of the gates, and whether what was looked at mattered.
 
-A token's map is its cross-attention times the gate's strength, summed over the hybrid layers, the class token left out. Attention is where
-the model looked, not why it wrote; two tests ask the second question by reading the same words again under a changed film:
+A token's map is its cross-attention times the gate's strength, summed over the hybrid layers, the class token left out. Attention on a finding's
+token is carried on to the patches by that finding's own map: what its logit is made of where it is present, where it was looked for otherwise
+(emrrg_core.disease_queries). Attention is where the model looked, not why it wrote; two tests ask the second question. Both read the same words
+again and change only what the hybrid layers see: the patches and the findings that are read in the changed film.
 
-Why this sentence?   The highlighted place (the top tenth of the sentence's map) is masked, and so are random places: the same shape moved,
-                     mirrored and turned, for a blob beside scattered patches would be an unfair comparison. Masked patches are filled
+Why this sentence?   The highlighted place (the top tenth of the sentence's map) is hidden, and so are random places: the same shape moved,
+                     mirrored and turned, for a blob beside scattered patches would be an unfair comparison. Hidden patches are filled
                      from their surroundings (inpainting). Even grey, the usual choice, is probably a finding itself in a dark lung: under it our
-                     sentences lost more elsewhere than where they look (docs/experiments.md 22); a blurred copy (Fong & Vedaldi 2017) would
-                     leave an effusion or an opacity, which are of low frequency, where they are.
+                     sentences lost more elsewhere than where they look (docs/experiments.md 22).
 Is it looking?       The whole text is read under a blank film, under noise and under another chest, and what it loses a token is compared
-                     with a threshold (BARELY). The other chest is drawn (`drawn_chest`): no one's film is shipped with EMRRG, and the
-                     checkpoint's average film, against which a draft with contrast is chosen, would be no fair witness.
+                     with a threshold (BARELY). The other chest is drawn (`drawn_chest`): no one's film is shipped with EMRRG.
 """
 
 from collections.abc import Sequence
@@ -23,6 +23,7 @@ import numpy as np
 
 from emrrg_core.decode import Token
 from emrrg_core.films import model_input
+from emrrg_core.finding_tokens import NAMES, SHOWN
 from emrrg_core.report import Draft
 
 if TYPE_CHECKING:
@@ -38,11 +39,22 @@ WORTH = 0.1  # nats that the highlighted place must cost, and cost more than ran
 BARELY = 0.25
 
 
-def patch_weights(tokens: Sequence[Token]) -> np.ndarray:
-    """Attention × |gate| summed over hybrid layers and tokens: (patches,) float64, sum at most tokens × layers."""
-    total = np.zeros(tokens[0].attention.shape[1]) if tokens else np.zeros(0)
-    for token in tokens:
-        total += np.abs(np.asarray(token.gates)) @ token.attention.astype(np.float64)
+def patch_weights(draft: Draft, tokens: tuple[int, int], film: int = 0) -> np.ndarray:
+    """Attention × |gate| of draft.tokens[first:last] on the patches of a film, summed over hybrid layers and tokens: (g²,) float64.
+
+    Attention on finding tokens is laid over the patches by the findings' own maps of that film.
+    """
+    patches = draft.grid**2
+    total = np.zeros(patches)
+    carried = np.zeros((len(NAMES), patches))
+    for name, place in zip(NAMES, carried, strict=True):
+        if (finding := draft.finding(name)) is not None and finding.maps:
+            place[:] = finding.maps[film]
+    for token in draft.tokens[slice(*tokens)]:
+        seen = np.abs(np.asarray(token.gates)) @ token.attention.astype(np.float64)  # (patches + s,)
+        total += seen[:patches]
+        if len(seen) > patches:
+            total += seen[patches:] @ carried
     return total
 
 
@@ -69,9 +81,9 @@ def heat_map(draft: Draft, film: int, tokens: tuple[int, int]) -> np.ndarray | N
     """The map of draft.tokens[first:last] on a film (its number in draft.films): (height, width) float32, sum 1.
 
     For a sentence pass `sentence.tokens`; for a word its tokens. None when every gate was shut: then the model did not look.
-    Views are averaged before the hybrid layers see them (METHOD §5.1), so the films of one study share one attention.
+    Views are averaged before the hybrid layers see their patches (METHOD §5.1); the findings' maps are each film's own.
     """
-    weights = patch_weights(draft.tokens[slice(*tokens)])
+    weights = patch_weights(draft, tokens, film)
     if not weights.sum() > 0:
         return None
     record = draft.films[film]
@@ -133,14 +145,21 @@ class Bar(NamedTuple):
 
 @dataclass(frozen=True)
 class Why:
-    """What a sentence loses when the highlighted place is masked, beside random places of the same shape."""
+    """What a sentence loses when the highlighted place is hidden from the hybrid layers, beside random places of the same shape."""
 
     sentence: int  # its number in the draft
-    log_prob: float  # of the sentence under its film, nats: under the model itself, without contrast, the forced tokens left out
-    drop: float  # nats lost with the highlighted place masked; below 0: the sentence became likelier
+    log_prob: float  # of the sentence under its film, nats: under the model itself, the forced tokens left out
+    drop: float  # nats lost through the hybrid layers with the highlighted place hidden; below 0: the sentence became likelier
     random: tuple[float, ...]  # the same for each random place
     patches: tuple[int, ...]  # the highlighted ones, in raster order, the same in every view (METHOD §5.1)
     wrapped: int  # random places that did not fit into the film and go on at its opposite edge
+    whole: float = (
+        0.0  # nats lost when the place is hidden from the prompt too; the same where the prompt holds no film
+    )
+    finding: str | None = None  # the finding that the sentence speaks of first, of finding_tokens.NAMES
+    probability: float | None = None  # of that finding in the film
+    hidden: float | None = None  # of that finding with the highlighted place hidden
+    elsewhere: float | None = None  # of that finding with a random place hidden, the mean
 
     @property
     def mean(self) -> float:
@@ -167,9 +186,13 @@ class Why:
         """In words."""
         mine, others = (("lowers", "lower") if nats >= 0 else ("raises", "raise") for nats in (self.drop, self.mean))
         said = (
-            f"Masking the highlighted place {mine[0]} the sentence by {abs(self.drop):.2f} nats; random places of the same shape "
+            f"Hiding the highlighted place {mine[0]} the sentence by {abs(self.drop):.2f} nats; random places of the same shape "
             f"{others[1]} it by {abs(self.mean):.2f} on average, and {self.as_large} of {len(self.random)} cost it at least as much. "
         )
+        if self.finding is not None and self.probability is not None and self.hidden is not None:
+            name = SHOWN.get(self.finding, self.finding)
+            said += f"The probability of {name} goes from {self.probability:.2f} to {self.hidden:.2f}"
+            said += f" ({self.elsewhere:.2f} with random places hidden). " if self.elsewhere is not None else ". "
         if self.matters:
             return said + "The place matters for this sentence."
         return said + "That is not clearly more than elsewhere: the map does not explain this sentence."
@@ -186,6 +209,11 @@ class Why:
             "sentence": self.sentence,
             "log_prob": self.log_prob,
             "drop": self.drop,
+            "whole": self.whole,
+            "finding": self.finding,
+            "probability": self.probability,
+            "hidden_probability": self.hidden,
+            "elsewhere_probability": self.elsewhere,
             "random": list(self.random),
             "random_mean": self.mean,
             "p": self.p,

@@ -23,7 +23,7 @@ from transformers.masking_utils import sdpa_mask
 from emrrg_core.config import Gate, HybridConfig
 
 ATTENTION = "emrrg_hybrid"  # the name under which the language model finds hybrid_attention
-MANY = 8  # sequences (two a draft with contrast) above which self-attention of the next token is grouped
+MANY = 8  # sequences above which self-attention of the next token is grouped
 
 
 class HybridLayer(nn.Module):

@@ -1,10 +1,14 @@
-"""The whole model: tower, projector, hybrid decoder and the frozen language model (METHOD §5).
+"""The whole model: tower, disease queries, projector, hybrid decoder and the frozen language model (METHOD §5, §8.1).
 
 b studies · w views (films of one study) · l tower tokens (patches + class token) · d tower width · h language-model width · t report tokens
-v visual tokens: the l projected tower tokens, followed by the evidence (config.signs), which stands in the prompt only
+s findings that can be told · v visual tokens: the l projected tower tokens, followed by one token a finding
+
+What a draft says of a film reaches the language model through the hybrid layers: they see the visual tokens at every position. The prompt holds
+text, and visual tokens only where the settings ask for it (`prompt.tokens`), as in the published method; never a finding.
 """
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -14,13 +18,60 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from emrrg_core.adapters import attach
 from emrrg_core.config import ModelConfig, PromptTokens
-from emrrg_core.findings import LABELS
+from emrrg_core.disease_queries import DiseaseQueries, LungBorders, Seen
+from emrrg_core.finding_tokens import NAMES, Calibration, Finding, FindingTokens, codes, select_findings
 from emrrg_core.hybrid import HybridDecoder, Look, Visual
-from emrrg_core.signs import SecondReader, SignReader, Signs, width_of
-from emrrg_core.stated import IN_ANY_FILM, LIMITS, Fact, FactTokens, codes, facts, vocabulary
 from emrrg_core.vision import VisionMamba
 
 IGNORED = -100  # a label that no loss counts
+
+
+@dataclass(frozen=True)
+class FilmTokens:
+    """What the language model may see of b studies, and what was read of them.
+
+    visual: (b, v, h). mask: (b, v) bool, False where a token is not to be seen; None: all are. in_prompt: (b, l, h), the tower's tokens that the
+    prompt is made of; the same as the first of `visual` unless a test exchanges them. findings: of each study, () of a model without queries.
+    """
+
+    visual: Tensor
+    mask: Tensor | None
+    in_prompt: Tensor
+    findings: tuple[tuple[Finding, ...], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.visual)
+
+    def select(self, rows: Sequence[int]) -> "FilmTokens":
+        """Some of the studies, in that order."""
+        index = torch.tensor(list(rows), device=self.visual.device, dtype=torch.long)
+        return FilmTokens(
+            self.visual[index],
+            None if self.mask is None else self.mask[index],
+            self.in_prompt[index],
+            tuple(self.findings[i] for i in rows) if self.findings else (),
+        )
+
+    @classmethod
+    def join(cls, some: Sequence["FilmTokens"]) -> "FilmTokens":
+        """Several, one after the other."""
+        masks = [one.mask for one in some if one.mask is not None]
+        return cls(
+            torch.cat([one.visual for one in some]),
+            torch.cat(masks) if masks else None,
+            torch.cat([one.in_prompt for one in some]),
+            tuple(found for one in some for found in one.findings),
+        )
+
+    def exchanged(self, other: "FilmTokens", *, prompt: bool = False, patches: bool = False, findings: bool = False) -> "FilmTokens":  # fmt: skip
+        """These studies with a part of what is seen taken from others: what stands in the prompt, the patches that the hybrid layers see, or the
+        finding tokens. For measuring which path carries a draft."""
+        own = self.in_prompt.shape[1]
+        first, last = other if patches else self, other if findings else self
+        visual, mask = torch.cat([first.visual[:, :own], last.visual[:, own:]], 1), None
+        if first.mask is not None and last.mask is not None:
+            mask = torch.cat([first.mask[:, :own], last.mask[:, own:]], 1)
+        return FilmTokens(visual, mask, (other if prompt else self).in_prompt, last.findings)
 
 
 class Emrrg(nn.Module):
@@ -42,21 +93,13 @@ class Emrrg(nn.Module):
         attach(self.visual_encoder, config.adapters)
         llm.requires_grad_(False)
         self.hybrid = HybridDecoder(llm, config.hybrid)
-        if config.signs.tokens:
-            self.signs = SignReader(config.vision.d_model, config.signs.appearance)
-            read = config.signs.appearance if config.signs.facts else width_of(config.signs.appearance)
-            self.sign_proj = nn.Linear(read, config.signs.tokens * width)
-            self.sign_norm = nn.LayerNorm(width)
-        self.limits: Tensor  # (len(LIMITS),): the probability from which each reading is a fact
-        if config.signs.facts:
-            self.facts = FactTokens(width)
-            self.facts.start({word: self._embedding_of(word, llm) for word in vocabulary()})
-            self.register_buffer("limits", torch.full((len(LIMITS),), 0.5))
-        if config.signs.second:
-            self.second = SecondReader(config.vision, config.signs.members)
-        self.average_film: Tensor  # (v, h): mean visual tokens of training films, what a draft is contrasted with
-        if config.contrast:
-            self.register_buffer("average_film", torch.zeros(config.vision.tokens + config.signs.length, width))
+        if config.queries.depth:
+            # what is read is taught before the language model is (train/tower.py), and calibrated: words do not change it
+            self.disease = DiseaseQueries(config.vision.d_model, config.queries).requires_grad_(False)
+            self.lungs = LungBorders(config.vision).requires_grad_(False)
+            self.calibration = Calibration()
+            self.finding_tokens = FindingTokens(width)
+            self.finding_tokens.start(lambda word: self._embedding_of(word, llm))
         if config.language_lora.rank:
             lora = config.language_lora
             inject_adapter_in_model(
@@ -74,101 +117,77 @@ class Emrrg(nn.Module):
 
     # -- what is seen -------------------------------------------------------------------------------------------------
 
-    def encode(self, images: Tensor, views: Tensor | None = None) -> Tensor:
+    def encode(self, images: Tensor, views: Tensor | None = None) -> FilmTokens:
         """Each view through the tower, averaged over the views of its study (METHOD §5.1), into the language model's width.
 
         images: (b, w, 3, s, s), ImageNet-normalised. views: (b, w) bool, False where a study has no such view; None: all are there.
-        Returns (b, v, h). Raises ValueError for a study without any view.
+        Raises ValueError for a study without any view.
         """
         return self.project(self.see(images, views))
 
-    def see(self, images: Tensor, views: Tensor | None = None, *, alone: bool = False) -> Tensor:
-        """As `encode`, but in the tower's own width: (b, l, d), followed by what a second reader has seen, where there is one (b, 2 · members, d),
-        and by the patches of the mirrored film, put back, where they are asked for (b, g², d).
-
-        alone: the tower's tokens only, for who asks for `patches`.
-        """
+    def see(self, images: Tensor, views: Tensor | None = None) -> Seen:
+        """What the tower and its queries see of each study, the mean over its views. Every film goes through the tower once. As for `encode`."""
         b, w = images.shape[:2]
         if views is None:
             views = torch.ones(b, w, dtype=torch.bool, device=images.device)
         counts = views.sum(1)
         if not bool((counts > 0).all()):
             raise ValueError("every study needs at least one view")
-        tokens = self.visual_encoder(images[views])  # (views in all, l, d)
-        if self.config.signs.second and not alone:
-            tokens = torch.cat([tokens, self.second(images[views]).to(tokens.dtype)], dim=1)
-        if self.config.signs.mirrored and not alone:
-            other = self.patches(self.visual_encoder(images[views].flip(-1)))
-            grid = self.config.vision.grid
-            back = other.unflatten(1, (grid, grid)).flip(2).flatten(1, 2)  # every patch where it is in the film itself
-            tokens = torch.cat([tokens, back.to(tokens.dtype)], dim=1)
+        tokens, fine = self.visual_encoder.with_fine(images[views])  # (views in all, l, d)
+        if self.config.queries.depth:
+            grid, middle = self.config.vision.grid, self.config.vision.class_position
+            lungs = self.lungs(self.patches(tokens).transpose(1, 2).unflatten(2, (grid, grid)), fine)
+            seen = Seen(tokens=tokens, lungs=lungs, **self.disease(tokens, middle, fine.patches if fine else None))
+        else:
+            seen = Seen.of_tokens(tokens)
+        if w == 1:
+            return seen
         study = torch.arange(b, device=images.device).unsqueeze(1).expand(b, w)[views]
-        total = tokens.new_zeros(b, *tokens.shape[1:]).index_add(0, study, tokens)
-        return total / counts[:, None, None]
+        return seen.mean_over(study, counts)
 
-    def project(self, tokens: Tensor, stated: Tensor | None = None) -> Tensor:
-        """What `see` gave to visual tokens in the language model's width (b, v, h).
+    def project(self, seen: Seen, findings: Sequence[Sequence[Finding]] | None = None) -> FilmTokens:
+        """What was seen as visual tokens in the language model's width.
 
-        stated: codes of facts (b, n, 3), see emrrg_core.stated; None: those that the readings amount to. Of a model without facts, none.
+        findings: of every study, what its finding tokens say; None: what is read in it, by the calibrated thresholds.
         """
-        visual = self.layer_norm(self.llama_proj(tokens[:, : self.config.vision.tokens]))
-        config = self.config.signs
-        if not config.tokens:
-            return visual
-        signs = self.read_signs(tokens)
-        vector = signs.appearance.sigmoid() if config.facts else signs.vector()
-        evidence = self.sign_norm(self.sign_proj(2 * vector - 1).unflatten(1, (config.tokens, -1)))
-        if config.facts:
-            if stated is None:
-                stated = codes(facts(signs, self.limits, config.facts), config.facts).to(tokens.device)
-            evidence = torch.cat([evidence, self.facts(stated).to(evidence.dtype)], dim=1)
-        if self.training and config.dropout:
-            kept = torch.rand(len(evidence), 1, 1, device=evidence.device) >= config.dropout
-            evidence = evidence * kept
-        return torch.cat([visual, evidence.to(visual.dtype)], dim=1)
+        patches = self.layer_norm(self.llama_proj(seen.tokens))
+        if not self.config.queries.depth:
+            return FilmTokens(patches, None, patches)
+        told = select_findings(seen, self.calibration) if findings is None else [tuple(mine) for mine in findings]
+        rows = codes(told).to(patches.device)
+        visual = torch.cat([patches, self.finding_tokens(rows).to(patches.dtype)], dim=1)
+        there = rows[..., 0] > 0
+        if self.training and self.config.queries.dropout:
+            there = there & (torch.rand(len(there), 1, device=there.device) >= self.config.queries.dropout)
+        mask = torch.cat([torch.ones(patches.shape[:2], dtype=torch.bool, device=there.device), there], dim=1)
+        return FilmTokens(visual, mask, patches, tuple(told))
 
     def patches(self, tokens: Tensor) -> Tensor:
-        """The tower's patches, in raster order, of what `see` gave: (b, g², d)."""
+        """Tower tokens (b, l, d) without the class token: the patches in raster order, (b, g², d)."""
         middle = self.config.vision.class_position
-        return torch.cat([tokens[:, :middle], tokens[:, middle + 1 : self.config.vision.tokens]], dim=1)
+        return torch.cat([tokens[:, :middle], tokens[:, middle + 1 :]], dim=1)
 
-    def read_signs(self, tokens: Tensor) -> Signs:
-        """What the readers say of what `see` gave. Raises ValueError when the model has none (config.signs.tokens 0).
+    def look_at(self, film: FilmTokens) -> Visual:
+        """What the hybrid layers see, for a whole draft: keys and values of the patches and of the finding tokens."""
+        return self.hybrid.look_at(self.llm, film.visual.to(self.llm.dtype), film.mask)
 
-        A second reader reads the labels, but for those that are drawn (IN_ANY_FILM), which it was not taught.
-        """
-        if not self.config.signs.tokens:
-            raise ValueError("this model has no readers of signs")
-        config = self.config.signs
-        signs: Signs = self.signs(self.patches(tokens))
-        rest = tokens[:, self.config.vision.tokens :]
-        if config.second:
-            seen = SecondReader.TOKENS * config.members
-            labels = self.second.read(rest[:, :seen])
-            drawn = torch.tensor([label in IN_ANY_FILM for label in LABELS], device=labels.device)
-            signs = replace(signs, labels=torch.where(drawn, signs.labels, labels.to(signs.labels.dtype)))
-            rest = rest[:, seen:]
-        if config.mirrored:
-            places = self.signs(rest).places
-            # what looks like the right lung in the mirror is the left one
-            signs = replace(signs, places_mirrored=torch.cat([places[..., [1, 0]], places[..., 2:]], dim=-1))
-        return signs
-
-    def read_facts(self, tokens: Tensor) -> list[tuple[Fact, ...]] | None:
-        """What the readings of what `see` gave amount to, and drafts of these films are to state; None for a model without facts."""
-        most = self.config.signs.facts
-        return [tuple(mine) for mine in facts(self.read_signs(tokens), self.limits, most)] if most else None
-
-    def look_at(self, visual: Tensor) -> Visual:
-        """What the hybrid layers see of the visual tokens (b, v, h), for a whole draft: the tower's, not the evidence."""
-        return self.hybrid.look_at(self.llm, visual[:, : self.config.vision.tokens].to(self.llm.dtype))
+    @property
+    def finding_positions(self) -> dict[str, int]:
+        """Where each finding's token stands among the visual tokens; none of a model without queries."""
+        if not self.config.queries.depth:
+            return {}
+        return {name: self.config.vision.tokens + i for i, name in enumerate(NAMES)}
 
     # -- what is read -------------------------------------------------------------------------------------------------
 
-    def prompt(self, visual: Tensor) -> tuple[Tensor, Tensor]:
-        """[BOS][before][visual][after] as embeddings (b, p, h), and which positions are text (b, p) bool (METHOD §5.1)."""
+    def prompt(self, film: FilmTokens) -> tuple[Tensor, Tensor]:
+        """[BOS][before][film][after] as embeddings (b, p, h), and which positions are text (b, p) bool (METHOD §5.1).
+
+        The film's part is empty, pooled, or all of the tower's tokens (`prompt.tokens`).
+        """
         before, after = self._prompt
         bos = [self.tokenizer.bos_token_id] if self.tokenizer.bos_token_id is not None else []
+        visual = film.in_prompt
         b = visual.shape[0]
         head, tail = (  # long also where there is no text
             self.embed(torch.tensor([ids] * b, dtype=torch.long, device=visual.device))
@@ -181,15 +200,16 @@ class Emrrg(nn.Module):
         return embeds, text
 
     def _prompt_tokens(self, visual: Tensor) -> Tensor:
-        """All visual tokens, or the class token, the patches averaged on a coarse grid, and the evidence."""
+        """None of the tower's tokens (b, l, h), all, or the class token and the patches averaged on a coarse grid."""
+        if self.config.prompt.tokens is PromptTokens.NONE:
+            return visual[:, :0]
         if self.config.prompt.tokens is PromptTokens.ALL:
             return visual
         middle, grid = self.config.vision.class_position, self.config.vision.grid
-        cls = visual[:, middle : middle + 1]
-        patches = torch.cat([visual[:, :middle], visual[:, middle + 1 : grid * grid + 1]], dim=1)  # (b, g², h)
+        patches = self.patches(visual)  # (b, g², h)
         size = grid // self.config.prompt.pooled_grid
         pooled = F.avg_pool2d(patches.transpose(1, 2).unflatten(-1, (grid, grid)), size)
-        return torch.cat([cls, pooled.flatten(2).transpose(1, 2), visual[:, grid * grid + 1 :]], dim=1)
+        return torch.cat([visual[:, middle : middle + 1], pooled.flatten(2).transpose(1, 2)], dim=1)
 
     def _embedding_of(self, word: str, llm: PreTrainedModel) -> Tensor:
         ids = torch.tensor(self.tokenizer(word, add_special_tokens=False).input_ids)
@@ -201,14 +221,14 @@ class Emrrg(nn.Module):
 
     # -- what is written ----------------------------------------------------------------------------------------------
 
-    def log_probs(self, visual: Tensor, reports: Tensor, *, looks: list[Look] | None = None) -> Tensor:
+    def log_probs(self, film: FilmTokens, reports: Tensor, *, looks: list[Look] | None = None) -> Tensor:
         """Log-probability of every report token given the film and the tokens before it.
 
-        visual: (b, v, h). reports: (b, t) token ids, IGNORED after the end of a report. Returns (b, t) float32, 0 where ignored.
+        reports: (b, t) token ids, IGNORED after the end of a report. Returns (b, t) float32, 0 where ignored.
         looks: receives what each hybrid layer looked at, restricted to the positions that predict report tokens, in order.
         """
         b, t = reports.shape
-        prompt, prompt_is_text = self.prompt(visual)
+        prompt, prompt_is_text = self.prompt(film)
         real = reports != IGNORED
         ids = reports.masked_fill(~real, 0)
         embeds = torch.cat([prompt, self.embed(ids[:, :-1])], dim=1)  # the last token is predicted, never read
@@ -218,7 +238,7 @@ class Emrrg(nn.Module):
         hidden = self.llm.get_decoder()(
             inputs_embeds=embeds,
             attention_mask=attend.long() if not bool(attend.all()) else None,
-            visual=self.look_at(visual).at(text, looks=seen),
+            visual=self.look_at(film).at(text, looks=seen),
             use_cache=False,
         ).last_hidden_state[:, -t:]  # the last prompt position predicts the first token
         if looks is not None and seen is not None:

@@ -17,18 +17,17 @@ PARTS = {  # of a model, by the first word of a parameter's name
     "llama_proj": "projector",
     "layer_norm": "projector",
     "hybrid": "hybrid",
-    "signs": "signs",
-    "sign_proj": "signs",
-    "sign_norm": "signs",
-    "facts": "signs",
-    "second": "signs",
+    "disease": "queries",
+    "lungs": "queries",
+    "finding_tokens": "finding tokens",
     "llm": "LLM",
 }
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Parameters of one built model by part: tower, adapters, projector (with its norm), hybrid, signs (evidence tokens), LLM, LLM LoRA.
+    """Parameters of one built model by part: tower, adapters, projector (with its norm), hybrid, queries (with the lung borders), finding
+    tokens, LLM, LLM LoRA. The calibration has no parameters: its numbers are fitted, not trained.
 
     all        every part that the model has
     trainable  of these, what learns; a part where nothing does is left out

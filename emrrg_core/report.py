@@ -21,13 +21,14 @@ import numpy as np
 
 from emrrg_core.decode import Token, Writing
 from emrrg_core.errors import EmrrgError
+from emrrg_core.finding_tokens import NAMES, Finding, Presence
+from emrrg_core.findings import LABELS, NO_FINDING, read_findings
 from emrrg_core.findings import sentences as sentence_spans
 from emrrg_core.layout import compose as compose
 from emrrg_core.layout import split as split
-from emrrg_core.stated import Fact
 
-SCHEMA = "emrrg.draft/1"
-KEPT_SCHEMA = "emrrg.kept-draft/1"  # a draft as `Draft.dump` keeps it
+SCHEMA = "emrrg.draft/2"
+KEPT_SCHEMA = "emrrg.kept-draft/2"  # a draft as `Draft.dump` keeps it
 REPORT_SCHEMA = "emrrg.report/1"
 SECTIONS = ("findings", "impression")
 NOT_REVIEWED = "DRAFT, NOT REVIEWED"
@@ -60,6 +61,7 @@ class Sentence:
     tokens: tuple[int, int]  # draft.tokens[first:last]
     confidence: float  # geometric mean of its tokens' probabilities, 0 to 1
     gates: tuple[float, ...]  # per hybrid layer, mean over its tokens
+    findings: tuple[str, ...] = ()  # names of the read findings that it speaks of, of finding_tokens.NAMES
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,8 +81,19 @@ class Draft:
     decoding: dict[str, Any]  # settings, the seed among them
     finished: bool  # the text came to its end; False: it was cut at the limit
     closed: tuple[str, ...] = ()  # sections ended for the model because it began to say a sentence again
-    # what the readings of the film amounted to, the surest first; None: a checkpoint that keeps none
-    read: tuple[Fact, ...] | None = None
+    # what was read of every finding that is assessed, in the order of finding_tokens.NAMES; None: a checkpoint that reads none
+    read: tuple[Finding, ...] | None = None
+    ratio: float | None = None  # cardiothoracic ratio, by the lung borders that the tower sees
+
+    @property
+    def not_assessed(self) -> tuple[str, ...]:
+        """CheXpert's labels that this checkpoint has not learned well enough to state or deny."""
+        read = {finding.label for finding in self.read or ()}
+        return tuple(label for label in LABELS if label not in read and label not in (NO_FINDING, "Pneumonia"))
+
+    def finding(self, name: str) -> Finding | None:
+        """What was read of one finding; None where it is not assessed."""
+        return next((finding for finding in self.read or () if finding.name == name), None)
 
     def text(self) -> str:
         """As a reader would paste it, with the notice that it is a draft."""
@@ -99,6 +112,11 @@ class Draft:
                     "end": sentence.end,
                     "confidence": sentence.confidence,
                     "gates": {str(i): gate for i, gate in zip(self.layers, sentence.gates, strict=True)},
+                    "findings": [
+                        {"name": f.name, "probability": f.probability, "threshold": f.threshold}
+                        for f in map(self.finding, sentence.findings)
+                        if f is not None
+                    ],
                     "map": paths[0] if paths else None,
                     "maps": paths or [],
                 }
@@ -116,7 +134,9 @@ class Draft:
             ],
             "finished": self.finished,
             "closed": list(self.closed),
-            "read": None if self.read is None else [dataclasses.asdict(fact) for fact in self.read],
+            "read": None if self.read is None else [self._read_row(finding) for finding in self.read],
+            "not_assessed": list(self.not_assessed),
+            "cardiothoracic_ratio": self.ratio,
             "warnings": list(self.warnings),
             "timings": self.timings,
             "model": self.model,
@@ -124,21 +144,26 @@ class Draft:
             "seed": self.decoding["seed"],
         }
 
+    def _read_row(self, finding: Finding) -> dict[str, Any]:
+        maps = [np.round(m.astype(float), 5).reshape(self.grid, self.grid).tolist() for m in finding.maps]
+        return {**_without_maps(finding), "label": finding.label, "maps": maps}
+
     def dump(self) -> tuple[dict[str, Any], bytes]:
         """The whole draft for keeping: values for JSON, and the numbers behind the tokens as an npz file. `Draft.load` reads them back.
 
-        Everything comes back exactly but attention, which is kept as float16: within 0.05 % of each weight above 6e-5, and 3e-8 below.
+        Everything comes back exactly but attention and maps, kept as float16: within 0.05 % of each weight above 6e-5, and 3e-8 below.
         """
         record = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "tokens"}
         record |= {name: [dataclasses.asdict(row) for row in record[name]] for name in ("films", "sentences")}
-        record["read"] = None if self.read is None else [dataclasses.asdict(fact) for fact in self.read]
+        record["read"] = None if self.read is None else [_without_maps(finding) for finding in self.read]
         tokens = [
             {n: v for n, v in vars(t).items() if n not in ("attention", "gates", "log_prob")} for t in self.tokens
         ]
         numbers = io.BytesIO()
         np.savez(  # attention does not compress
             numbers,
-            attention=np.array([t.attention for t in self.tokens], np.float16),  # (tokens, layers, patches)
+            attention=np.array([t.attention for t in self.tokens], np.float16),  # (tokens, layers, patches + findings)
+            maps=np.array([f.maps for f in self.read or ()], np.float16),  # (findings, films, patches)
             gates=np.array([t.gates for t in self.tokens], np.float64),  # (tokens, layers)
             log_probs=np.array([t.log_prob for t in self.tokens], np.float64),
         )
@@ -157,6 +182,7 @@ class Draft:
                     arrays["attention"].astype(np.float32),
                     strict=True,
                 )
+                maps = arrays["maps"].astype(np.float32)
                 tokens = tuple(
                     Token(**row, log_prob=log_prob, gates=gates, attention=attention)
                     for row, (log_prob, gates, attention) in zip(record["tokens"], behind, strict=True)
@@ -164,11 +190,19 @@ class Draft:
             values = {name: _frozen(value) for name, value in record.items() if name != "schema"}
             films = tuple(FilmRecord(**_frozen_row(row)) for row in record["films"])
             found = tuple(Sentence(**_frozen_row(row)) for row in record["sentences"])
-            read = record.get("read")  # drafts kept before this key came have none
-            facts = None if read is None else tuple(Fact(**row) for row in read)
-            return cls(**values | {"tokens": tokens, "films": films, "sentences": found, "read": facts})
+            read = None
+            if record["read"] is not None:
+                read = tuple(
+                    Finding(**row | {"presence": Presence(row["presence"]), "maps": tuple(mine)})
+                    for row, mine in zip(record["read"], maps, strict=True)
+                )
+            return cls(**values | {"tokens": tokens, "films": films, "sentences": found, "read": read})
         except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise EmrrgError(f"The kept draft cannot be read ({error}): draft the report anew.") from error
+
+
+def _without_maps(finding: Finding) -> dict[str, Any]:
+    return {f.name: getattr(finding, f.name) for f in dataclasses.fields(finding) if f.name != "maps"}
 
 
 def _frozen(value: Any) -> Any:
@@ -206,10 +240,19 @@ def sections(writing: Writing, *, partial: bool = False) -> tuple[str, str, tupl
                     tokens=(first, min(last, len(writing.tokens))),
                     confidence=float(np.exp(np.mean([t.log_prob for t in mine]))),
                     gates=tuple(float(g) for g in np.mean([t.gates for t in mine], axis=0)),
+                    findings=findings_of(body[start:stop]),
                 )
             )
     findings, impression = (text[slice(*spans[name])] for name in ("findings", "impression"))
     return findings, impression, tuple(found)
+
+
+def findings_of(sentence: str) -> tuple[str, ...]:
+    """The findings that a sentence states or denies, names of finding_tokens.NAMES in their order, by the label reader."""
+    said = {mention.label for mention in read_findings(sentence)}
+    if "Pneumonia" in said:  # what an opacity may be
+        said.add("Lung Opacity")
+    return tuple(name for name, label in NAMES.items() if label in said)
 
 
 # ------------------------------------------------------------------------------------------------------------ the report

@@ -11,9 +11,10 @@ import torch
 
 from emrrg_core import checkpoint as checkpoints
 from emrrg_core.burned import burned_in_warning
-from emrrg_core.config import MOST_FILMS, DecodeConfig
+from emrrg_core.config import MOST_FILMS, DecodeConfig, PromptTokens
 from emrrg_core.decode import Writing
 from emrrg_core.decode import stream as write_stream
+from emrrg_core.disease_queries import Seen
 from emrrg_core.errors import ConfigError, EmrrgError, FilmError
 from emrrg_core.evidence import (
     FEWEST_PLACES,
@@ -28,13 +29,14 @@ from emrrg_core.evidence import (
     stand_ins,
 )
 from emrrg_core.films import Film, model_input, read_film
+from emrrg_core.finding_tokens import Finding, Presence, finding_maps, ratios_of
+from emrrg_core.findings import LABELS, NO_FINDING, Status, read_findings
 from emrrg_core.language import LanguageModel
 from emrrg_core.looks import Detector, Looks
-from emrrg_core.model import Emrrg
+from emrrg_core.model import Emrrg, FilmTokens
 from emrrg_core.parameters import Counts, count
-from emrrg_core.report import Draft, FilmRecord, compose, sections
+from emrrg_core.report import Draft, FilmRecord, Sentence, sections
 from emrrg_core.retouch import Rescored
-from emrrg_core.stated import Fact, differences
 
 Progress = Callable[[int, int], None]  # (readings done, readings in all)
 _TOGETHER = 8  # readings of a draft at once: more would cost memory
@@ -117,7 +119,7 @@ class Reporter:
             return None
         images = torch.from_numpy(self._images([film])).unsqueeze(0).to(self._model.llama_proj.weight.device)
         with torch.inference_mode():
-            return self._looks(self._model.see(images, alone=True))[0]
+            return self._looks(self._model.see(images).tokens)[0]
 
     def _looks(self, tokens: torch.Tensor) -> list[Looks]:
         """Of what the model saw of each film; empty without a detector."""
@@ -135,8 +137,6 @@ class Reporter:
     def stream(self, films: Sequence[Film], decoding: DecodeConfig | None = None) -> Iterator[Draft]:
         """As `draft`, but yields the draft so far after every token; the last one is whole and carries timings and warnings."""
         decoding = decoding or DecodeConfig()
-        if decoding.contrast is None:  # the draft records what was done, not that it was left open
-            decoding = replace(decoding, contrast=self._model.config.contrast)
         if not films:
             raise FilmError("Choose a chest film first.")
         if len(films) > MOST_FILMS:
@@ -147,20 +147,24 @@ class Reporter:
         begun = time.perf_counter()
         images = torch.from_numpy(self._images(films)).unsqueeze(1).to(self._model.llama_proj.weight.device)
         with torch.inference_mode():
-            tokens = self._model.see(images)  # each film as a study of its own
-            study = tokens.mean(0, keepdim=True)  # as `Emrrg.encode` does (METHOD §5.1)
-            visual, facts = self._model.project(study), self._model.read_facts(study)
-            looks = self._looks(tokens)
-        read = facts[0] if facts else None
-        seen = time.perf_counter()
+            seen = self._model.see(images)  # each film as a study of its own, so that each has its own maps
+            film = self._model.project(seen.study())
+            looks = self._looks(seen.tokens)
+        read = with_maps_of(film.findings[0], seen) if film.findings else None
+        ratio = ratio_of(films, seen)
+        encoded = time.perf_counter()
         writing: Writing | None = None
-        for (writing,) in write_stream(self._model, visual, decoding):
-            yield self._draft(writing, records, read, decoding, partial=True)
+        for (writing,) in write_stream(self._model, film, decoding):
+            yield self._draft(writing, records, read, ratio, decoding, partial=True)
         if writing is not None:
             now = time.perf_counter()
-            timings = {"encode": seen - begun, "write": now - seen, "total": now - begun}
+            timings = {"encode": encoded - begun, "write": now - encoded, "total": now - begun}
             warnings = (*self._cautions, *_film_warnings(films, looks))
-            yield self._draft(writing, records, read, decoding, partial=False, timings=timings, warnings=warnings)
+            if ratio is not None and read:
+                warnings += tuple(_heart_warnings(films, read))
+            yield self._draft(
+                writing, records, read, ratio, decoding, partial=False, timings=timings, warnings=warnings
+            )
 
     # -- did the film matter? -----------------------------------------------------------------------------------------
 
@@ -177,7 +181,7 @@ class Reporter:
         """*Why this sentence?*: what `draft.sentences[sentence]` loses when the highlighted place is masked, beside `regions` random places.
 
         films: those of the draft, in any order; views share one map (METHOD §5.1), so the same patches are masked in all of them. The words
-        are read under the model itself: without contrast or penalty, and forced tokens do not count. None where the sentence has no map.
+        are read under the model itself: without a penalty, and forced tokens do not count. None where the sentence has no map.
         Raises FilmError for other films, EmrrgError for a sentence that is not there or a draft of another model, ConfigError for fewer than
         FEWEST_PLACES regions.
         """
@@ -189,17 +193,27 @@ class Reporter:
         if regions < FEWEST_PLACES:
             raise ConfigError(f"At least {FEWEST_PLACES} random regions are needed to compare with; {regions} given.")
         first, last = draft.sentences[sentence].tokens
-        weights = patch_weights(draft.tokens[first:last])
+        weights = np.mean([patch_weights(draft, (first, last), film) for film in range(len(draft.films))], axis=0)
         if not weights.sum() > 0:
             return None
         region = highlighted(weights)
         elsewhere, wrapped = places(region, regions, np.random.default_rng(seed))
         images = self._images(films)
         hidden = [np.zeros_like(region), region, *elsewhere]
-        found = self._read([masked(images, mask) for mask in hidden], draft, first, last, progress)
+        seen = self._encode([masked(images, mask) for mask in hidden])
+        found = self._read(seen, draft, progress)[:, first:last].sum(1)
         own, drop = float(found[0]), found[0] - found[1:]
+        whole = float(drop[0])
+        if self._model.config.prompt.tokens is not PromptTokens.NONE:
+            both = self._read(seen.select([0, 1]), draft, None, prompt=True)[:, first:last].sum(1)
+            whole = float(both[0] - both[1])
         patches = tuple(int(patch) for patch in np.flatnonzero(region))
-        return Why(sentence, own, float(drop[0]), tuple(float(d) for d in drop[1:]), patches, wrapped)
+        why = Why(sentence, own, float(drop[0]), tuple(float(d) for d in drop[1:]), patches, wrapped, whole)
+        about = next((name for name in draft.sentences[sentence].findings if draft.finding(name)), None)
+        if about is None or not seen.findings:  # what is not assessed has no probability
+            return why
+        p = [next(f.probability for f in mine if f.name == about) for mine in seen.findings]
+        return replace(why, finding=about, probability=p[0], hidden=p[1], elsewhere=float(np.mean(p[2:])))
 
     def looking(
         self, films: Sequence[Film], draft: Draft, *, seed: int = 0, progress: Progress | None = None
@@ -212,8 +226,8 @@ class Reporter:
         if not counted:
             raise EmrrgError("The draft is empty: there are no words that could depend on the film.")
         others = stand_ins(self._model.config.vision.image_size, np.random.default_rng(seed))
-        readings = [self._images(films), *others[:, None]]
-        found = self._read(readings, draft, 0, len(draft.tokens), progress)
+        seen = self._encode([self._images(films), *others[:, None]])
+        found = self._read(seen, draft, progress).sum(1)
         blank, noise, swapped = ((found[0] - found[1:]) / counted).tolist()
         return Looking(blank, noise, swapped, gate_strength(draft.tokens), counted)
 
@@ -238,7 +252,7 @@ class Reporter:
         size = self._model.config.vision.image_size
         own, other = self._images(films), np.stack([model_input(pixels, size) for pixels in changed])
         studies = ([] if earlier else [own]) + ([] if np.array_equal(own, other) else [other])
-        found = self._read_tokens(studies, draft, 0, len(draft.tokens), progress)
+        found = self._read(self._encode(studies), draft, progress, prompt=True) if studies else np.zeros((0, 0))
         spans = [slice(*sentence.tokens) for sentence in draft.sentences]
         readings = [tuple(float(row[span].sum()) for span in spans) for row in found]
         before = earlier.before if earlier else readings.pop(0)
@@ -258,28 +272,30 @@ class Reporter:
         size = self._model.config.vision.image_size
         return np.stack([model_input(film, size) for film in films])
 
-    def _read(
-        self, studies: Sequence[np.ndarray], draft: Draft, first: int, last: int, progress: Progress | None
-    ) -> np.ndarray:
-        """Log-probability of the chosen ones among draft.tokens[first:last] under each of the studies (views, 3, s, s): (studies,), nats."""
-        return self._read_tokens(studies, draft, first, last, progress).sum(1)
-
-    def _read_tokens(
-        self, studies: Sequence[np.ndarray], draft: Draft, first: int, last: int, progress: Progress | None
-    ) -> np.ndarray:
-        """The same token by token: (studies, last - first); 0 for a forced one."""
+    def _encode(self, studies: Sequence[np.ndarray]) -> FilmTokens:
+        """What the language model may see of each study (views, 3, s, s)."""
         device = self._model.llama_proj.weight.device
-        ids = torch.tensor([[token.id for token in draft.tokens[:last]]], device=device)
-        chosen = torch.tensor([not token.forced for token in draft.tokens[first:last]], device=device)
-        found = np.zeros((len(studies), last - first))
-        for start in range(0, len(studies), _TOGETHER):
+        with torch.inference_mode():  # one by one: of any number of views
+            return FilmTokens.join([self._model.encode(torch.from_numpy(study)[None].to(device)) for study in studies])
+
+    def _read(self, seen: FilmTokens, draft: Draft, progress: Progress | None, *, prompt: bool = False) -> np.ndarray:
+        """Log-probability of every chosen token of a draft under each of the studies: (studies, tokens), nats; 0 for a forced one.
+
+        Only what the hybrid layers see is each study's own; what stands in the prompt is the first one's, unless `prompt`.
+        """
+        device = self._model.llama_proj.weight.device
+        ids = torch.tensor([[token.id for token in draft.tokens]], device=device)
+        chosen = torch.tensor([not token.forced for token in draft.tokens], device=device)
+        found = np.zeros((len(seen), len(draft.tokens)))
+        if not prompt:
+            seen = seen.exchanged(seen.select([0] * len(seen)), prompt=True)
+        for start in range(0, len(seen), _TOGETHER):
+            some = range(start, min(start + _TOGETHER, len(seen)))
             with torch.inference_mode():
-                some = [torch.from_numpy(study)[None].to(device) for study in studies[start : start + _TOGETHER]]
-                seen = torch.cat([self._model.encode(study) for study in some])  # one by one: of any number of views
-                log_probs = self._model.log_probs(seen, ids.expand(len(some), -1))[:, first:]
-            found[start : start + len(some)] = (log_probs.double() * chosen).cpu().numpy()
+                log_probs = self._model.log_probs(seen.select(some), ids.expand(len(some), -1))
+            found[some.start : some.stop] = (log_probs.double() * chosen).cpu().numpy()
             if progress:
-                progress(start + len(some), len(studies))
+                progress(some.stop, len(seen))
         return found
 
     # -- what a draft is made of --------------------------------------------------------------------------------------
@@ -288,7 +304,8 @@ class Reporter:
         self,
         writing: Writing,
         films: tuple[FilmRecord, ...],
-        read: tuple[Fact, ...] | None,
+        read: tuple[Finding, ...] | None,
+        ratio: float | None,
         decoding: DecodeConfig,
         *,
         partial: bool,
@@ -298,7 +315,7 @@ class Reporter:
         findings, impression, sentences = sections(writing, partial=partial)
         if not partial:
             warnings = (*warnings, *_warnings(writing, findings, impression, len(films), decoding))
-            warnings += tuple(differences(read, compose(findings, impression))) if read is not None else ()
+            warnings += tuple(differences(read, sentences)) if read is not None else ()
         return Draft(
             findings=findings,
             impression=impression,
@@ -314,6 +331,7 @@ class Reporter:
             finished=writing.finished,
             closed=writing.closed,
             read=read,
+            ratio=ratio,
         )
 
 
@@ -325,6 +343,60 @@ def _cautions(config: dict[str, Any], language: LanguageModel) -> Iterator[str]:
             f"This checkpoint was trained beside other weights ({trained.get('name', 'unnamed')}, {trained['sha256'][:12]}…) than the "
             f"language model in use ({language.name}, {language.sha256[:12]}…); its drafts may be worse than measured."
         )
+
+
+def with_maps_of(findings: Sequence[Finding], seen: Seen) -> tuple[Finding, ...]:
+    """The findings of a study with their maps of each of its films. seen: the films, each as a study of its own."""
+    maps = finding_maps(seen)  # (films, labels, 2, g²)
+    return tuple(
+        replace(f, maps=tuple(m[LABELS.index(f.label), int(f.presence is Presence.PRESENT)] for m in maps))
+        for f in findings
+    )
+
+
+def ratio_of(films: Sequence[Film], seen: Seen) -> float | None:
+    """The cardiothoracic ratio of the first frontal film in which both lungs are seen."""
+    ratios = zip(films, ratios_of(seen), strict=True)
+    return next((ratio for film, ratio in ratios if ratio is not None and film.view != "LATERAL"), None)
+
+
+def differences(read: Sequence[Finding], sentences: Sequence[Sentence]) -> list[str]:
+    """Where a draft states or denies otherwise than was read, as sentences for its reader; most often empty.
+
+    The sentences are read by the label reader (emrrg_core.findings), whose errors are counted in.
+    """
+    found = []
+    positive: dict[str, set[str]] = {}
+    denied: set[str] = set()
+    for sentence in sentences:
+        for mention in read_findings(sentence.text):
+            if mention.status is Status.NEGATIVE:
+                denied.add(mention.label)
+            else:
+                positive.setdefault(mention.label, set()).add(mention.side or "")
+    present = {f.label: f for f in read if f.presence is Presence.PRESENT}
+    for label, finding in present.items():
+        if label == NO_FINDING:
+            continue
+        if label not in positive and not (label == "Lung Opacity" and "Pneumonia" in positive):
+            found.append(f"Read in the film, but not stated by the draft: {finding}.")
+        elif finding.side and positive.get(label, set()) - {"", finding.side}:
+            found.append(f"Read in the film: {finding}. The draft names another side.")
+    may_be = {"Pneumonia"} if any(f.pneumonia for f in present.values()) else set()
+    implied = {"Lung Opacity"} if present.keys() & {"Consolidation", "Lung Lesion", "Edema", "Atelectasis"} else set()
+    allowed = present.keys() | may_be | implied
+    found += [f"Stated by the draft, but not read in the film: {label}." for label in LABELS
+              if label in positive.keys() - allowed - {NO_FINDING}]  # fmt: skip
+    absent = {f.label for f in read if f.presence is Presence.ABSENT} | {NO_FINDING, "Pneumonia"}
+    found += [f"Denied by the draft, but not ruled out by what was read: {label}." for label in LABELS
+              if label in denied - absent]  # fmt: skip
+    return found
+
+
+def _heart_warnings(films: Sequence[Film], read: Sequence[Finding]) -> Iterator[str]:
+    heart = next((f for f in read if f.name == "heart"), None)
+    if heart and heart.presence is Presence.PRESENT and any((film.view or "").startswith("AP") for film in films):
+        yield "The heart looks larger on an AP film than it is: the cardiothoracic ratio overestimates it."
 
 
 def _record(film: Film) -> FilmRecord:
@@ -359,4 +431,4 @@ def _warnings(writing: Writing, findings: str, impression: str, views: int, deco
     if writing.tokens and not any(any(token.gates) for token in writing.tokens):
         yield "Every gate stayed shut: this draft did not look at the film through the hybrid layers, and has no heat maps."
     if views > 1:
-        yield "The views were averaged before writing, so one map serves all films of this study."
+        yield "The views were averaged before writing. The findings' maps are each film's own; what was looked at beside them is shared."

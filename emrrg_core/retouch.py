@@ -55,7 +55,7 @@ class Rescored:
 
     before: tuple[
         float, ...
-    ]  # log-probability under the films, nats: under the model itself, without contrast, the forced tokens left out
+    ]  # log-probability under the films, nats: under the model itself, the forced tokens left out
     after: tuple[float, ...]  # the same under the changed films
     tokens: tuple[int, ...]  # that were counted
 

@@ -6,6 +6,7 @@ Parameter names are those of the released checkpoints (METHOD §1.7), so a relea
 """
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -89,6 +90,19 @@ class _Residual(nn.Module):
         return F.relu(x + self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x))))))
 
 
+@dataclass(frozen=True)
+class FineFeatures:
+    """What a convolutional stem saw.
+
+    patches: (b, g², d). Finer, on its way there: eighth (b, d / 2, s / 8, s / 8), quarter (b, d / 4, s / 4, s / 4).
+    """
+
+    patches: Tensor
+
+    eighth: Tensor
+    quarter: Tensor
+
+
 class ConvolutionalStem(nn.Module):
     """(b, 3, image, image) -> (b, g², d) in raster order: halved by strided convolutions, each time twice as wide, until a patch is left.
 
@@ -111,6 +125,16 @@ class ConvolutionalStem(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         return self.stages(image).flatten(2).transpose(1, 2)
+
+    def with_fine(self, image: Tensor) -> tuple[Tensor, FineFeatures]:
+        """The same tokens, and what was seen at a quarter and an eighth of the film's resolution. Needs patches of 16 pixels."""
+        size, kept = image.shape[-1], {}
+        x = image
+        for stage in self.stages:
+            x = stage(x)
+            kept[x.shape[-1]] = x  # the last of each resolution
+        patches = x.flatten(2).transpose(1, 2)
+        return patches, FineFeatures(patches, kept[size // 8], kept[size // 4])
 
 
 class SwiGLU(nn.Module):
@@ -211,7 +235,17 @@ class VisionMamba(nn.Module):
         size = self.config.image_size
         if image.dim() != 4 or image.shape[1:] != (3, size, size):
             raise ValueError(f"the tower takes images of shape (b, 3, {size}, {size}), not {tuple(image.shape)}")
-        patches = self.patch_embed(image)  # (b, g², d)
+        return self.read(self.patch_embed(image))
+
+    def with_fine(self, image: Tensor) -> tuple[Tensor, FineFeatures | None]:
+        """As `forward`, and the finer features of a convolutional stem; None of linear patches, which see nothing finer."""
+        if not isinstance(self.patch_embed, ConvolutionalStem):
+            return self(image), None
+        patches, fine = self.patch_embed.with_fine(image)
+        return self.read(patches), fine
+
+    def read(self, patches: Tensor) -> Tensor:
+        """Patches (b, g², d), in raster order, to tokens (b, l, d)."""
         middle = self.config.class_position
         cls = self.cls_token.expand(patches.shape[0], -1, -1).to(patches.dtype)
         x = torch.cat([patches[:, :middle], cls, patches[:, middle:]], dim=1) + self.pos_embed  # (b, l, d)

@@ -50,12 +50,12 @@ from emrrg_core.errors import ConfigError, DataError, EmrrgError
 from emrrg_core.findings import is_abnormal, sentences
 from emrrg_core.language import prefers_bfloat16
 from emrrg_core.metrics import Score, bootstrap, text_scores
-from emrrg_core.model import IGNORED, Emrrg
+from emrrg_core.model import IGNORED, Emrrg, FilmTokens
 from emrrg_core.report import compose, split
 from train import finetune
 from train.loop import Run, apart
+from train.measures import area_under_curve, balanced_accuracy
 from train.parameters import count
-from train.warmup import area_under_curve, balanced_accuracy
 
 SCHEMA = "emrrg.ablation/1"
 NAMED = "nll"  # the score that picks the best: it is of every token of every film, and so moves least by chance
@@ -169,41 +169,41 @@ def judge(model: Emrrg, sample: Sample, cache: FilmCache, trial: Trial) -> tuple
     with torch.autocast(device.type, torch.bfloat16, enabled=prefers_bfloat16(device)):
         grey = np.stack([cache[s] for s in sample.studies])
         films = (torch.from_numpy(normalise(grey[i : i + 16])).unsqueeze(1) for i in range(0, len(grey), 16))
-        visual = torch.cat([model.encode(batch.to(device)).float() for batch in films])
+        seen = FilmTokens.join([model.encode(batch.to(device)) for batch in films])
         told = [compose(*text) for text in sample.told]
-        own = log_probs(model, visual, told)
+        own = log_probs(model, seen, told)
         at = np.flatnonzero(sample.other >= 0)
-        lost = own[at] - log_probs(model, visual[sample.other[at]], [told[i] for i in at])
+        lost = own[at] - log_probs(model, seen.select(sample.other[at].tolist()), [told[i] for i in at])
         sources = np.array([s.source for s in sample.studies])
         abnormal = np.array([bool(s.abnormal) for s in sample.studies])
         rows: list[np.ndarray] = []
         for number, (source, kinds) in enumerate(sample.asked.items()):
             mine = np.flatnonzero(sources == source)
             normal, ill = (
-                np.mean([log_probs(model, visual[mine], [text] * len(mine), end=False) for text in texts], axis=0)
+                np.mean(
+                    [log_probs(model, seen.select(mine.tolist()), [text] * len(mine), end=False) for text in texts],
+                    axis=0,
+                )
                 for texts in kinds
             )
             rows += [np.stack([np.full(len(mine), number), abnormal[mine], ill - normal], axis=1)]
         chosen = np.unique(np.linspace(0, len(told) - 1, min(trial.drafts, len(told))).round().astype(int))
         decoding = DecodeConfig(max_new_tokens=trial.tokens)
-        drafts = [w.text for w in write(model, visual[chosen], decoding)]
+        drafts = [w.text for w in write(model, seen.select(chosen.tolist()), decoding)]
     readings = np.concatenate([*rows, np.zeros((0, 3))])
     scores = {"nll": bootstrap(-own), "looks": bootstrap(lost), "auc": bootstrap(readings, _areas)}
     for number, source in enumerate(sample.asked):
         scores[f"auc_{source}"] = bootstrap(readings[readings[:, 0] == number], _areas)
     called = np.array([is_abnormal(text) for text in drafts], bool)
     scores["balanced_accuracy"] = bootstrap(np.stack([abnormal[chosen], called], axis=1), _accuracy)
-    scores["distinct"] = bootstrap(np.array([text not in drafts[:i] for i, text in enumerate(drafts)], float))
     references = [clean_report(" ".join(sample.told[i]), "iu_xray") for i in chosen]
     plain = [" ".join(text[slice(*span)] for span in split(text).values()) for text in drafts]
     words = text_scores(references, [clean_report(text, "iu_xray") for text in plain], meteor=False)
     return scores | {name: words[name] for name in METRICS if name in words}, -own
 
 
-def log_probs(
-    model: Emrrg, visual: torch.Tensor, texts: Sequence[str], *, end: bool = True, batch: int = 16
-) -> np.ndarray:
-    """Mean log-probability of a token of each text under the film beside it: visual (n, v, h) -> (n,). end: that it ends there counts too."""
+def log_probs(model: Emrrg, seen: FilmTokens, texts: Sequence[str], *, end: bool = True, batch: int = 16) -> np.ndarray:
+    """Mean log-probability of a token of each text under the film beside it: (n,) of n films. end: that it ends there counts too."""
     last = [model.tokenizer.eos_token_id] if end else []
     ids = [[*model.tokenizer(text, add_special_tokens=False).input_ids, *last] for text in texts]
     order = np.argsort([len(row) for row in ids], kind="stable")  # like lengths together: less padding
@@ -211,7 +211,7 @@ def log_probs(
     for i in range(0, len(ids), batch):
         rows = order[i : i + batch]
         padded = finetune.pad([ids[r] for r in rows], IGNORED, torch.long)
-        logs = model.log_probs(visual[rows], padded.to(visual.device)).sum(1)
+        logs = model.log_probs(seen.select(rows.tolist()), padded.to(seen.visual.device)).sum(1)
         found[rows] = logs.cpu().numpy() / [len(ids[r]) for r in rows]
     return found
 
@@ -250,9 +250,9 @@ def trial_of(recipe: Mapping[str, Any]) -> tuple[Run, Trial]:
             f"The recipe of an ablation has the sections finetune, model, ablation: {sorted(missing)} missing."
         )
     run = apart(finetune.Lessons, recipe["finetune"])[1]
-    if ModelConfig.from_dict(recipe["model"]).signs.tokens:
+    if ModelConfig.from_dict(recipe["model"]).queries.depth:
         raise ConfigError(
-            "The rows are compared without evidence tokens, which carry findings past the slices: take signs out of [model]."
+            "The rows are compared without disease queries, whose tokens carry findings past the slices: take queries out of [model]."
         )
     return run, Trial.from_dict(recipe["ablation"])
 
@@ -382,7 +382,7 @@ def _introduction(settings: Mapping[str, Any], first: Mapping[str, Result]) -> s
 # The ablation, beside the paper's
 
 Printed by `python -m train.ablation --report FOLDER` from the results that the same program made; what each score is stands in
-`train/ablation.py`. Every row: {learn["steps"]} steps of {learn["batch"]} films, seed {learn["seed"]}, rank 16, no hybrid layers, no evidence tokens,
+`train/ablation.py`. Every row: {learn["steps"]} steps of {learn["batch"]} films, seed {learn["seed"]}, rank 16, no hybrid layers, no disease queries,
 {settings["language_model"]} frozen (but for LoRA(LLM)). Scored: {one["nll"]["n"]} development films of {sources},
 {one["bleu4"]["n"]} drafts of at most {trial.tokens} tokens.
 The {len(first)} rows took {hours:.1f} hours. [low, high] is a 95 % bootstrap interval over films: it knows nothing of seeds.

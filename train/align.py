@@ -1,8 +1,8 @@
 """Stage 2: the tower learns which report belongs to which film, by contrast (METHOD §2.3).
 
-    python -m train.align --recipe train/recipes/small.toml --films FILMS.jsonl --reports REPORTS.jsonl --start runs/pretrain --out runs/align
+    python -m train.align --recipe RECIPE.toml --films FILMS.jsonl --reports REPORTS.jsonl --start runs/pretrain --out runs/align
 
-`--start` is a folder with a tower (train.pretrain, train.warmup, python -m emrrg_core convert). Writes tower.safetensors and config.json, which
+`--start` is a folder with a tower (train.pretrain, train.tower, python -m emrrg_core convert). Writes tower.safetensors and config.json, which
 train.finetune starts from. The image's feature is the mean of all tower tokens over its views. The text's comes from any local encoder: `language`
 uses the mean states of a frozen language model (each text read once), `encoder` a folder such as Bio_ClinicalBERT's, trained along, at its
 last real token as published.
@@ -22,18 +22,20 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from emrrg_core.config import VISION_PRESETS, Settings, VisionConfig
+from emrrg_core.config import Settings, VisionConfig
 from emrrg_core.convert import load_tower, save_tower
 from emrrg_core.data import FilmCache, Matcher, Study, augment, development, read_reports, read_studies
-from emrrg_core.errors import ConfigError, LanguageModelError
+from emrrg_core.errors import CheckpointError, ConfigError, LanguageModelError
 from emrrg_core.language import load_language_model, prefers_bfloat16
 from emrrg_core.report import compose
 from emrrg_core.vision import VisionMamba
 from train.finetune import own_report, stack
 from train.loop import Part, apart, train
-from train.warmup import BalancedSampler, load_reader_tower
+from train.tower import Sampler
 
 HELD_OUT = 128  # pairs at most on which retrieval is measured
 
@@ -155,13 +157,22 @@ def retrieval(model: Aligner, studies: Sequence[Study], texts: Sequence[str], ca
     return float(np.mean([texts[j] == text for j, text in zip(nearest, texts, strict=True)]))
 
 
-def start_tower(folder: Path | None, preset: str) -> VisionMamba:
-    """The tower of an earlier stage, or a fresh one of the recipe's preset."""
+def start_tower(folder: Path | None, vision: VisionConfig) -> VisionMamba:
+    """The tower of an earlier stage, or a fresh one. vision: its size, where the folder does not say it: train.tower's does not.
+
+    Raises CheckpointError when the folder holds no tower, or one of another size.
+    """
     if folder is None:
-        return VisionMamba(VISION_PRESETS[preset])
-    if (folder / "reader.safetensors").is_file():
-        return load_reader_tower(folder, VISION_PRESETS[preset])
-    return load_tower(folder)
+        return VisionMamba(vision)
+    path = folder / "eye.safetensors"
+    if not path.is_file():
+        return load_tower(folder)
+    part, tower = "visual_encoder.", VisionMamba(vision)
+    try:
+        tower.load_state_dict({n.removeprefix(part): v for n, v in load_file(path).items() if n.startswith(part)})
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise CheckpointError(f"{path} holds no tower of this recipe's size: {error}") from error
+    return tower
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -178,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(args.threads)
     recipe = tomllib.loads(args.recipe.read_text())
     settings, run = apart(Alignment, recipe["align"])
-    tower = start_tower(args.start, recipe["vision"])
+    tower = start_tower(args.start, VisionConfig.from_dict(recipe.get("model", {}).get("vision", {})))
     vision: VisionConfig = tower.config
 
     studies = read_studies(args.films)
@@ -192,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         and (own_report(s) or (s.abnormal is not None and matcher.texts(s)))
     ]
     learn, develop = development(usable)
-    sampler = BalancedSampler(learn, run.sources, run.seed)
+    sampler = Sampler(learn, run.sources, run.seed)
     torch.manual_seed(run.seed)
     text = (
         FrozenText(settings.language, settings.text_tokens)
@@ -209,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
 
     def loss_of(part: Part) -> tuple[Tensor, dict[str, float]]:
-        chosen, rng = sampler.batch(part.step, run.batch)
+        chosen, rng = sampler.step(part.step, run.batch)
         drawn = [
             (text_of(s, matcher, rng), [augment(film, rng)[0] for film in cache.views(s)[: settings.views]])
             for s in chosen

@@ -1,40 +1,55 @@
-"""Judges a checkpoint on a split: what its drafts say, whether they come from the film, and whether its maps mean something.
+"""Judges a checkpoint on a split: which path carries its drafts, what they say, what is read, and whether its maps mean something.
 
-    python -m train.evaluate --checkpoint assets/checkpoints/small --films FILMS.jsonl --reports REPORTS.jsonl --split val --json
+    python -m train.evaluate --checkpoint assets/checkpoints/small --films FILMS.jsonl FILMS_MORE.jsonl --radiologists RADIOLOGISTS.jsonl \
+        --split val --json
 
 Every score has `value`, `low`, `high` (bootstrap 95 % over films) and `n`, per source and overall; a score that cannot be computed has value
-null. Films count in a score only where its truth is known.
+null. Films count in a score only where its truth is known. `overall` is of the first file of films; those of further files are rows by source.
+What stands beside `scores`:
+    paths            what a draft loses when a part of what is seen is taken away or from another film (train/paths.py), on --paths films
+    findings         of every finding: its thresholds, how well it is read, stated and denied, over all films given
+    areas            of every finding that is assessed, by source; `effusions`, by source that has films with and without
+    reliability      bins of all calibrated probabilities, with what was then there
+    radiologists     drafts and readings against RSNA's radiologists, beside the labels that came with the same films (--radiologists)
 
 Of the drafts, and of every baseline's reports:
     label_micro_f1, label_macro_f1   of what the text states (emrrg_core.findings, uncertain counts as stated) against the known labels
     normal_balanced_accuracy         the text states an abnormality or not, against the labels; `…_AP`, `…_PA` within a view
     called_abnormal_of_normal, called_abnormal_of_abnormal
-    as_read                          the draft states what the tower read, no other finding and no other side (checkpoints with facts)
-    distinct, ended, marks           share of different texts; that the model ended itself; with a de-identification mark (XXXX, ___)
+    ended, marks                     that the model ended itself; with a de-identification mark (XXXX, ___)
     prior_words                      share of texts that speak of an earlier film (emrrg_core.findings), though none was given
     bleu4, rouge_l, cider            against the film's true report, where there is one; `…_truncated` as the released code truncates it
                                      (--cleaning)
     chexbert_f1, chexbert_f1_five    likewise by RadEval 2 where it and its weights are on disk (--radeval; docs/training.md), of the texts as
     radgraph_f1, ratescore           written: micro-F1 of CheXbert's 14 and of 5 labels, RadGraph-XL F1 (partial), RaTEScore; else the `reason`
+Of what was read:
+    as_read                          drafts that state and deny what was read, no more and no less, and no other side
+    calibration_error                expected calibration error of all probabilities, ten bins, by the labels that are known
+    denied_wrongly                   share of the findings that films have that their drafts deny
 Does it look?
-    own_image_preferred_all          share of pairs: the draft is more probable under its own film than under another of its source
-    own_image_preferred              the same over pairs of which one is labelled normal and the other abnormal; `own_image_gain`: nats
-    blank_drop, noise_drop           nats a token that the draft loses under a grey film, and under noise
+    blank_drop, noise_drop           nats a token that the draft loses under a grey film, and under noise; on --paths films
     gate                             mean |gate| a token
-Does the map mean something?
+Does the map mean something (train/maps.py)?
+    map_correlation                  between sentences of the Findings about different findings, the mean of a draft; `…_stated`, `…_denied`: of
+                                     two sentences that both state, or both deny
     mask_share_over_chance           of sentences about the lungs: share of the map inside the lung mask, over the mask's share of the film
-    pointing                         the map of the sentences that state a finding peaks in a lesion's box; a draft that states none misses
-    deletion_drop                    nats that the first abnormal sentence loses when the top tenth of its map is hidden, filled from its
-                                     surroundings, less the mean loss over other places of the same shape
+    pointing                         the map of the first sentence that states a finding peaks in a box of it; a draft that does not state it
+                                     misses. `pointing_stated`: of drafts that state it. `pointing_evidence`: what the finding's logit is made of,
+                                     stated or not. `pointing_chance`: the boxes' share of the film. By finding too, with `named_…`
+    zones                            of the lungs' zones in which two radiologists agree (Brixia): read as they do. `zones_named`: of those that
+                                     the draft names, both saw something. `zones_present`: both saw something, whatever is named
+    deletion_drop                    nats that the first abnormal sentence loses when the top tenth of its map is hidden from the hybrid layers,
+                                     filled from its surroundings, less the mean loss over other places of the same shape;
+                                     `deletion_falls`: the finding's probability then falls below its threshold, `…_elsewhere`: with another place
 The source `simulated` is real normal films of this split with a finding drawn on them (emrrg_core.simulate): there `found` is the share of
-drafts that state it, `side` the share of right sides among drafts that name one, and `pointing` is over drafts that state it.
+drafts that state it, `side` the share of right sides among drafts that name one, `pointing` is over drafts that state it, and `false_alarms`
+is the share of the same films, before anything was drawn, whose drafts state such a finding.
 Beside the scores stand the `seconds` of the whole run and, by section, `seconds_of` it.
 """
 
 import argparse
 import contextlib
 import json
-import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -45,37 +60,45 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, Python looks beside the script only
 
-import cv2
 import numpy as np
 import torch
 
 from emrrg_core import checkpoint
 from emrrg_core.annotations import DATASETS, clean_report
 from emrrg_core.config import DecodeConfig
-from emrrg_core.data import Matcher, ReportText, Study, lung_mask, normalise, read_reports, read_studies
+from emrrg_core.data import Matcher, ReportText, Study, normalise, read_reports, read_studies
 from emrrg_core.decode import Writing, write
 from emrrg_core.errors import ConfigError, EmrrgError
-from emrrg_core.evidence import highlighted, lay_over, masked, patch_weights, places
+from emrrg_core.evidence import gate_strength
 from emrrg_core.films import model_input, read_film
-from emrrg_core.findings import NO_FINDING, Status, is_abnormal, labels, prior_words, read_findings
+from emrrg_core.finding_tokens import finding_maps
+from emrrg_core.findings import is_abnormal, labels, prior_words
 from emrrg_core.language import prefers_bfloat16
 from emrrg_core.metrics import Rated, Score, bootstrap, label_counts, macro_scores, micro_scores, rate, text_scores
-from emrrg_core.model import IGNORED, Emrrg
-from emrrg_core.report import Sentence, compose, sections, split
-from emrrg_core.simulate import LABEL_OF, Drawn, Sign, draw
-from emrrg_core.stated import Fact, differences
+from emrrg_core.model import IGNORED, Emrrg, FilmTokens
+from emrrg_core.report import Draft, compose, split
+from emrrg_core.reporter import differences
 from train.finetune import pad
-from train.warmup import balanced_accuracy
-
-_LUNGS = re.compile(
-    r"\b(?:lungs?|pulmonary|airspace|opacit\w+|pneumonia|consolidation|nodules?|atelectasis|effusions?|pneumothora\w+)\b",
-    re.I,
+from train.maps import Read, columns, deletion, drafts_of, simulated, simulated_scores, to_test
+from train.measures import balanced_accuracy
+from train.paths import paths, spread
+from train.probabilities import (
+    against_radiologists,
+    areas,
+    effusions,
+    findings_table,
+    known,
+    pooled,
+    ratio,
+    reliability,
+    tabulate,
 )
+from train.targets import Truth, read_radiologists, truth_of
+
 AS_WRITTEN = "none"  # the cleaning that leaves texts as they are
 # tokens that the released code leaves of a reference (METHOD §5.4)
 _TRUNCATED = {"iu_xray": 60, "mimic_cxr": 100, "chexpert_plus": 100}
-ELSEWHERE = 8  # places of the same shape, for the test of a map
-BLANKED = 300  # films at most, evenly spaced, whose drafts are read under a grey film and under noise
+PATHS = 120  # films that are drafted again with a part of what is seen exchanged
 
 
 @contextlib.contextmanager
@@ -109,45 +132,50 @@ class Judge:
         if prefers_bfloat16():
             model.llm.to(torch.bfloat16)
 
-    def see(self, films: Sequence[np.ndarray]) -> torch.Tensor:
-        """Films (3, s, s) to visual tokens (n, v, h)."""
-        return self.read(films)[0]
+    def see(self, films: Sequence[np.ndarray]) -> FilmTokens:
+        """Films (3, s, s) as the language model may see them."""
+        return self.read(films).film
 
-    def read(self, films: Sequence[np.ndarray]) -> tuple[torch.Tensor, list[tuple[Fact, ...]] | None]:
-        """As `see`, and what is read in each film, which its draft is to state; None for a model without facts."""
-        rows, facts = [], []
+    def read(self, films: Sequence[np.ndarray]) -> Read:
+        """As `see`, with what was read of each film."""
+        tokens, maps, regions = [], [], []
         for some in _batches(films, self.batch):
             with _fast():
-                tokens = self.model.see(torch.from_numpy(np.stack(some)).unsqueeze(1))
-                rows.append(self.model.project(tokens).float())
-                facts += self.model.read_facts(tokens) or []
-        return torch.cat(rows), facts or None
+                seen = self.model.see(torch.from_numpy(np.stack(some)).unsqueeze(1))
+                film = self.model.project(seen)
+                tokens.append(replace(film, visual=film.visual.float(), in_prompt=film.in_prompt.float()))
+                if self.model.config.queries.depth:
+                    maps.append(finding_maps(seen))
+                    regions.append(seen.regions().float().sigmoid().numpy())
+        film = FilmTokens.join(tokens)
+        film = replace(film, in_prompt=film.visual[:, : film.in_prompt.shape[1]])  # the same numbers, not kept twice
+        return Read(film, np.concatenate(maps or [np.zeros(0)]), np.concatenate(regions or [np.zeros(0)]))
 
     def features(self, studies: Sequence[Study]) -> torch.Tensor:
         """The mean visual token of each study's first film (n, h), without keeping the films or their tokens."""
         size = self.model.config.vision.image_size
         rows = []
         for some in _batches(studies, self.batch):
-            with _fast():  # the tower alone: what a second reader sees, which takes longer, is no part of it
+            with _fast():  # the tower alone
                 tokens = self.model.visual_encoder(torch.from_numpy(np.stack(load_films(some, size))))
-                rows.append(self.mean(self.model.layer_norm(self.model.llama_proj(tokens)).float()))
+                rows.append(self.model.layer_norm(self.model.llama_proj(tokens)).float().mean(1))
         return torch.cat(rows)
 
-    def mean(self, visual: torch.Tensor) -> torch.Tensor:
-        """Visual tokens (n, v, h) to their mean (n, h), without the evidence tokens."""
-        return visual[:, : self.model.config.vision.tokens].mean(1)
+    def mean(self, film: FilmTokens) -> torch.Tensor:
+        """The mean of each film's own visual tokens (n, h), without the finding tokens."""
+        return film.visual[:, : self.model.config.vision.tokens].mean(1)
 
-    def write(self, visual: torch.Tensor, seed: int = 0, *, progress: str = "") -> list[Writing]:
+    def write(self, film: FilmTokens, seed: int = 0, *, progress: str = "") -> list[Writing]:
         """Greedy drafts."""
         drafts: list[Writing] = []
-        for some in visual.split(4 * self.batch):
+        for some in _batches(range(len(film)), 4 * self.batch):
             with _fast():
-                drafts += write(self.model, some, DecodeConfig(seed=seed))
+                drafts += write(self.model, film.select(some), DecodeConfig(seed=seed))
             if progress:
-                print(f"{progress}: {len(drafts)} of {len(visual)}", file=sys.stderr, flush=True)
+                print(f"{progress}: {len(drafts)} of {len(film)}", file=sys.stderr, flush=True)
         return drafts
 
-    def score(self, visual: torch.Tensor, drafts: Sequence[Writing]) -> list[np.ndarray]:
+    def score(self, film: FilmTokens, drafts: Sequence[Writing | Draft]) -> list[np.ndarray]:
         """Log-probability of every token of a draft, its end included where it ended, under the film beside it."""
         eos = self.model.tokenizer.eos_token_id
         ids = [[*(t.id for t in d.tokens), *([eos] if d.finished else [])] for d in drafts]
@@ -156,7 +184,7 @@ class Judge:
         for i in range(0, len(ids), self.batch):
             rows = order[i : i + self.batch]
             with _fast():
-                found = self.model.log_probs(visual[rows], pad([ids[r] for r in rows], IGNORED, torch.long))
+                found = self.model.log_probs(film.select(rows), pad([ids[r] for r in rows], IGNORED, torch.long))
             for r, values in zip(rows, found.numpy(), strict=True):
                 scores[r] = values[: len(ids[r])]
         return scores
@@ -213,12 +241,6 @@ def _flat(text: str) -> str:
     return " ".join(text.split())
 
 
-def first_of_its_kind(texts: Sequence[str]) -> np.ndarray:
-    """1.0 for every text that none before it equals, (n,): their mean is the share of distinct texts."""
-    seen: set[str] = set()
-    return np.array([float(not (text in seen or seen.add(text))) for text in texts])
-
-
 def summarise_texts(
     columns: dict[str, Any],
     studies: Sequence[Study],
@@ -246,7 +268,6 @@ def summarise_texts(
         "normal_balanced_accuracy": bootstrap(known, accuracy),
         "called_abnormal_of_normal": bootstrap(called[known[truth[known] == 0]].astype(float)),
         "called_abnormal_of_abnormal": bootstrap(called[known[truth[known] == 1]].astype(float)),
-        "distinct": bootstrap(first_of_its_kind(texts[rows])),
         "marks": bootstrap(np.array(["XXXX" in t or "___" in t for t in texts[rows]], float)),
         "prior_words": bootstrap(columns["prior"][rows]),
     }
@@ -286,94 +307,13 @@ def _plain(text: str) -> str:
     return " ".join(text[slice(*span)] for span in split(text).values())
 
 
-# -------------------------------------------------------------------------------------------------------------- maps
-
-
-def sentences_of(writing: Writing) -> tuple[Sentence, ...]:
-    """The sentences of a finished draft with their tokens."""
-    return sections(writing, partial=False)[2]
-
-
-def map_of(writing: Writing, chosen: Sequence[Sentence]) -> np.ndarray | None:
-    """Evidence of some sentences on the patches (g²,), sum 1; None when there is none."""
-    weights = sum((patch_weights(writing.tokens[slice(*s.tokens)]) for s in chosen), np.zeros(1))
-    return weights / weights.sum() if weights.size > 1 and weights.sum() > 0 else None
-
-
-def patch_cover(mask: np.ndarray, grid: int) -> np.ndarray:
-    """The share of every patch that a mask (height, width) covers, (g²,), by the same geometry as the maps."""
-    side = grid * 16
-    return cv2.resize(
-        cv2.resize(mask.astype(np.float32), (side, side), interpolation=cv2.INTER_AREA),
-        (grid, grid),
-        interpolation=cv2.INTER_AREA,
-    ).ravel()
-
-
-def in_a_box(weights: np.ndarray, study: Study, grid: int) -> bool:
-    """Whether the map's highest pixel lies in one of the film's boxes."""
-    height, width = read_film(study.files[0]).pixels.shape
-    heat = lay_over(weights, grid, height, width)
-    rows, columns = np.nonzero(heat >= heat.max() * (1 - 1e-6))
-    row, column = rows.mean(), columns.mean()
-    return any(x <= column <= x + w and y <= row <= y + h for _, (x, y, w, h) in study.boxes)
-
-
-def simulated(
-    studies: Sequence[Study], films: Sequence[np.ndarray], size: int, seed: int
-) -> list[tuple[Study, np.ndarray, Drawn]]:
-    """Every normal film that has a lung mask, with each of the findings drawn on it: study, film (3, size, size), what was drawn."""
-    made = []
-    for number, study in enumerate(studies):
-        if study.abnormal is not False or not study.lung_mask:
-            continue
-        film = _grey(films[number])
-        for k, sign in enumerate(Sign):
-            try:
-                drawn_film, drawn = draw(film, lung_mask(study, size), sign, np.random.default_rng([seed, number, k]))
-            except ValueError:
-                continue
-            known = {LABEL_OF[sign]: 1, NO_FINDING: 0}
-            made.append((replace(study, source="simulated", labels=known), normalise(np.round(drawn_film)), drawn))
-    return made
-
-
-def _grey(film: np.ndarray) -> np.ndarray:
-    """The inverse of `normalise`: (3, s, s) to (s, s) in [0, 255]."""
-    white, black = normalise(np.full((1, 1), 255.0))[0, 0, 0], normalise(np.zeros((1, 1)))[0, 0, 0]
-    return np.clip((film[0] - black) / (white - black) * 255, 0, 255)
-
-
-Told = tuple[np.ndarray, Writing, Sentence, np.ndarray]  # film, its draft, a sentence of that, the sentence's map
-
-
-def deletion(judge: Judge, told: Sequence[Told], rng: np.random.Generator) -> list[float]:
-    """How many nats more each sentence loses when the top tenth of its map is hidden than, on average, when ELSEWHERE other places of the same
-    shape are. What is hidden is filled from its surroundings, as for *Why this sentence?* (`evidence.masked`)."""
-    dropped = []
-    # so many at once that batches are full, and so few that their films fit into memory
-    for some in _batches(told, 12):
-        films, drafts, counts = [], [], []
-        for film, draft, _, weights in some:
-            region = highlighted(weights)
-            hidden = [region, *places(region, ELSEWHERE, rng)[0]]
-            films += [masked(film, place) for place in hidden]
-            drafts += [draft] * len(hidden)
-            counts.append(len(hidden))
-        scores = iter(judge.score(judge.see(films), drafts))
-        for (_, _, sentence, _), count in zip(some, counts, strict=True):
-            top, *others = (float(next(scores)[slice(*sentence.tokens)].sum()) for _ in range(count))
-            dropped.append(float(np.mean(others)) - top)  # what the whole film gives cancels out
-    return dropped
-
-
 # --------------------------------------------------------------------------------------------------------- baselines
 
 
 def baselines(
     judge: Judge,
     studies: Sequence[Study],
-    visual: torch.Tensor,
+    film: FilmTokens,
     learn: Sequence[Study],
     reports: Sequence[ReportText],
     *,
@@ -390,7 +330,7 @@ def baselines(
     pool = [pool[i] for i in rng.permutation(len(pool))[:neighbours]]
     texts = {"constant": [compose(*commonest)] * len(studies), "label_blind": [compose(*pair) for pair in drawn]}
     if pool:
-        near = _centred(judge.mean(visual)) @ _centred(judge.features(pool)).T
+        near = _centred(judge.mean(film)) @ _centred(judge.features(pool)).T
         nearest = [matcher.texts(pool[i]) for i in near.argmax(1).tolist()]
         texts["nearest"] = [compose(*found[rng.integers(len(found))]) for found in nearest]
     return texts
@@ -407,10 +347,13 @@ def evaluate(
     model: Emrrg,
     studies: Sequence[Study],
     *,
+    more: Sequence[Study] = (),
+    truths: Mapping[str, Truth] | None = None,
     learn: Sequence[Study] = (),
     reports: Sequence[ReportText] = (),
     batch: int = 32,
     seed: int = 0,
+    redrafts: int = PATHS,
     deletions: int = 60,
     neighbours: int = 1000,
     beside: Mapping[str, Emrrg] | None = None,
@@ -419,50 +362,65 @@ def evaluate(
 ) -> dict[str, Any]:
     """All scores, per source and overall, and those of the baselines where `reports` of the training split are given.
 
-    learn: training films, for the nearest of them. beside: other models by name, whose drafts are judged by their texts alone. cleaning: as for
-    `summarise_texts`; None: `cleaning_of` these studies. radeval: the interpreter that has RadEval.
+    more: films that are scored by source, but not in `overall`. truths: of every film by its id; None: by its own labels and boxes. redrafts:
+    films for `paths`. learn: training films, for the nearest of them. beside: other models by name, whose drafts are judged by their texts alone.
+    cleaning: as for `summarise_texts`; None: `cleaning_of` these studies. radeval: the interpreter that has RadEval.
     """
     begun, clock = time.perf_counter(), Clock()
+    first = range(len(studies))  # what `overall` is of
+    cleaning = cleaning or cleaning_of(studies)
+    studies = [*studies, *more]
+    truths = truths or {s.id: truth_of(s, None) for s in studies}
     judge = Judge(model, batch)
     size, grid = model.config.vision.image_size, model.config.vision.grid
     rng = np.random.default_rng(seed)
+    result: dict[str, Any] = {"precision": judge.precision, **_said_of_cleaning(cleaning)}
     with clock("films"):
         films = load_films(studies, size)
-        visual, facts = judge.read(films)
+        read = judge.read(films)
     with clock("drafts"):
-        drafts = judge.write(visual, seed, progress="drafts")
-    looks = _looks(judge, studies, visual, drafts, rng, size, clock)
-    looks["gate"] = np.array(
-        [np.abs([t.gates for t in d.tokens]).mean() if d.tokens and d.tokens[0].gates else np.nan for d in drafts]
-    )
-    looks["ended"] = np.array([float(d.finished) for d in drafts])
-    looks["as_read"] = np.array(
-        [float(not differences(mine, d.text)) for mine, d in zip(facts, drafts, strict=True)]
-        if facts
-        else [np.nan] * len(drafts)
-    )
-    looks |= _maps(judge, studies, films, drafts, rng, grid, deletions, clock)
+        writings = judge.write(read.film, seed, progress="drafts")
+        drafts = drafts_of(writings, read.film, grid)
+    with clock("paths"):
+        result["paths"] = paths(judge, studies, read.film, writings, first, redrafts, seed)
+    found = {
+        "gate": np.array([gate_strength(d.tokens) if d.tokens and d.tokens[0].gates else np.nan for d in drafts]),
+        "ended": np.array([float(d.finished) for d in drafts]),
+        "as_read": np.array(
+            [np.nan if d.read is None else float(not differences(d.read, d.sentences)) for d in drafts]
+        ),
+    }
+    with clock("blank and noise"):
+        found |= _without(judge, read.film, drafts, spread(studies, first, redrafts), rng, size)
+    with clock("maps"):
+        found |= columns(studies, drafts, read, truths)
+    with clock("deletion"):
+        told = to_test(films, drafts, read.film, first, deletions, rng)
+        tested = np.full((len(studies), 3), np.nan)
+        tested[list(told)] = deletion(judge, list(told.values()), rng)
+        names = ("deletion_drop", "deletion_falls", "deletion_falls_elsewhere")
+        found |= dict(zip(names, tested.T, strict=True))
     sources = np.array([s.source for s in studies])
-    cleaning = cleaning or cleaning_of(studies)
-    result: dict[str, Any] = {"precision": judge.precision, **_said_of_cleaning(cleaning)}
     groups = {source: np.flatnonzero(sources == source) for source in sorted(set(sources))} | {
-        "overall": np.arange(len(studies))
+        "overall": np.array(first)
     }
 
     # the texts to judge: this checkpoint's drafts, and by its name each baseline's
-    said = {"": [d.text for d in drafts]}
+    said = {"": [d.text for d in writings]}
     with clock("simulated"):
         made = simulated(studies, films, size, seed)
-        made_scores = _simulated_scores(judge, made, grid, seed) if made else None
+        here = {s.id: draft for s, draft in zip(studies, drafts, strict=True)}
+        undrawn = {s.id: here[s.id] for s, _, _ in made}
+        made_scores = simulated_scores(judge, made, undrawn, grid, seed) if made else None
     if reports:
         with clock("baselines"):
-            said |= baselines(judge, studies, visual, learn, reports, neighbours=neighbours, seed=seed)
+            said |= baselines(judge, studies, read.film, learn, reports, neighbours=neighbours, seed=seed)
     for name, other in (beside or {}).items():
         with clock(f"beside: {name}"):
             own_size = other.config.vision.image_size
-            judge = Judge(other, batch)
-            visual = judge.see(films if own_size == size else load_films(studies, own_size))
-            said[name] = [d.text for d in judge.write(visual, seed, progress=name)]
+            another = Judge(other, batch)
+            film = another.see(films if own_size == size else load_films(studies, own_size))
+            said[name] = [d.text for d in another.write(film, seed, progress=name)]
     with clock("RadEval"):
         rated = by_radeval(said, studies, radeval)
     result["radeval"] = {
@@ -479,14 +437,27 @@ def evaluate(
             for these in [text_columns(texts, studies)]
         }
     result["scores"] = tables.pop("")
-    for group, rows in groups.items():
-        result["scores"][group] |= {score: bootstrap(_known(values[rows])) for score, values in looks.items()}
+    with clock("scores of findings"):
+        table = tabulate(studies, said[""], read.film.findings)
+        for group, rows in groups.items():
+            result["scores"][group] |= {name: _scored(values[rows]) for name, values in found.items()}
+            result["scores"][group] |= pooled(table.select(rows))
+        result["findings"] = findings_table(model, table)
+        result["areas"] = areas(studies, table)
+        result["effusions"] = effusions(studies, table)
+        result["reliability"] = reliability(table.probability[first], table.truth[first])
+        result["radiologists"] = against_radiologists(studies, truths, table)
     if made_scores:
         result["scores"]["simulated"] = made_scores
     if tables:
         result["baselines"] = tables
     result["seconds"], result["seconds_of"] = time.perf_counter() - begun, clock.seconds
     return result
+
+
+def _scored(values: np.ndarray) -> Score:
+    """The mean of (n,), or the sum of the first column over that of the second of (n, 2)."""
+    return ratio(*values.T) if values.ndim == 2 else bootstrap(known(values))
 
 
 def _said_of_cleaning(cleaning: str) -> dict[str, str]:
@@ -499,128 +470,19 @@ def _said_of_cleaning(cleaning: str) -> dict[str, str]:
     }
 
 
-def _known(values: np.ndarray) -> np.ndarray:
-    return values[np.isfinite(values)]
-
-
-def _looks(
-    judge: Judge,
-    studies: Sequence[Study],
-    visual: torch.Tensor,
-    drafts: Sequence[Writing],
-    rng: np.random.Generator,
-    size: int,
-    clock: Clock,
+def _without(
+    judge: Judge, film: FilmTokens, drafts: Sequence[Draft], rows: np.ndarray, rng: np.random.Generator, size: int
 ) -> dict[str, np.ndarray]:
-    """Own film against others, a blank and noise: one number a study, NaN where there is no such pair."""
-    truth = np.array([np.nan if s.abnormal is None else float(s.abnormal) for s in studies])
-    sources = np.array([s.source for s in studies])
-    n = len(studies)
-    any_other, opposite = np.full(n, -1), np.full(n, -1)
-    for i in range(n):
-        near = np.flatnonzero((sources == sources[i]) & (np.arange(n) != i))
-        against = near[truth[near] == 1 - truth[i]]
-        any_other[i] = rng.choice(near) if len(near) else -1
-        opposite[i] = rng.choice(against) if len(against) else -1
-    with clock("own film"):
-        own = np.array([s.sum() for s in judge.score(visual, drafts)])
-    lengths = np.array([max(len(d.tokens), 1) for d in drafts])
-
-    def gain(other: np.ndarray) -> np.ndarray:
-        result = np.full(n, np.nan)
-        rows = np.flatnonzero(other >= 0)
-        if len(rows):
-            under = [s.sum() for s in judge.score(visual[other[rows]], [drafts[i] for i in rows])]
-            result[rows] = own[rows] - under
-        return result
-
-    chosen = np.unique(np.linspace(0, n - 1, min(n, BLANKED)).round().astype(int))
-
-    def under(film: np.ndarray) -> np.ndarray:
-        result = np.full(n, np.nan)
-        found = judge.score(judge.see([film]).expand(len(chosen), -1, -1), [drafts[i] for i in chosen])
-        result[chosen] = (own[chosen] - np.array([s.sum() for s in found])) / lengths[chosen]
-        return result
-
-    with clock("pairs"):
-        gain_all, gain_opposite = gain(any_other), gain(opposite)
-    with clock("blank and noise"):
-        blank_drop = under(normalise(np.full((size, size), 118.0)))
-        noise_drop = under(normalise(rng.uniform(0, 255, (size, size))))
-    return {
-        "own_image_preferred_all": np.where(np.isfinite(gain_all), gain_all > 0, np.nan),
-        "own_image_preferred": np.where(np.isfinite(gain_opposite), gain_opposite > 0, np.nan),
-        "own_image_gain": gain_opposite,
-        "blank_drop": blank_drop,
-        "noise_drop": noise_drop,
-    }
-
-
-def _maps(
-    judge: Judge,
-    studies: Sequence[Study],
-    films: Sequence[np.ndarray],
-    drafts: Sequence[Writing],
-    rng: np.random.Generator,
-    grid: int,
-    deletions: int,
-    clock: Clock,
-) -> dict[str, np.ndarray]:
-    """What can be said of the maps: one number a study, NaN where there is nothing to say."""
-    n = len(studies)
-    share, pointing, dropped = np.full(n, np.nan), np.full(n, np.nan), np.full(n, np.nan)
-    abnormal = []
-    for i, (study, draft) in enumerate(zip(studies, drafts, strict=True)):
-        spoken = sentences_of(draft)
-        telling = [s for s in spoken if is_abnormal(s.text)]
-        if telling:
-            abnormal.append(i)
-        if study.lung_mask and (weights := map_of(draft, [s for s in spoken if _LUNGS.search(s.text)])) is not None:
-            mask = cv2.imread(str(study.lung_mask), cv2.IMREAD_GRAYSCALE) > 0
-            cover = patch_cover(mask, grid)
-            share[i] = float(weights @ cover / cover.mean())
-        if study.boxes:
-            seen = map_of(draft, telling)
-            pointing[i] = float(seen is not None and in_a_box(seen, study, grid))
-    told: dict[int, Told] = {}
-    for i in [abnormal[j] for j in rng.permutation(len(abnormal))[:deletions]]:
-        first = next(s for s in sentences_of(drafts[i]) if is_abnormal(s.text))
-        if (weights := map_of(drafts[i], [first])) is not None:
-            told[i] = films[i], drafts[i], first, weights
-    with clock("deletion"):
-        dropped[list(told)] = deletion(judge, list(told.values()), rng)
-    return {"mask_share_over_chance": share, "pointing": pointing, "deletion_drop": dropped}
-
-
-def _simulated_scores(
-    judge: Judge, made: Sequence[tuple[Study, np.ndarray, Drawn]], grid: int, seed: int
-) -> dict[str, Score]:
-    drafts = judge.write(judge.see([film for _, film, _ in made]), seed, progress="simulated")
-    found, side, pointing, signs = [], [], [], []
-    for draft, (_, _, drawn) in zip(drafts, made, strict=True):
-        label = LABEL_OF[drawn.sign]
-        # an opacity may be called by any of its names
-        names = {label, "Consolidation", "Pneumonia"} if drawn.sign is Sign.OPACITY else {label}
-        naming = [
-            (s, [m for m in read_findings(s.text) if m.label in names and m.status is not Status.NEGATIVE])
-            for s in sentences_of(draft)
-        ]
-        naming = [(s, mentions) for s, mentions in naming if mentions]
-        signs.append(drawn.sign)
-        found.append(float(bool(naming)))
-        named = [m.side for _, mentions in naming for m in mentions if m.side]
-        side.append(float(set(named) == {drawn.side.value}) if named and drawn.side else np.nan)
-        weights = map_of(draft, [s for s, _ in naming]) if naming else None
-        cover = patch_cover(drawn.mask, grid)  # a finding that is smaller than a patch lies where it covers most
-        hit = weights is not None and cover[weights.argmax()] >= min(0.05, cover.max())
-        pointing.append(np.nan if weights is None else float(hit))
-    columns = {"found": np.array(found), "side": np.array(side), "pointing": np.array(pointing)}
-    scores = {name: bootstrap(_known(values)) for name, values in columns.items()}
-    for sign in Sign:
-        rows = np.array([s is sign for s in signs])
-        scores |= {f"{name}_{sign.name.lower()}": bootstrap(_known(values[rows])) for name, values in columns.items()}
-    scores["distinct"] = bootstrap(first_of_its_kind([d.text for d in drafts]))
-    return scores
+    """Nats a token that the drafts at `rows` lose under a grey film and under noise, (n,) each; NaN for the others."""
+    mine = [drafts[i] for i in rows]
+    lengths = np.array([max(len(d.tokens), 1) for d in mine])
+    own = np.array([s.sum() for s in judge.score(film.select(rows), mine)])
+    result = {}
+    for name, grey in (("blank_drop", np.full((size, size), 118.0)), ("noise_drop", rng.uniform(0, 255, (size, size)))):
+        seen = judge.see([normalise(grey)]).select([0] * len(rows))
+        result[name] = np.full(len(drafts), np.nan)
+        result[name][rows] = (own - np.array([s.sum() for s in judge.score(seen, mine)])) / lengths
+    return result
 
 
 def baseline_name(folder: Path) -> str:
@@ -632,12 +494,18 @@ def baseline_name(folder: Path) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument("--films", type=Path, required=True)
+    parser.add_argument(
+        "--films", type=Path, nargs="+", required=True, help="one or more files; `overall` is of the first one's films"
+    )
+    parser.add_argument("--radiologists", type=Path, help="what radiologists read in some of the films")
     parser.add_argument("--split", default="val")
     parser.add_argument(
-        "--reports", type=Path, help="report texts for the baselines; default: reports.jsonl beside the films, if there"
+        "--reports",
+        type=Path,
+        help="report texts for the baselines; default: reports.jsonl beside the first films, if there",
     )
     parser.add_argument("--limit", type=int, default=0, help="at most this many films, the same share of every source")
+    parser.add_argument("--paths", type=int, default=PATHS, help="films drafted again with parts of them exchanged")
     parser.add_argument("--deletions", type=int, default=60, help="drafts whose map is tested by hiding places")
     parser.add_argument("--neighbours", type=int, default=1000, help="training films among which the nearest is sought")
     parser.add_argument(
@@ -667,16 +535,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     try:
-        everything = read_studies(args.films)
-        studies = [s for s in everything if s.split == args.split]
-        if not studies:
-            print(f"emrrg: {args.films.name} has no films of the split {args.split!r}.", file=sys.stderr)
+        sets = [read_studies(path) for path in args.films]
+        judged = [[s for s in some if s.split == args.split] for some in sets]
+        if not judged[0]:
+            print(f"emrrg: {args.films[0].name} has no films of the split {args.split!r}.", file=sys.stderr)
             return 2
-        if args.limit and args.limit < len(studies):
-            studies = studies[:: -(-len(studies) // args.limit)]
-        path = args.reports or args.films.with_name("reports.jsonl")
+        if args.limit:
+            judged = [some[:: max(1, -(-len(some) // args.limit))] for some in judged]
+        studies, more = judged[0], [s for some in judged[1:] for s in some]
+        read = read_radiologists(args.radiologists)
+        path = args.reports or args.films[0].with_name("reports.jsonl")
         reports = read_reports(path, "train") if args.reports or path.is_file() else []
-        learn = [s for s in everything if s.split == "train" != args.split]
+        learn = [s for s in sets[0] if s.split == "train" != args.split]
         names = [baseline_name(path) for path in args.beside]
         if taken := [n for i, n in enumerate(names) if n in (*names[:i], "constant", "label_blind", "nearest")]:
             raise ConfigError(
@@ -686,10 +556,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = evaluate(
             model,
             studies,
+            more=more,
+            truths={s.id: truth_of(s, read.get(s.id)) for s in [*studies, *more]},
             learn=learn,
             reports=reports,
             batch=args.batch,
             seed=args.seed,
+            redrafts=args.paths,
             deletions=args.deletions,
             neighbours=args.neighbours,
             beside={name: checkpoint.load(path)[0] for name, path in zip(names, args.beside, strict=True)},
@@ -703,7 +576,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "schema": "emrrg.evaluation/1",
         "checkpoint_sha256": checkpoint.fingerprint(args.checkpoint),
         "settings_sha256": checkpoint.settings_fingerprint(args.checkpoint),
-        "films": args.films.name,
+        "films": args.films[0].name,
+        "more": [path.name for path in args.films[1:]],
         "split": args.split,
         "limit": args.limit,
         "section": "findings and impression",
@@ -717,7 +591,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.json:
         print(json.dumps(card, indent=2))
     else:
-        for source, row in card["scores"].items():
+        for source, row in {**{f"paths, {name}": row for name, row in card["paths"].items()}, **card["scores"]}.items():
             for name, score in row.items():
                 if score["value"] is not None:
                     print(

@@ -1,10 +1,12 @@
-"""EMRRG: adapters, projector and hybrid layers learn to write what the warmed-up tower sees, beside a frozen language model (METHOD §3–§5).
+"""EMRRG: adapters, projector and hybrid layers learn to write what the film shows, beside a frozen language model (METHOD §3–§5).
 
-    python -m train.finetune --recipe train/recipes/small.toml --films FILMS.jsonl --reports REPORTS.jsonl --start runs/tower --out runs/finetune
+    python -m train.finetune --recipe train/recipes/small.toml --films FILMS.jsonl FILMS_MORE.jsonl --radiologists RADIOLOGISTS.jsonl \
+        --teacher runs/teacher --start runs/tower --out runs/finetune
 
-A film with its own report learns that. One that has labels only is told as a report, anew at every step (train/telling.py); normal films may get
-simulated findings, whose place is known. Three losses, by the recipe: the report's words, the tower's readings (which keep what the warm-up
-taught), and where sentences look.
+Two kinds of recipe. With disease queries ([model] queries) the tower comes from train.tower, and a film teaches by what is read in it: its findings
+are calibrated first, stand among the keys and values of the hybrid layers, and are told as a report, anew at every step (train/report_templates.py);
+for a share of the films they are made up, so that the words are learned from the finding tokens and not from what usually goes together.
+Without queries, as in the published method, a film's own report is learned, or a matching one of REPORTS.jsonl.
 """
 
 import argparse
@@ -16,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -31,53 +33,66 @@ from emrrg_core.data import (
     Study,
     augment,
     development,
-    lung_mask,
     normalise,
     read_reports,
     read_studies,
 )
 from emrrg_core.decode import write
-from emrrg_core.errors import CheckpointError, ConfigError, DataError
-from emrrg_core.findings import LABELS, is_abnormal, sentences
+from emrrg_core.disease_queries import Seen
+from emrrg_core.errors import CheckpointError, DataError
+from emrrg_core.finding_tokens import NAMES, Finding, Presence, select_findings
+from emrrg_core.findings import is_abnormal, sentences
 from emrrg_core.hybrid import Look
 from emrrg_core.language import load_language_model, prefers_bfloat16
 from emrrg_core.metrics import text_scores
 from emrrg_core.model import IGNORED, Emrrg
 from emrrg_core.report import compose, split
-from emrrg_core.signs import Signs
-from emrrg_core.simulate import Drawn
-from emrrg_core.stated import Fact, codes
-from emrrg_core.stated import facts as read_facts
-from train import limits, warmup
-from train.appearance import SEEN, evenly, fit_appearance
+from train import calibrate, tower
 from train.loop import Part, Run, apart, load_trained, train
-from train.telling import Reading, Statement, Teller, noted_sides
-from train.warmup import BalancedSampler, balanced_accuracy, example, seen_lungs
+from train.measures import balanced_accuracy
+from train.report_templates import made_up, tell
+from train.targets import near_copies, read_radiologists, truth_of
+from train.teacher import Readings, weights_of
 
 TELLING = 2.5  # weight of a token in a sentence that tells films apart: the first of a section, and every abnormal one
+_LANGUAGE = ("llm.", "hybrid.", "llama_proj.", "layer_norm.")  # what `--language` takes from an earlier checkpoint
 
 
-def load_start(model: Emrrg, folder: Path) -> warmup.Reader | None:
-    """Put a tower below the fresh adapters: with its readers, which are returned as trained, where train.warmup wrote it; else alone.
+@dataclass(frozen=True, kw_only=True)
+class Lessons(Settings):
+    """What a recipe's [finetune] says beside the loop's settings."""
+
+    views: int = 1  # films of a study at most
+    simulate: float = 0.0  # share of normal films on which a finding is drawn (with disease queries)
+    made_up: float = 0.5  # share of films whose findings are made up (with disease queries)
+    readings: float = 0.0  # weight of what the tower is to see, as train.tower taught it, in the loss
+    gate_bias: float | None = None  # a gate that starts open on average; its size is the warm-up's to learn
+
+
+# ------------------------------------------------------------------------------------------------------------- starting
+
+
+def load_start(model: Emrrg, folder: Path) -> None:
+    """Put a tower below the fresh adapters: with its readers where train.tower wrote it, else alone.
 
     Raises CheckpointError when any key is missing or unexpected, or when the model needs readers and the folder has none.
     """
-    path = folder / "reader.safetensors"
+    path = folder / "eye.safetensors"
     if not path.is_file():
-        if model.config.signs.tokens:
+        if model.config.queries.depth:
             raise CheckpointError(
-                f"{folder} has no reader.safetensors, and this recipe's evidence tokens need readers: see train.warmup."
+                f"{folder} has no eye.safetensors, and this recipe has disease queries: see train.tower."
             )
         _load(model.visual_encoder, load_tower(folder).state_dict(), str(folder))
-        return None
-    state = load_file(path)
-    _load(model.visual_encoder, _below(state, "tower."), str(path))
-    if not model.config.signs.tokens:
-        return None
-    _load(model.signs, _below(state, "signs."), str(path))
-    reader = warmup.Reader(warmup.VisionMamba(model.config.vision), stem_only=False)
-    reader.load_state_dict(state)
-    return reader
+        return
+    try:
+        state = load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} cannot be read as weights: {error}") from error
+    parts = ("visual_encoder", "disease", "lungs") if model.config.queries.depth else ("visual_encoder",)
+    for part in parts:
+        mine = {n.removeprefix(f"{part}."): v for n, v in state.items() if n.startswith(f"{part}.")}
+        _load(getattr(model, part), mine, str(path))
 
 
 def _load(module: torch.nn.Module, state: dict[str, Tensor], where: str) -> None:
@@ -87,31 +102,33 @@ def _load(module: torch.nn.Module, state: dict[str, Tensor], where: str) -> None
         raise CheckpointError(f"{where}: missing {missing[:3]}, unexpected {found.unexpected_keys[:3]}")
 
 
-def _below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+def load_language(model: Emrrg, weights: Path) -> None:
+    """Begin with the report language that an earlier checkpoint learned: hybrid layers, projector and the language model's LoRA.
 
-
-def tokens_of(
-    model: Emrrg, findings: Sequence[Statement], impression: Sequence[Statement]
-) -> tuple[list[int], list[float], list[int]]:
-    """Token ids of a report with its end symbol, how much each counts, and which statement it belongs to (-1: none).
-
-    Statements are numbered through, findings first.
+    Raises CheckpointError where one of them is missing or of another shape.
     """
-    texts = [" ".join(s.text for s in section) for section in (findings, impression)]
-    text = compose(*texts)
+    state = {name: value for name, value in weights_of(weights).items() if name.startswith(_LANGUAGE)}
+    own = {name: value for name, value in model.own_state().items() if name.startswith(_LANGUAGE)}
+    if different := sorted({(n, v.shape) for n, v in own.items()} ^ {(n, v.shape) for n, v in state.items()}):
+        raise CheckpointError(f"{weights} was trained with another language model or recipe: {different[0][0]} differs")
+    model.load_state_dict(state, strict=False)
+
+
+# --------------------------------------------------------------------------------------------------------------- texts
+
+
+def tokens_of(model: Emrrg, findings: Sequence[str], impression: Sequence[str]) -> tuple[list[int], list[float]]:
+    """Token ids of a report with its end symbol, and how much each counts."""
+    text = compose(" ".join(findings), " ".join(impression))
     encoded = model.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    telling, owner = np.zeros(len(text) + 1, dtype=bool), np.full(len(text) + 1, -1)
-    number = 0
+    telling = np.zeros(len(text) + 1, dtype=bool)
     for (start, _), section in zip(split(text).values(), (findings, impression), strict=True):
-        for place, statement in enumerate(section):
-            end = start + len(statement.text)
-            owner[start:end] = number
-            telling[start:end] = place == 0 or is_abnormal(statement.text)
-            number, start = number + 1, end + 1
+        for place, sentence in enumerate(section):
+            end = start + len(sentence)
+            telling[start:end] = place == 0 or is_abnormal(sentence)
+            start = end + 1
     weights = [TELLING if telling[i:j].any() else 1.0 for i, j in encoded["offset_mapping"]]
-    owners = [int(owner[max(i, j - 1)]) for i, j in encoded["offset_mapping"]]
-    return [*encoded["input_ids"], model.tokenizer.eos_token_id], [*weights, 1.0], [*owners, -1]
+    return [*encoded["input_ids"], model.tokenizer.eos_token_id], [*weights, 1.0]
 
 
 def pad(rows: Sequence[Sequence[float]], value: float, dtype: torch.dtype) -> Tensor:
@@ -120,262 +137,32 @@ def pad(rows: Sequence[Sequence[float]], value: float, dtype: torch.dtype) -> Te
     return torch.tensor([[*row, *[value] * (longest - len(row))] for row in rows], dtype=dtype)
 
 
-def readings(signs: Signs) -> list[Reading]:
-    """What the tower reads in every film of a batch."""
-    labels = signs.labels.detach().float().sigmoid().cpu().numpy()
-    regions = signs.regions().detach().sigmoid().cpu().numpy()
-    places = signs.places.detach().float().sigmoid().cpu().numpy()
-    codes = (signs.appearance.detach() > 0).cpu().numpy()
-    return [
-        Reading(dict(zip(LABELS, row.tolist(), strict=True)), regions[i], places[i], codes[i])
-        for i, row in enumerate(labels)
-    ]
-
-
-def told_facts(model: Emrrg, signs: Signs | None, known: Sequence[Sequence[Fact] | None]) -> Tensor | None:
-    """Codes (b, n, 3) of the facts that each film's report states; where those are not known, of what is read. None for a model without facts."""
-    most = model.config.signs.facts
-    if not most or signs is None:
-        return None
-    read = read_facts(signs, model.limits, most)
-    return codes([mine if told is None else told for told, mine in zip(known, read, strict=True)], most).to(
-        signs.labels.device
-    )
-
-
-def away(looks: Sequence[Look], where: Tensor, class_position: int) -> Tensor:
-    """-log of the share of the evidence map that lies where a sentence speaks of, mean over guided tokens; 0 when none is.
-
-    The map is the one a reader sees (emrrg_core.evidence): attention × |gate| over hybrid layers, without the class token.
-    where: (b, t, g²) in [0, 1]; a token whose row is all zero is not guided.
-    """
-    guided = where.amax(-1) > 0
-    if not guided.any():
-        return where.sum()
-    seen = torch.stack([look.gate.abs().unsqueeze(-1) * look.attention for look in looks]).sum(0)
-    patches = torch.cat([seen[..., :class_position], seen[..., class_position + 1 :]], dim=-1)[guided]
-    share = (patches * where[guided]).sum(-1) / patches.sum(-1).clamp_min(1e-8)
-    return -(share + 1e-3).log().mean()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lessons(Settings):
-    """What a recipe's [finetune] says beside the loop's settings."""
-
-    views: int = 1  # films of a study at most
-    simulate: float = 0.0  # share of normal films that get a finding; needs a reader of lungs (train.warmup)
-    readings: float = 0.0  # weight of the tower's readings in the loss
-    guide: float = 0.0  # weight of where sentences look
-    gate_bias: float | None = None  # a gate that starts open on average; its size is the warm-up's to learn
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", type=Path, required=True)
-    parser.add_argument(
-        "--variant", help="a section [variants.NAME] of the recipe, whose settings replace those of [model]"
-    )
-    parser.add_argument(
-        "--design",
-        choices=[*DESIGNS],
-        help="train what a row of the paper's ablation trains, not what the recipe says",
-    )
-    parser.add_argument("--section", default="finetune", help="the section of the recipe that says how to train")
-    parser.add_argument(
-        "--begin", type=Path, help="folder of an earlier run of this program, to begin with what it has trained"
-    )
-    parser.add_argument("--films", type=Path, required=True)
-    parser.add_argument(
-        "--reports", type=Path, help="report texts for films without their own; not needed where all have one"
-    )
-    parser.add_argument(
-        "--start", type=Path, required=True, help="folder with the tower: of warmup, pretrain, align or convert"
-    )
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--cache", type=Path, default=Path("runs/cache"))
-    parser.add_argument("--workers", type=int, default=0, help="processes that decode films, the first time")
-    parser.add_argument("--language-model", default=None)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
-    recipe = tomllib.loads(args.recipe.read_text())
-    lessons, run = apart(Lessons, recipe[args.section])
-    variant = recipe["variants"][args.variant] if args.variant else {}
-    config = ModelConfig.from_dict(recipe["model"] | variant)
-    if args.design:
-        config = ablate(config, args.design)
-
-    studies = read_studies(args.films)
-    cache = FilmCache(studies, args.cache, config.vision.image_size, workers=args.workers)
-    reports = read_reports(args.reports, "train") if args.reports else []
-    texts = Texts(reports, evidence=config.signs.tokens > 0)
-    learn, develop = development([s for s in studies if s.split == "train"])
-    learn = [s for s in learn if s.source in run.sources and texts.has(s)]
-    if not learn:
-        raise DataError(
-            f"{args.films.name} has no training film of {sorted(run.sources)} with a report of its own or labels that can be told: "
-            "name the recipe's sources, or give --reports."
-        )
-    sampler = BalancedSampler(learn, run.sources, run.seed)
-    print(f"{len(learn)} films, {sum(own_report(s) for s in learn)} of them with their own report", flush=True)
-
-    torch.manual_seed(run.seed)
-    # the frozen weights may be bfloat16; what learns stays float32, or small updates would be lost
-    fast = prefers_bfloat16("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.bfloat16 if fast else torch.float32
-    language = load_language_model(args.language_model or config.language, dtype=dtype)
-    model = Emrrg(config, language.model, language.tokenizer)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    reader = load_start(model, args.start)
-    if lessons.gate_bias is not None:
-        for _, layer in model.hybrid.items():
-            torch.nn.init.constant_(layer.gate_proj.bias, lessons.gate_bias)
-    true = {s.id: lung_mask(s, cache.size) for s in learn if s.lung_mask}
-    masks = dict(true)
-    if reader is not None:
-        if lessons.simulate:
-            masks = seen_lungs(reader, [s for s in learn if s.abnormal is False], cache) | masks
-    elif lessons.simulate or lessons.readings:
-        raise ConfigError(
-            "simulate and readings need a tower with readers of signs: start from a folder of train.warmup"
-        )
-    if args.begin:
-        load_trained(model, args.begin / "last.pt")
-    if reader is not None:  # of the tower as it is now: the words follow from the bits, whatever these mean
-        fit_appearance(model, evenly(learn, run.sources, SEEN), cache)
-    del reader
-
-    @functools.lru_cache(maxsize=20_000)
-    def encoded(findings: tuple[str, ...], impression: tuple[str, ...]) -> tuple[list[int], list[float], list[int]]:
-        return tokens_of(model, [Statement(t) for t in findings], [Statement(t) for t in impression])
-
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    print(f"{trained:,} trainable parameters", flush=True)
-    patches = config.vision.patches
-
-    def loss_of(part: Part) -> tuple[Tensor, dict[str, float]]:
-        chosen, rng = sampler.batch(part.step, run.batch)
-        drawn = []
-        for study in chosen:
-            first, finding = example(
-                cache[study], study, masks.get(study.id), lessons.simulate, rng, true_mask=study.id in true
-            )
-            more = [augment(film, rng)[0] for film in cache.views(study)[1 : lessons.views]] if finding is None else []
-            drawn.append((study, first, finding, more, int(rng.integers(1 << 31))))
-        mine = part.of(drawn)
-        examples = [first for _, first, _, _, _ in mine]
-        images, views = stack([[first.film, *more] for _, first, _, more, _ in mine])
-        tokens = model.see(images.to(part.device), views.to(part.device))
-        signs = model.read_signs(tokens) if config.signs.tokens else None
-        read = readings(signs) if signs else [None] * len(mine)
-        rows, where, stated = [], [], []
-        for (study, first, finding, _, seed), reading in zip(mine, read, strict=True):
-            findings, impression, facts = texts.tell(study, first, finding, reading, config.vision.grid, seed)
-            stated.append(facts)
-            row = encoded(tuple(s.text for s in findings), tuple(s.text for s in impression))
-            statements, nothing = [*findings, *impression], np.zeros(patches, np.float32)
-            places = [s.where if s.where is not None else nothing for s in statements]
-            rows.append(row)
-            where.append(torch.from_numpy(np.stack([places[o] if o >= 0 else nothing for o in row[2]])))
-        ids = pad([row[0] for row in rows], IGNORED, torch.long).to(part.device)
-        weights = pad([row[1] for row in rows], 0.0, torch.float32).to(part.device)
-        looks: list[Look] = []
-        scores = model.log_probs(model.project(tokens, told_facts(model, signs, stated)), ids, looks=looks)
-        words = -(scores * weights).sum() / weights.sum()
-        loss = words * part.share(weights.sum().item())
-        gates = [look.gate.detach().abs().mean() for look in looks]
-        numbers = {
-            "nll": -(scores.sum() / (ids != IGNORED).sum()).item(),
-            "gate": torch.stack(gates).mean().item() if gates else float("nan"),
-        }
-        if lessons.guide and looks:  # a design without hybrid layers looks nowhere
-            targets = torch.nn.utils.rnn.pad_sequence(where, batch_first=True).to(part.device)
-            off = away(looks, targets, config.vision.class_position)
-            loss = loss + lessons.guide * off * part.share((targets.amax(-1) > 0).sum().item())
-            numbers["away"] = off.item()
-        if signs is not None and lessons.readings:
-            of_signs, more = warmup.loss(signs, examples, part.share)
-            loss, numbers = loss + lessons.readings * of_signs, numbers | more
-        return loss, numbers
-
-    dev = some([s for s in develop if s.source in run.sources and texts.has(s)], 60, run)
-
-    def after(step: int) -> dict[str, float]:
-        model.eval()
-        if config.signs.facts:
-            model.limits.copy_(limits.fit(model, [s for s in develop if s.source in run.sources], cache))
-        checkpoint.save(
-            model,
-            args.out / "checkpoint",
-            language={"name": language.name, "sha256": language.sha256},
-            training={"recipe": recipe, "variant": args.variant, "step": step, "data": "see MODEL_CARD.md"},
-        )
-        scores = develop_drafts(
-            model, dev, cache, DecodeConfig.from_dict(recipe.get("decode", {"max_new_tokens": 100}))
-        )
-        print(f"step {step}: development drafts {scores}", flush=True)
-        return scores
-
-    train(model, run, loss_of, args.out, after=after)
-
-
 def own_report(study: Study) -> bool:
     return bool(study.findings or study.impression)
 
 
 class Texts:
-    """The report of each film: its own; else what is known of it, told (with evidence) or matched with a report text whose findings agree."""
+    """The report of each film for a recipe without queries: its own, else a matching report text."""
 
-    def __init__(self, reports: Sequence[ReportText], *, evidence: bool) -> None:
+    def __init__(self, reports: Sequence[ReportText]) -> None:
         self._matcher = Matcher(reports)
-        self._teller = Teller(reports) if reports and evidence else None
 
     def has(self, study: Study) -> bool:
         """Whether enough is known of a study."""
+        return own_report(study) or (study.abnormal is not None and bool(self._matcher.texts(study)))
+
+    def tell(self, study: Study, rng: np.random.Generator) -> tuple[list[str], list[str]]:
+        """The sentences of Findings and Impression."""
         if own_report(study):
-            return True
-        if self._teller is None:
-            return study.abnormal is not None and bool(self._matcher.texts(study))
-        # it is normal, or one of its findings has a name
-        return study.abnormal is False or any(
-            value for name, value in study.labels.items() if name not in ("No Finding", "Support Devices")
-        )
-
-    def tell(
-        self,
-        study: Study,
-        first: warmup.Example,
-        finding: Drawn | None,
-        reading: Reading | None,
-        grid: int,
-        seed: int,
-    ) -> tuple[list[Statement], list[Statement], list[Fact] | None]:
-        """Findings and impression, and the facts that they state where those are known.
-
-        finding: what was simulated on its first film, whose own report is then no longer true.
-        """
-        mask = None
-        if finding is not None and first.drawn is not None:
-            mask = F.adaptive_avg_pool2d(torch.from_numpy(first.drawn)[None], grid).flatten().numpy()
-            # a finding smaller than a patch is still in one
-            mask = np.maximum(mask, (mask >= 0.9 * max(mask.max(), 0.05)).astype(np.float32))
-        if own_report(study) and finding is None:
-            return _spoken(study.findings), _spoken(study.impression), None
-        if self._teller is None or reading is None:
-            texts = self._matcher.texts(study)
-            findings, impression = texts[seed % len(texts)]
-            return _spoken(findings), _spoken(impression), None
-        sides = noted_sides(study.note) if study.note and finding is None else None
-        facts = self._teller.facts(first.labels, reading, finding, sides)
-        return *self._teller.tell(first.labels, reading, finding, mask, sides), facts
+            return _spoken(study.findings), _spoken(study.impression)
+        texts = self._matcher.texts(study)
+        findings, impression = texts[int(rng.integers(len(texts)))]
+        return _spoken(findings), _spoken(impression)
 
 
-def _spoken(section: str) -> list[Statement]:
-    """A section of a report, sentence by sentence; where they look is not known."""
+def _spoken(section: str) -> list[str]:
     text = " ".join(section.split())
-    return [Statement(text[i:j]) for i, j in sentences(text)]
+    return [text[i:j] for i, j in sentences(text)]
 
 
 def stack(studies: Sequence[Sequence[np.ndarray]]) -> tuple[Tensor, Tensor]:
@@ -388,26 +175,212 @@ def stack(studies: Sequence[Sequence[np.ndarray]]) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(normalise(grey)), views
 
 
+# --------------------------------------------------------------------------------------------------------------- lessons
+
+
+class WordLessons:
+    """The loss of the report's words: shared by both kinds of recipe."""
+
+    def __init__(self, model: Emrrg) -> None:
+        self._model = model
+        self._encoded = functools.lru_cache(maxsize=20_000)(lambda f, i: tokens_of(model, f, i))
+
+    def loss(
+        self,
+        seen: Seen,
+        told: Sequence[tuple[list[str], list[str]]],
+        part: Part,
+        findings: Sequence[Sequence[Finding]] | None = None,
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Mean negative log-likelihood of the words, weighted, and numbers for the log."""
+        rows = [self._encoded(tuple(f), tuple(i)) for f, i in told]
+        ids = pad([row[0] for row in rows], IGNORED, torch.long).to(part.device)
+        weights = pad([row[1] for row in rows], 0.0, torch.float32).to(part.device)
+        looks: list[Look] = []
+        scores = self._model.log_probs(self._model.project(seen, findings), ids, looks=looks)
+        words = -(scores * weights).sum() / weights.sum()
+        gates = [look.gate.detach().abs().mean() for look in looks]
+        numbers = {
+            "nll": -(scores.sum() / (ids != IGNORED).sum()).item(),
+            "gate": torch.stack(gates).mean().item() if gates else float("nan"),
+        }
+        if looks and self._model.finding_positions:
+            first = self._model.config.vision.tokens
+            share = torch.stack([look.attention.detach()[..., first:].sum(-1).mean() for look in looks])
+            numbers["on_findings"] = share.mean().item()
+        return words * part.share(weights.sum().item()), numbers
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = _parser().parse_args(argv)
+    torch.set_num_threads(args.threads)
+    recipe = tomllib.loads(args.recipe.read_text())
+    lessons, run = apart(Lessons, recipe[args.section])
+    variant = recipe["variants"][args.variant] if args.variant else {}
+    config = ModelConfig.from_dict(recipe["model"] | variant)
+    if args.design:
+        config = ablate(config, args.design)
+    studies = [study for path in args.films for study in read_studies(path)]
+    cache = FilmCache(studies, args.cache, config.vision.image_size, workers=args.workers)
+    learn, develop = development([s for s in studies if s.split == "train"])
+    learn = [s for s in learn if s.source in run.sources]
+    torch.manual_seed(run.seed)
+    # the frozen weights may be bfloat16; what learns stays float32, or small updates would be lost
+    fast = prefers_bfloat16("cuda" if torch.cuda.is_available() else "cpu")
+    language = load_language_model(args.language_model or config.language, dtype=torch.bfloat16 if fast else torch.float32)  # fmt: skip
+    model = Emrrg(config, language.model, language.tokenizer)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    load_start(model, args.start)
+    if args.language:
+        load_language(model, args.language)
+    if lessons.gate_bias is not None:
+        for _, layer in model.hybrid.items():
+            torch.nn.init.constant_(layer.gate_proj.bias, lessons.gate_bias)
+    if args.begin:
+        load_trained(model, args.begin / "last.pt")
+    words = WordLessons(model)
+    truths = {s.id: truth_of(s, r) for s in [*learn, *develop] for r in [read_radiologists_of(args).get(s.id)]}
+
+    if config.queries.depth:
+        copies = near_copies(learn, [*develop, *(s for s in studies if s.split != "train")], cache)
+        learn = [s for s in learn if s.id not in copies]
+        _calibrate(model, develop, cache, truths)
+        kinds = tower.Lessons(simulate=lessons.simulate)
+        films = tower.Films(learn, cache, truths, Readings(args.teacher) if args.teacher else None, kinds)
+        sampler = tower.Sampler(learn, run.sources, run.seed)
+        assessed = [name for name in NAMES if model.calibration.assessed(name)]
+
+        def loss_of(part: Part) -> tuple[Tensor, dict[str, float]]:
+            chosen, rng = sampler.step(part.step, run.batch)
+            drawn = part.of([(films.example(s, rng), int(rng.integers(1 << 31))) for s in chosen])
+            images = torch.from_numpy(normalise(np.stack([e.film for e, _ in drawn]))).unsqueeze(1)
+            seen = model.see(images.to(part.device))
+            read = select_findings(seen, model.calibration)
+            told, findings = [], []
+            for (_, seed), mine in zip(drawn, read, strict=True):
+                mine_rng = np.random.default_rng(seed)
+                mine = made_up(assessed, mine_rng) if mine_rng.random() < lessons.made_up else mine
+                findings.append(mine)
+                told.append(tell(mine, mine_rng))
+            loss, numbers = words.loss(seen, told, part, findings)
+            if lessons.readings:
+                kept, _ = tower.loss_of_seen(seen, [e for e, _ in drawn], kinds, part.share)
+                loss, numbers = loss + lessons.readings * kept, numbers | {"readings": kept.item()}
+            return loss, numbers
+    else:
+        texts = Texts(read_reports(args.reports, "train") if args.reports else [])
+        learn = [s for s in learn if texts.has(s)]
+        if not learn:
+            raise DataError(
+                f"{args.films[0].name} has no training film of {sorted(run.sources)} with a report of its own or labels that a report text "
+                "matches: name the recipe's sources, or give --reports."
+            )
+        sampler = tower.Sampler(learn, run.sources, run.seed)
+
+        def loss_of(part: Part) -> tuple[Tensor, dict[str, float]]:
+            chosen, rng = sampler.step(part.step, run.batch)
+            drawn = part.of(
+                [
+                    ([augment(film, rng)[0] for film in cache.views(s)[: lessons.views]], texts.tell(s, rng))
+                    for s in chosen
+                ]
+            )
+            images, views = stack([films for films, _ in drawn])
+            seen = model.see(images.to(part.device), views.to(part.device))
+            return words.loss(seen, [told for _, told in drawn], part)
+
+    print(f"{len(learn)} films, {sum(own_report(s) for s in learn)} of them with their own report", flush=True)
+    print(f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,} trainable parameters", flush=True)
+    dev = some([s for s in develop if s.source in run.sources], 120, run)
+
+    def after(step: int) -> dict[str, float]:
+        model.eval()
+        training = {"recipe": recipe, "variant": args.variant, "step": step, "data": "see MODEL_CARD.md"}
+        if config.queries.depth:
+            training["calibration"] = _calibrate(model, develop, cache, truths)
+        about = {"name": language.name, "sha256": language.sha256}
+        checkpoint.save(model, args.out / "checkpoint", language=about, training=training)
+        decoding = DecodeConfig.from_dict(recipe.get("decode", {"max_new_tokens": 100}))
+        scores = develop_drafts(model, dev, cache, decoding)
+        print(f"step {step}: development drafts {scores}", flush=True)
+        return scores
+
+    train(model, run, loss_of, args.out, after=after)
+
+
+def _calibrate(model: Emrrg, studies: Sequence[Study], cache: FilmCache, truths: dict) -> dict:
+    return calibrate.fit(model.calibration, calibrate.see_all(model, studies, cache), studies, truths)
+
+
+@functools.cache
+def _radiologists(path: Path | None) -> dict:
+    return read_radiologists(path)
+
+
+def read_radiologists_of(args: argparse.Namespace) -> dict:
+    return _radiologists(args.radiologists)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", type=Path, required=True)
+    parser.add_argument(
+        "--variant", help="a section [variants.NAME] of the recipe, whose settings replace those of [model]"
+    )
+    parser.add_argument(
+        "--design", choices=[*DESIGNS], help="train what a row of the paper's ablation trains, not what the recipe says"
+    )
+    parser.add_argument("--section", default="finetune", help="the section of the recipe that says how to train")
+    parser.add_argument(
+        "--begin", type=Path, help="folder of an earlier run of this program, to begin with what it has trained"
+    )
+    parser.add_argument(
+        "--language", type=Path, help="weights of an earlier checkpoint whose report language it begins with"
+    )
+    parser.add_argument("--films", type=Path, nargs="+", required=True)
+    parser.add_argument("--radiologists", type=Path, help="what radiologists read in some of the films")
+    parser.add_argument("--teacher", type=Path, help="folder of train.teacher, which says where lungs are")
+    parser.add_argument(
+        "--reports", type=Path, help="report texts for films without their own; for recipes without queries"
+    )
+    parser.add_argument(
+        "--start", type=Path, required=True, help="folder with the tower: of train.tower, pretrain, align or convert"
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--cache", type=Path, default=Path("runs/cache"))
+    parser.add_argument("--workers", type=int, default=0, help="processes that decode films, the first time")
+    parser.add_argument("--language-model", default=None)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    return parser
+
+
 @torch.inference_mode()
 def develop_drafts(
     model: Emrrg, studies: Sequence[Study], cache: FilmCache, decoding: DecodeConfig
 ) -> dict[str, float]:
-    """Scores of drafts of development films: share of distinct ones, balanced accuracy of normal/abnormal per source, and against the films'
-    own reports, where there are any, BLEU-4 and CIDEr (METHOD §5.4)."""
-    texts = []
+    """Scores of drafts of development films: balanced accuracy of normal/abnormal per source, how many say an abnormality exactly where it was read,
+    the same with the gates shut and with another film's tokens, and against the films' own reports, where there are any, BLEU-4 and CIDEr (METHOD §5.4)."""
+    texts, read = [], []
     device = model.llama_proj.weight.device
     for i in range(0, len(studies), 20):
         films = torch.from_numpy(normalise(np.stack([cache[s] for s in studies[i : i + 20]]))).unsqueeze(1)
         with torch.autocast(device.type, torch.bfloat16, enabled=prefers_bfloat16(device)):
-            texts += [w.text for w in write(model, model.encode(films.to(device)), decoding)]
+            film = model.encode(films.to(device))
+            texts += [w.text for w in write(model, film, decoding)]
+        read += list(film.findings)
     print(*texts[::15], sep="\n---\n", flush=True)
-    found = {"distinct": len(set(texts)) / max(len(texts), 1)}
+    found: dict[str, float] = {}
     for source in sorted({s.source for s in studies}):
         mine = [i for i, s in enumerate(studies) if s.source == source and s.abnormal is not None]
         truth = np.array([bool(studies[i].abnormal) for i in mine])
         called = np.array([is_abnormal(texts[i]) for i in mine])
         if truth.any() and not truth.all():
             found[f"accuracy_{source}"] = round(balanced_accuracy(truth, called), 3)
+    if read:
+        whole = [any(f.presence is Presence.PRESENT for f in mine) for mine in read]
+        found["as_read"] = float(np.mean([is_abnormal(t) == w for t, w in zip(texts, whole, strict=True)]))
     if pairs := [(s, text) for s, text in zip(studies, texts, strict=True) if own_report(s)]:
         references = [compose(s.findings, s.impression) for s, _ in pairs]
         scored = text_scores(references, [text for _, text in pairs], draws=1, meteor=False)

@@ -3,10 +3,11 @@
     python -m train.looking --checkpoint assets/checkpoints/small --films FILMS.jsonl --split val [--limit N] [--json]
 
 Every film of the split is drafted, and the draft is read under its own film, under the three stand-ins of `emrrg_core.evidence` and under one
-other film of the split. A text read under another film plays the draft that is not of its film: how far it moves is what it loses from *that*
-film to the stand-ins. The best threshold on the mean of the three is the one that tells the two kinds apart best (Youden's J: share of drafts
-above it less share of other films' texts above it); it goes, rounded, into `emrrg_core.evidence.BARELY`. Texts that fit most films, as those of
-normal films do, look alike in both kinds: that J stays below 1 is no fault of the test.
+other film of the split. As on the screen, a stand-in takes the film's place before the hybrid layers and not in the prompt. A text read under
+another film plays the draft that is not of its film: how far it moves is what it loses from *that* film to the stand-ins. The best threshold on the
+mean of the three is the one that tells the two kinds apart best (Youden's J: share of drafts above it less share of other films' texts above it); it
+goes, rounded, into `emrrg_core.evidence.BARELY`. Texts that fit most films, as those of normal films do, look alike in both kinds: that J stays
+below 1 is no fault of the test.
 """
 
 import argparse
@@ -22,10 +23,11 @@ import numpy as np
 import torch
 
 from emrrg_core import checkpoint
+from emrrg_core.config import PromptTokens
 from emrrg_core.data import Study, read_studies
 from emrrg_core.errors import DataError, EmrrgError
 from emrrg_core.evidence import BARELY, stand_ins
-from emrrg_core.model import Emrrg
+from emrrg_core.model import Emrrg, FilmTokens
 from train.evaluate import Judge, load_films
 
 KINDS = ("blank", "noise", "swapped")
@@ -41,24 +43,33 @@ def moves(model: Emrrg, studies: Sequence[Study], *, batch: int = 32, seed: int 
         raise DataError("At least two films are needed: each draft is read under another film too.")
     judge, size = Judge(model, batch), model.config.vision.image_size
     rng = np.random.default_rng(seed)
-    visual = judge.see(load_films(studies, size))
-    drafts = judge.write(visual, seed, progress="drafts")
+    films = judge.see(load_films(studies, size))
+    drafts = judge.write(films)
     strangers = [int(rng.choice([j for j in range(len(studies)) if j != i])) for i in range(len(studies))]
 
-    def nats(seen: torch.Tensor, rows: Sequence[int]) -> np.ndarray:
+    def nats(seen: FilmTokens, rows: Sequence[int]) -> np.ndarray:
         scores = judge.score(seen, [drafts[i] for i in rows])
         chosen = [np.array([not token.forced for token in drafts[i].tokens]) for i in rows]
         return np.array([row[: len(mine)][mine].mean() for row, mine in zip(scores, chosen, strict=True)])
 
     worded = [i for i, draft in enumerate(drafts) if not all(token.forced for token in draft.tokens)]
-    own, strange = nats(visual[worded], worded), nats(visual[[strangers[i] for i in worded]], worded)
-    under = []
+
+    def unlike(fakes: FilmTokens, rows: Sequence[int], prompts: Sequence[int]) -> np.ndarray:
+        """Under each of KINDS, (rows, 3). fakes: three for each of `rows`; prompts: whose film stands in the prompt."""
+        kinds = [fakes.select(range(k, len(fakes), len(KINDS))) for k in range(len(KINDS))]
+        return np.stack([nats(kind.exchanged(films.select(prompts), prompt=True), rows) for kind in kinds], 1)
+
+    empty = model.config.prompt.tokens is PromptTokens.NONE  # then stand-ins are the same whose film it is said to be
+    moved, alien = [], []
     for start in range(0, len(worded), batch):  # stand-ins of few drafts at once: they need not all lie in memory
         rows = worded[start : start + batch]
+        others = [strangers[i] for i in rows]
         fakes = judge.see([film for i in rows for film in stand_ins(size, np.random.default_rng(seed + i))])
-        under.append(np.stack([nats(fakes[k :: len(KINDS)], rows) for k in range(len(KINDS))], 1))
-    unlike = np.concatenate(under)
-    return own[:, None] - unlike, strange[:, None] - unlike
+        own = unlike(fakes, rows, rows)
+        moved.append(nats(films.select(rows), rows)[:, None] - own)
+        alien.append(nats(films.select(others), rows)[:, None] - (own if empty else unlike(fakes, rows, others)))
+        print(f"{start + len(rows)} of {len(worded)} drafts", file=sys.stderr, flush=True)
+    return np.concatenate(moved), np.concatenate(alien)
 
 
 def separation(own: np.ndarray, strange: np.ndarray) -> float:

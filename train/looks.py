@@ -171,7 +171,7 @@ def see(model: Emrrg, found: Sequence[Picture], batch: int = 16) -> Tensor:
     for start in tqdm(range(0, len(found), batch), unit="batch", disable=None):
         greys = np.stack([picture.grey for picture in found[start : start + batch]])
         with torch.inference_mode():
-            tokens = model.see(torch.from_numpy(normalise(greys))[:, None].to(device), alone=True)
+            tokens = model.see(torch.from_numpy(normalise(greys))[:, None].to(device)).tokens
         rows.append(model.patches(tokens).float().cpu())
     return torch.cat(rows)
 

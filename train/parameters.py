@@ -23,7 +23,7 @@ from tokenizers import Tokenizer, models
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from emrrg_core.adapters import DESIGNS, ablate
-from emrrg_core.config import ModelConfig
+from emrrg_core.config import VISION_PRESETS, ModelConfig
 from emrrg_core.errors import ConfigError, EmrrgError
 from emrrg_core.language import find_language_model
 from emrrg_core.model import Emrrg
@@ -56,14 +56,19 @@ LANGUAGE: dict[str, dict[str, Any]] = {  # published sizes of the presets of emr
 
 
 def variants(recipe: dict[str, Any]) -> dict[str, ModelConfig]:
-    """The models of a recipe: its [model], under the name of its tower, and that with the changes of each of its [variants].
+    """The models of a recipe: its [model], under the name of its tower ("own" for one of no preset's size), and that with the changes of each of
+    its [variants].
 
-    Raises ConfigError for a recipe without model or tower and for settings that make no sense.
+    Raises ConfigError for a recipe without model and for settings that make no sense.
     """
-    if missing := {"vision", "model"} - recipe.keys():
-        raise ConfigError(f"A recipe names its tower (vision) and its [model]; {sorted(missing)} is missing.")
-    changes: dict[str, dict[str, Any]] = {recipe["vision"]: {}, **recipe.get("variants", {})}
-    return {name: ModelConfig.from_dict({**recipe["model"], **change}) for name, change in changes.items()}
+    if "model" not in recipe:
+        raise ConfigError("A recipe says what is built in its section [model], which is missing.")
+    own = ModelConfig.from_dict(recipe["model"])
+    changed = {
+        name: ModelConfig.from_dict({**recipe["model"], **change})
+        for name, change in recipe.get("variants", {}).items()
+    }
+    return {next((name for name, preset in VISION_PRESETS.items() if preset == own.vision), "own"): own, **changed}
 
 
 @functools.cache
@@ -141,7 +146,7 @@ def verdict(counted: dict[str, Counts], combined: Counts) -> str:
     )
 
 
-PARTS_SHOWN = ("tower", "adapters", "projector", "hybrid", "signs", "LLM LoRA")
+PARTS_SHOWN = ("tower", "adapters", "projector", "hybrid", "finding tokens", "LLM LoRA")
 INTRODUCTION = f"""\
 # What learns
 
@@ -149,7 +154,8 @@ INTRODUCTION = f"""\
 
 A percentage is of something: of the **tower** without its adapters; of **full fine-tuning**, which trains tower and projector (MambaXray-VL's
 third stage); of **tower + LLM**; or of **everything** that the model holds. The projector (`llama_proj` and `layer_norm`) learns in every design,
-and so do evidence tokens (`signs`) where a recipe has them. The eleven rows of the ablation, LoRA(LLM) to LoRA_p(X), have rank 16 and no hybrid
+and so do finding tokens where a recipe has disease queries; the queries themselves are taught before (`train/tower.py`) and stay as they are, and
+are in **everything**. The eleven rows of the ablation, LoRA(LLM) to LoRA_p(X), have rank 16 and no hybrid
 layers; LoRA(LLM) is the paper's LoRA(Llama2). A language model counts with its published size.
 
 The paper's "{CLAIM} % of the parameters compared to full fine-tuning" comes without a table that it could be traced to; ours is below each table.

@@ -133,7 +133,7 @@ def figures(report: Report, draft: Draft, image: KeyImage) -> Iterator[Figure]:
     quoted = clean(sentence.text)
     quoted = quoted if len(quoted) <= _QUOTED else f"{quoted[: _QUOTED - 1]}…"
     quoted = f"“{quoted}”{since.get(line.choice, '') if line else ''}"
-    weights = patch_weights(draft.tokens[slice(*sentence.tokens)])
+    weights = patch_weights(draft, sentence.tokens, image.film)
     heat = None
     if weights.sum() > 0:
         heat = lay_over(weights, draft.grid, *shown.shape[:2])

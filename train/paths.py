@@ -1,0 +1,166 @@
+"""Which path carries a draft: films are drafted again with a part of what the language model sees taken away or from another film.
+
+    own                 nothing is changed
+    gates_zero          every gate is shut: the language model without the hybrid layers' look
+    hybrid_other        the hybrid layers see another film: its patches and its findings
+    prompt_other        another film stands in the prompt; of a model whose prompt holds no film that changes nothing, and is not written again
+    patches_other       the hybrid layers see the patches of another film beside the film's own findings
+    findings_other      and the other way round
+    findings_withheld   the hybrid layers see the patches only
+
+The other film is of the other kind: abnormal for a normal one and the reverse, of the same source where that has both.
+Of each change:
+    labels_kept               share of drafts that state the same labels as the film's own draft (abnormal without a label is a label here)
+    labels_of_other           share that state the same as the other film's own draft
+    normal_balanced_accuracy  of the new drafts, against what is known of the film itself
+    flips                     share that call the film normal where its own draft calls it abnormal, or the reverse
+    nats                      a token, that the film's own draft loses when it is read under the change
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from emrrg_core.config import Gate
+from emrrg_core.data import Study
+from emrrg_core.decode import Writing
+from emrrg_core.findings import NO_FINDING, Status, is_abnormal, labels
+from emrrg_core.metrics import Score, bootstrap
+from emrrg_core.model import Emrrg, FilmTokens
+from train.measures import balanced_accuracy
+
+if TYPE_CHECKING:
+    from train.evaluate import Judge
+
+ABNORMAL = "abnormal"
+
+
+@contextlib.contextmanager
+def shut(model: Emrrg) -> Iterator[None]:
+    """Every gate of the hybrid layers is exactly 0 inside, and afterwards what it was."""
+    kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def put(parameter: torch.Tensor, value: float) -> None:
+        kept.append((parameter, parameter.detach().clone()))
+        parameter.fill_(value)
+
+    with torch.no_grad():
+        for _, layer in model.hybrid.items():
+            if layer.gate.has_warmup:
+                put(layer.warm_up_gate, 0.0)
+                continue
+            put(layer.gate_proj.weight, 0.0)
+            put(layer.gate_proj.bias, -1e4 if layer.gate is Gate.CHANNEL_WISE_DYNAMIC_SIGMOID else 0.0)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, value in kept:
+                parameter.copy_(value)
+
+
+def spread(studies: Sequence[Study], rows: Sequence[int], count: int) -> np.ndarray:
+    """At most `count` of these rows, the same share of every source's normal and abnormal films, evenly spaced in each: ascending."""
+    order = sorted(rows, key=lambda i: (studies[i].source, str(studies[i].abnormal), i))
+    chosen = np.linspace(0, len(order) - 1, min(len(order), count)).round().astype(int)
+    return np.array(sorted(order[i] for i in chosen), int)
+
+
+def donors(
+    studies: Sequence[Study], chosen: Sequence[int], pool: Sequence[int], rng: np.random.Generator
+) -> np.ndarray:
+    """For each chosen film another of the other kind, of its own source where there is one; -1 where there is none, or its kind is not known."""
+    found = np.full(len(chosen), -1)
+    for k, i in enumerate(chosen):
+        mine = studies[i]
+        if mine.abnormal is None:
+            continue
+        others = [j for j in pool if studies[j].abnormal is (not mine.abnormal)]
+        others = [j for j in others if studies[j].source == mine.source] or others
+        if others:
+            found[k] = rng.choice(others)
+    return found
+
+
+def stated(text: str) -> frozenset[str]:
+    """The labels that a text states, certainly or not, and ABNORMAL where it states anything abnormal."""
+    said = {label for label, status in labels(text).items() if status in (Status.POSITIVE, Status.UNCERTAIN)}
+    return frozenset(said - {NO_FINDING} | ({ABNORMAL} if is_abnormal(text) else set()))
+
+
+def changes(model: Emrrg, own: FilmTokens, other: FilmTokens) -> dict[str, FilmTokens]:
+    """What the language model sees after each change, of a model without finding tokens none about them. `gates_zero` changes the model itself."""
+    result = {
+        "own": own,
+        "gates_zero": own,
+        "hybrid_other": own.exchanged(other, patches=True, findings=True),
+        "prompt_other": own.exchanged(other, prompt=True),
+    }
+    if model.finding_positions and own.mask is not None:
+        mask = own.mask.clone()
+        mask[:, own.in_prompt.shape[1] :] = False
+        result |= {
+            "patches_other": own.exchanged(other, patches=True),
+            "findings_other": own.exchanged(other, findings=True),
+            "findings_withheld": replace(own, mask=mask),
+        }
+    return result
+
+
+def paths(
+    judge: "Judge",
+    studies: Sequence[Study],
+    film: FilmTokens,
+    drafts: Sequence[Writing],
+    rows: Sequence[int],
+    count: int,
+    seed: int,
+) -> dict[str, dict[str, Score]]:
+    """The table: change -> score, over at most `count` films of `rows` whose kind is known; empty where the films are all of one kind.
+
+    film, drafts: of all studies.
+    """
+    known = [i for i in rows if studies[i].abnormal is not None]
+    chosen = spread(studies, known, count)
+    others = donors(studies, chosen, known, np.random.default_rng(seed))
+    chosen, others = chosen[others >= 0], others[others >= 0]
+    if not len(chosen):
+        return {}
+    mine = [drafts[i] for i in chosen]
+    lengths = np.array([max(len(d.tokens), 1) for d in mine])
+    own_said, other_said = ([stated(drafts[i].text) for i in part] for part in (chosen, others))
+    own_called = np.array([ABNORMAL in said for said in own_said])
+    truth = np.array([bool(studies[i].abnormal) for i in chosen])
+    made = changes(judge.model, film.select(chosen), film.select(others))
+    before = np.zeros(0)
+    result = {}
+    for name, changed in made.items():
+        same = name == "own" or (name == "prompt_other" and _same_prompt(judge.model, made["own"], changed))
+        with shut(judge.model) if name == "gates_zero" else contextlib.nullcontext():
+            texts = [d.text for d in (mine if same else judge.write(changed, seed, progress=name))]
+            nats = before if same and len(before) else np.array([s.sum() for s in judge.score(changed, mine)])
+        before = nats if name == "own" else before
+        said = [stated(text) for text in texts]
+        called = np.array([ABNORMAL in these for these in said])
+        result[name] = {
+            "labels_kept": bootstrap(np.array([a == b for a, b in zip(said, own_said, strict=True)], float)),
+            "labels_of_other": bootstrap(np.array([a == b for a, b in zip(said, other_said, strict=True)], float)),
+            "normal_balanced_accuracy": bootstrap(np.stack([truth, called], 1), _accuracy),
+            "flips": bootstrap((called != own_called).astype(float)),
+            "nats": bootstrap((before - nats) / lengths),
+        }
+    return result
+
+
+def _accuracy(rows: np.ndarray) -> float:
+    truth, called = rows.T
+    return balanced_accuracy(truth, called) if truth.any() and not truth.all() else float("nan")
+
+
+def _same_prompt(model: Emrrg, a: FilmTokens, b: FilmTokens) -> bool:
+    with torch.inference_mode():
+        return torch.equal(model.prompt(a)[0], model.prompt(b)[0])

@@ -1,0 +1,274 @@
+"""What is known of every training film: labels, places, zones, lungs, drawings; and what the teacher read where nobody knows.
+
+A label is a probability: where NIH's text mining and a radiologist disagree it lies between. A name that is missing is unknown, and no loss counts
+it.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from emrrg_core.data import NO_FINDING, SIGHTS, FilmCache, Study, augment
+from emrrg_core.disease_queries import SIDES, ZONES
+from emrrg_core.errors import DataError
+from emrrg_core.findings import LABELS
+from emrrg_core.simulate import LABEL_OF, Drawn, Sign, draw, split_lungs
+
+OPACITY_BOXES = ("Pneumonia", "Infiltrate", "Infiltration", "Lung Opacity")
+_GOOGLE = {"Nodule or mass": "Lung Lesion", "Pneumothorax": "Pneumothorax", "Airspace opacity": "Lung Opacity", "Fracture": "Fracture"}  # fmt: skip
+_BRIXIA = {"upper": "upper", "mid": "middle", "lower": "lower"}
+ALIKE, COPY = (
+    0.86,
+    0.7,
+)  # correlation of thumbnails from which two films are compared, and of the films from which they are one picture
+DISTILLED = (NO_FINDING, "Lung Opacity", "Pneumonia")  # labels that the teacher had learned well
+TAUGHT = (
+    "right lung",
+    "left lung",
+    "Lung Lesion",
+    "Lung Opacity",
+    "Pleural Effusion",
+)  # the teacher's places, as labels
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What radiologists and labels say of one film. boxes: of opacities, (x, y, w, h) as shares of the film; None: not known.
+
+    zones: (2, 3) severity 0 to 3 by side and zone, the mean of two readers; agree: where both call it present or both absent; or None.
+    """
+
+    labels: Mapping[str, float]
+    boxes: tuple[tuple[float, float, float, float], ...] | None = None
+    zones: np.ndarray | None = None
+    agree: np.ndarray | None = None
+    rsna: str | None = None
+    google: Mapping[str, int] = field(default_factory=dict)
+
+
+def read_radiologists(path: Path | None) -> dict[str, dict]:
+    """radiologists.jsonl by study id; nothing where there is none. Raises DataError."""
+    if path is None:
+        return {}
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return {row["id"]: row for row in rows}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} cannot be read as radiologists' readings: {error}.") from error
+
+
+def truth_of(study: Study, read: Mapping | None) -> Truth:
+    """One film's truth. read: its row of radiologists.jsonl, or None."""
+    labels = {name: float(value) for name, value in study.labels.items()}
+    read, boxes, rsna = read or {}, None, None
+    height, width = _size(study) if study.boxes or read.get("rsna") else (1, 1)
+    mine = [box for name, box in study.boxes if name in OPACITY_BOXES]
+    if mine:
+        boxes = [(x / width, y / height, w / width, h / height) for x, y, w, h in mine]
+    if "rsna" in read:
+        rsna = read["rsna"]["class"]
+        opacity, normal = float(rsna == "Lung Opacity"), float(rsna == "Normal")
+        for name, said in (("Lung Opacity", opacity), ("Pneumonia", opacity), (NO_FINDING, normal)):
+            labels[name] = 0.5 * labels[name] + 0.5 * said if name in labels else said
+        theirs = [(x / width, y / height, w / width, h / height) for x, y, w, h in read["rsna"]["boxes"]]
+        if theirs or not opacity:
+            boxes = [*(boxes or []), *theirs]
+    google = {_GOOGLE[name]: int(value) for name, value in read.get("google", {}).items() if value is not None}
+    labels |= {name: float(value) for name, value in google.items()}
+    zones = agree = None
+    if "brixia" in read:
+        each = np.array(
+            [
+                [[float(row[f"{side} {_BRIXIA[zone]}"]) for zone in ZONES] for side in SIDES]
+                for row in read["brixia"].values()
+                if row
+            ]
+        )
+        zones, agree = each.mean(0), ((each > 0).all(0) | (each == 0).all(0))
+    return Truth(labels, None if boxes is None else tuple(boxes), zones, agree, rsna, google)
+
+
+def _size(study: Study) -> tuple[int, int]:
+    film = cv2.imread(str(study.files[0]), cv2.IMREAD_GRAYSCALE)
+    if film is None:
+        raise DataError(f"study {study.id}: its film cannot be read.")
+    return film.shape[0], film.shape[1]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One film to learn from, after augmentation, and what is known of it. Everything is by position: right is the left half of the film."""
+
+    film: np.ndarray  # (s, s) float32 in [0, 255]
+    labels: dict[str, float]
+    lungs: np.ndarray | None  # (2, s, s)
+    places: dict[
+        str, np.ndarray | None
+    ]  # label -> where it lies (s, s), all zero: nowhere; None: nowhere but in `boxes`
+    boxes: np.ndarray | None  # (s, s): inside a radiologist's box of an opacity, which is somewhere in each
+    zones: np.ndarray | None  # (2, 3): probability that an opacity lies there, nan where readers disagree
+    distilled: dict[str, float]  # label -> the teacher's probability
+    taught: np.ndarray | None  # (5, g, g) probabilities of the teacher's places, warped with the film
+    drawn: Drawn | None = None
+    drawn_mask: np.ndarray | None = None
+
+    def is_nowhere(self, name: str) -> bool:
+        """Whether a finding is known to be in no part of the film."""
+        place = self.places.get(name)
+        return place is not None and not place.any()
+
+
+def drawable(study: Study) -> bool:
+    return study.abnormal is False
+
+
+def example(
+    film: np.ndarray,
+    study: Study,
+    truth: Truth,
+    lungs: np.ndarray | None,
+    rng: np.random.Generator,
+    *,
+    simulate: float = 0.0,
+    mirror: float = 0.0,
+    true_mask: bool = False,
+    teacher: tuple[np.ndarray, np.ndarray] | None = None,
+    signs: Sequence[Sign] = tuple(Sign),
+) -> Example:
+    """A film (s, s) as an example; a normal one with lungs (s, s) bool gets a drawn finding with probability `simulate`.
+
+    mirror: the probability that the film is shown mirrored; what is right of it is then left. true_mask: the lungs are a person's outline.
+    """
+    size, labels, drawn = film.shape[0], dict(truth.labels), None
+    nothing = np.zeros(film.shape, np.float32)
+    halves = None
+    if lungs is not None:
+        try:
+            halves = np.stack(split_lungs(lungs)).astype(np.float32)
+        except ValueError:
+            halves = None
+    grey = film.astype(np.float32)
+    if halves is not None and drawable(study) and rng.random() < simulate:
+        try:
+            grey, drawn = draw(film, lungs, signs[rng.integers(len(signs))], rng)
+        except ValueError:
+            drawn = None  # a mask that shows too little
+    if drawn:
+        # some drawings can hardly be seen: they must not teach that a film that looks normal is not
+        labels = {name: value for name, value in labels.items() if name not in (*SIGHTS, NO_FINDING)}
+        labels[LABEL_OF[drawn.sign]] = 1.0
+    boxes = None
+    if truth.boxes and not drawn:
+        boxes = np.zeros(film.shape, np.float32)
+        for x, y, w, h in truth.boxes:
+            boxes[int(y * size) : int(np.ceil((y + h) * size)), int(x * size) : int(np.ceil((x + w) * size))] = 1
+    planes: dict[str, np.ndarray] = {}  # all that moves with the film
+    if halves is not None:
+        planes |= {"right lung": halves[0], "left lung": halves[1]}
+    if drawn:
+        planes["drawn"] = drawn.mask
+    if boxes is not None:
+        planes["boxes"] = boxes
+    distilled: dict[str, float] = {}
+    if teacher is not None and not drawn:
+        said, where = teacher
+        distilled = {name: float(_sigmoid(said[LABELS.index(name)])) for name in DISTILLED}
+        grid = round(len(where) ** 0.5)
+        for name, plane in zip(TAUGHT, _sigmoid(where).T.reshape(-1, grid, grid), strict=True):
+            planes[f"taught {name}"] = cv2.resize(plane, (size, size), interpolation=cv2.INTER_LINEAR)
+    grey, moved = augment(grey, rng, list(planes.values()))
+    planes = dict(zip(planes, moved, strict=True))
+    zones = None
+    if truth.zones is not None and truth.agree is not None:
+        zones = np.where(truth.agree, (truth.zones > 0).astype(float), np.nan)
+    if mirror and rng.random() < mirror:
+        grey = grey[:, ::-1]
+        other = {"right": "left", "left": "right"}
+        planes = {
+            " ".join(other.get(word, word) for word in name.split()): plane[:, ::-1] for name, plane in planes.items()
+        }
+        zones = None if zones is None else zones[::-1].copy()
+    taught = None
+    if distilled:
+        taught = np.stack(
+            [
+                cv2.resize(np.ascontiguousarray(planes[f"taught {name}"]), (grid, grid), interpolation=cv2.INTER_AREA)
+                for name in TAUGHT
+            ]
+        )
+    places: dict[str, np.ndarray | None] = {}
+    if drawn:
+        places = dict.fromkeys(("Lung Lesion", "Lung Opacity", "Pleural Effusion"), nothing)
+        places[LABEL_OF[drawn.sign]] = planes["drawn"]
+    else:
+        for name in LABELS:
+            if name != NO_FINDING and (labels.get(NO_FINDING) == 1 or labels.get(name) == 0):
+                places[name] = nothing
+        if truth.boxes is not None:
+            places["Lung Opacity"] = None if truth.boxes else nothing
+    outline = np.stack([planes["right lung"], planes["left lung"]]) if halves is not None and true_mask else None
+    return Example(
+        grey, labels, outline, places, planes.get("boxes"), zones, distilled, taught, drawn, planes.get("drawn")
+    )
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-np.asarray(x, np.float32)))
+
+
+def lungs_of(places: np.ndarray, size: int) -> np.ndarray | None:
+    """Both lungs (size, size) bool, by probabilities of patches (g², 2); None where they do not show two."""
+    grid = round(len(places) ** 0.5)
+    both = cv2.resize(places.max(1).reshape(grid, grid), (size, size), interpolation=cv2.INTER_CUBIC) >= 0.5
+    try:
+        right, left = split_lungs(both)
+    except ValueError:
+        return None
+    return right | left if both.mean() > 0.08 else None
+
+
+def near_copies(films: Sequence[Study], held: Sequence[Study], cache: FilmCache) -> set[str]:
+    """Ids of those of `films` that are the same picture as one of `held`: under another name, re-cropped, rescaled or exposed anew.
+
+    Two chests are alike from afar, so thumbnails only propose (the two closest above ALIKE); the middle of one film is then looked for in the other
+    at five scales, each film less its own blur. Of pairs in our sets most lie below 0.6, copies between 0.7 and 0.95 (docs/experiments.md 28).
+    """
+    ours, theirs = _thumbnails(films, cache), _thumbnails(held, cache)
+    if not len(ours) or not len(theirs):
+        return set()
+    alike = ours @ theirs.T
+    found = set()
+    for i, study in enumerate(films):
+        close = [j for j in np.argsort(-alike[i])[:2] if alike[i, j] >= ALIKE]
+        if any(_found_in(cache[held[j]], cache[study]) >= COPY for j in close):
+            found.add(study.id)
+    return found
+
+
+def _thumbnails(films: Sequence[Study], cache: FilmCache) -> np.ndarray:
+    """(n, 576), each of mean 0 and length 1."""
+    rows = []
+    for study in films:
+        edges = _sharp(cache[study], 24, 4)
+        rows.append(edges.ravel() / max(float(np.linalg.norm(edges)), 1e-6))
+    return np.array(rows, np.float32).reshape(len(rows), -1)
+
+
+def _sharp(film: np.ndarray, size: int, blur: float) -> np.ndarray:
+    """A film (s, s) at another size, less its own blur."""
+    small = cv2.resize(film, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32)
+    return small - cv2.GaussianBlur(small, (0, 0), blur)
+
+
+def _found_in(film: np.ndarray, other: np.ndarray, size: int = 112) -> float:
+    """How well the middle of one film is found in another, both (s, s): the highest correlation over places and five scales."""
+    where, best = _sharp(other, size, 3), -1.0
+    for scale in (0.9, 0.95, 1.0, 1.05, 1.1):
+        edge = round(scale * size)
+        middle = _sharp(film, edge, 3)[(cut := round(0.15 * edge)) : edge - cut, cut : edge - cut]
+        best = max(best, float(cv2.matchTemplate(where, middle, cv2.TM_CCOEFF_NORMED).max()))
+    return best

@@ -1,0 +1,423 @@
+"""Teaches the one tower to see: findings, where they lie, and the lungs' borders (stage 1 of AM-MRG, METHOD §8.1, on a stem that knows films).
+
+    python -m train.tower --recipe train/recipes/small.toml --films FILMS.jsonl FILMS_MORE.jsonl --radiologists RADIOLOGISTS.jsonl \
+        --teacher runs/teacher --start runs/teacher --out runs/tower
+
+--start is a stem that has learned without labels what makes a film itself (train.contrast), or the third stem of the November checkpoint
+(train.teacher), which went that way and then learned labels: the heads begin with what it read. --teacher holds what that checkpoint read: where
+nobody knows, its readings are learned, so that a new finding does not cost an old one. Every step mixes the sources, and inside a source the
+findings. What is unknown of a film is left out of the loss.
+"""
+
+import argparse
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from emrrg_core.config import QueryConfig, Settings, VisionConfig
+from emrrg_core.data import NO_FINDING, FilmCache, Study, development, lung_mask, normalise, read_studies
+from emrrg_core.disease_queries import DiseaseQueries, LungBorders, Seen
+from emrrg_core.errors import CheckpointError, ConfigError
+from emrrg_core.findings import LABELS
+from emrrg_core.language import prefers_bfloat16
+from emrrg_core.vision import VisionMamba
+from train.loop import Part, apart, train
+from train.measures import area_under_curve, told_apart
+from train.targets import TAUGHT, Example, Truth, example, lungs_of, near_copies, read_radiologists, truth_of
+from train.teacher import Readings
+
+_FEWEST = 5  # films with a finding, before a source is drawn by it
+_COMMON = (NO_FINDING, "Lung Opacity", "Pneumonia")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lessons(Settings):
+    """What a recipe's [tower] says beside the loop's settings."""
+
+    simulate: float = 0.0  # share of normal films on which a finding is drawn
+    mirror: float = 0.0  # share of films that are shown mirrored
+    places: float = 1.0  # weight of where findings lie
+    distil: float = 0.3  # weight of what the teacher read
+    # sources whose lung masks leave the heart out, as its borders need; other masks only say where findings may be drawn
+    outlines: tuple[str, ...] = ()
+
+
+class Eye(nn.Module):
+    """The tower and its readers: what `Emrrg.see` uses of a model, by the same names."""
+
+    def __init__(self, vision: VisionConfig, queries: QueryConfig) -> None:
+        super().__init__()
+        self.visual_encoder = VisionMamba(vision)
+        self.disease = DiseaseQueries(vision.d_model, queries)
+        self.lungs = LungBorders(vision)
+
+    def forward(self, images: Tensor) -> Seen:
+        """(b, 3, s, s) -> what is seen."""
+        tokens, fine = self.visual_encoder.with_fine(images)
+        middle, grid = self.visual_encoder.config.class_position, self.visual_encoder.config.grid
+        patches = torch.cat([tokens[:, :middle], tokens[:, middle + 1 :]], dim=1)
+        lungs = self.lungs(patches.transpose(1, 2).unflatten(2, (grid, grid)), fine)
+        return Seen(tokens=tokens, lungs=lungs, **self.disease(tokens, middle, fine.patches if fine else None))
+
+
+def add_nothing_yet(tower: VisionMamba) -> None:
+    """Silence every layer, so that a tower on a trained stem begins as that stem. Any of them learns to speak at the first step."""
+    for block in tower.blocks():
+        nn.init.zeros_(block.mixer.out_proj.weight)
+        nn.init.zeros_(block.mlp.w3.weight)
+
+
+def load_stem(eye: Eye, folder: Path) -> None:
+    """The stem that train.contrast or train.teacher left in a folder; of the latter also what its labels were read by, where heads read the stem.
+
+    Raises CheckpointError when it is none or does not fit.
+    """
+    path = folder / "reader.safetensors"
+    try:
+        state = load_file(path)
+        mine = {name.removeprefix("stem."): value for name, value in state.items() if name.startswith("stem.")}
+        eye.visual_encoder.patch_embed.load_state_dict(mine)
+        if "labels.weight" in state and hasattr(eye.disease, "stem_mean"):
+            width = eye.disease.stem_mean.shape[1]
+            with torch.no_grad():
+                eye.disease.stem_mean.copy_(state["labels.weight"][:, :width])
+                eye.disease.stem_max.copy_(state["labels.weight"][:, width:])
+                eye.disease.bias += state["labels.bias"]
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise CheckpointError(f"{path} holds no stem for this tower: {error}") from error
+
+
+# ------------------------------------------------------------------------------------------------------- what is shown
+
+
+class Sampler:
+    """Which films a step shows: every source its share; inside a source normal and abnormal films equally often, and of the abnormal ones half by
+    a finding that is drawn first, so that rare findings come as often as common ones."""
+
+    def __init__(self, studies: Sequence[Study], shares: Mapping[str, float], seed: int) -> None:
+        self._seed = seed
+        self._pools: list[tuple[float, list[list[Study]], list[list[Study]]]] = []
+        for source, share in shares.items():
+            mine = [s for s in studies if s.source == source]
+            mine = [s for s in mine if s.abnormal is not None] or mine
+            classes = [c for c in ([s for s in mine if not s.abnormal], [s for s in mine if s.abnormal]) if c]
+            by_finding = [[s for s in mine if s.labels.get(name) == 1] for name in LABELS if name != NO_FINDING]
+            if classes:
+                self._pools.append((share, classes, [films for films in by_finding if len(films) >= _FEWEST]))
+        if not self._pools:
+            raise ConfigError(f"there is no training film of {sorted(shares)}: name the recipe's sources")
+
+    def step(self, step: int, size: int) -> tuple[list[Study], np.random.Generator]:
+        """The films of a step, and the generator that goes on from there."""
+        rng = np.random.default_rng([self._seed, step])
+        shares = np.array([share for share, *_ in self._pools])
+        chosen = []
+        for pool in rng.choice(len(self._pools), size=size, p=shares / shares.sum()):
+            _, classes, findings = self._pools[pool]
+            films = classes[rng.integers(len(classes))]
+            if films is classes[-1] and findings and rng.random() < 0.5:
+                films = findings[rng.integers(len(findings))]
+            chosen.append(films[rng.integers(len(films))])
+        return chosen, rng
+
+
+# ------------------------------------------------------------------------------------------------------ what is learned
+
+
+def loss_of_seen(
+    seen: Seen,
+    examples: Sequence[Example],
+    lessons: Lessons,
+    share: Callable[[float], float] = lambda weight: 1.0,
+) -> tuple[Tensor, dict[str, float]]:
+    """Labels, places, zones, lungs, and the teacher's readings, each averaged over what is known. share: see `Part.share`."""
+    device = seen.logits.device
+    logits = seen.logits.float()
+    targets = torch.tensor([[e.labels.get(name, 0.0) for name in LABELS] for e in examples], device=device)
+    known = torch.tensor([[float(name in e.labels) for name in LABELS] for e in examples], device=device)
+    weight = known * torch.tensor([4.0 if name == NO_FINDING else 1.0 for name in LABELS], device=device)
+    rare = torch.tensor([0.0 if name in _COMMON else 1.0 for name in LABELS], device=device)
+    weight = weight * (1 + 2 * targets * rare)
+    each = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    of_labels = (each * weight).sum() / weight.sum().clamp_min(1)
+    total = of_labels * share(weight.sum().item())
+    numbers = {"labels": of_labels.item(), "normal": each[:, LABELS.index(NO_FINDING)].mean().item()}
+
+    said = torch.tensor([[e.distilled.get(name, 0.0) for name in LABELS] for e in examples], device=device)
+    heard = torch.tensor([[float(name in e.distilled) for name in LABELS] for e in examples], device=device)
+    gap = F.binary_cross_entropy_with_logits(logits, said, reduction="none")
+    of_teacher = (gap * heard).sum() / heard.sum().clamp_min(1)
+    total, numbers["teacher"] = total + lessons.distil * of_teacher * share(heard.sum().item()), of_teacher.item()
+
+    evidence = seen.evidence.float()  # (b, f, g²)
+    grid = round(evidence.shape[-1] ** 0.5)
+    groups: dict[str, list[Tensor]] = {"absent": [], "present": [], "boxed": [], "zones": [], "taught": []}
+    regions = seen.regions() if any(e.zones is not None for e in examples) else None
+    nowhere = torch.tensor([[e.is_nowhere(name) for name in LABELS] for e in examples], device=device)
+    if nowhere.any():
+        groups["absent"] += list(F.softplus(evidence[nowhere]).mean(-1) + 0.3 * F.softplus(evidence[nowhere].amax(-1)))
+    for i, e in enumerate(examples):
+        for name, place in e.places.items():
+            if place is None or e.is_nowhere(name):
+                continue
+            mine, target = evidence[i, LABELS.index(name)], patches_of(place, grid).to(device)
+            # a finding smaller than a patch is still in one
+            target = torch.maximum(target, (target >= 0.9 * target.max().clamp_min(0.05)).float())
+            each = F.binary_cross_entropy_with_logits(mine, target, reduction="none")
+            groups["present"].append((each * target).sum() / target.sum() + (each * (1 - target)).mean())
+        if e.boxes is not None and e.boxes.any():
+            inside = patches_of(e.boxes, grid).to(device)
+            for name in ("Lung Opacity", "Pneumonia"):
+                mine = evidence[i, LABELS.index(name)]
+                strongest = mine[inside > 0.5] if (inside > 0.5).any() else mine[inside > 0]
+                many = max(1, len(strongest) // 2)  # a box is wider than what it holds
+                groups["boxed"].append(
+                    F.softplus(-strongest.topk(many).values).mean() + F.softplus(mine[inside == 0]).mean()
+                )
+        if e.zones is not None and regions is not None:
+            there = torch.from_numpy(e.zones.astype(np.float32)).to(device)
+            clear = ~there.isnan()
+            if clear.any():
+                mine = regions[i, LABELS.index("Lung Opacity")][clear]
+                groups["zones"].append(F.binary_cross_entropy_with_logits(mine, there[clear]))
+        if e.taught is not None:
+            for channel, name in list(enumerate(TAUGHT))[2:]:
+                if name in e.places or name in e.labels:
+                    continue
+                target = torch.from_numpy(e.taught[channel]).flatten().to(device)
+                each = F.binary_cross_entropy_with_logits(evidence[i, LABELS.index(name)], target, reduction="none")
+                groups["taught"].append(each.mean() + (each * target).sum() / target.sum().clamp_min(1))
+    for name, found in groups.items():
+        numbers[name], part = float("nan"), share(len(found))
+        if found:
+            mean = torch.stack(found).mean()
+            factor = lessons.distil if name == "taught" else 2.0 * lessons.places if name in ("absent", "present") else lessons.places  # fmt: skip
+            total, numbers[name] = total + factor * mean * part, mean.item()
+
+    outlined = [i for i, e in enumerate(examples) if e.lungs is not None]
+    numbers["lungs"], part = float("nan"), share(len(outlined))
+    if outlined:
+        size = seen.lungs.shape[-1]
+        target = torch.stack([F.adaptive_avg_pool2d(_tensor(examples[i].lungs), size) for i in outlined]).to(device)
+        of_lungs = F.binary_cross_entropy_with_logits(seen.lungs[outlined].float(), target)
+        total, numbers["lungs"] = total + 2 * of_lungs * part, of_lungs.item()
+    taught = [i for i, e in enumerate(examples) if e.taught is not None and e.lungs is None]
+    part = share(len(taught))
+    if taught:
+        # coarse, and not sure of the heart, but of every hospital: the borders must not drift where no one drew them
+        coarse = F.adaptive_avg_pool2d(seen.lungs.float()[taught].sigmoid(), grid).clamp(1e-4, 1 - 1e-4)
+        target = torch.stack([torch.from_numpy(examples[i].taught[:2]) for i in taught]).to(device).clamp(0, 1)
+        total = total + 0.15 * F.binary_cross_entropy(coarse, target) * part
+    return total, numbers
+
+
+def _tensor(plane: np.ndarray | None) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(plane)).clamp(0, 1)
+
+
+def patches_of(mask: np.ndarray, grid: int) -> Tensor:
+    """A mask (s, s) to the share of every patch that it covers, (g²,)."""
+    return F.adaptive_avg_pool2d(_tensor(mask)[None], grid).flatten()
+
+
+# --------------------------------------------------------------------------------------------------- what is measured
+
+
+@torch.inference_mode()
+def see_all(eye: nn.Module, studies: Sequence[Study], cache: FilmCache, batch: int = 32) -> Seen:
+    """What the tower sees of the first film of every study; tokens and disease tokens are left empty."""
+    eye.eval()
+    device = next(eye.parameters()).device
+    rows: list[Seen] = []
+    for i in range(0, len(studies), batch):
+        films = torch.from_numpy(normalise(np.stack([cache[s] for s in studies[i : i + batch]])))
+        with torch.autocast(device.type, torch.bfloat16, enabled=prefers_bfloat16(device)):
+            rows.append(eye(films.to(device)))
+    names = ("logits", "evidence", "share", "lungs", *(() if rows[0].stem is None else ("stem",)))
+    whole = {name: torch.cat([getattr(row, name).float().cpu() for row in rows]) for name in names}
+    empty = torch.zeros(len(studies), 0)
+    return Seen(tokens=empty, disease=empty, bias=rows[0].bias.cpu(), **whole)
+
+
+def check(eye: nn.Module, studies: Sequence[Study], truths: Mapping[str, Truth], cache: FilmCache) -> dict[str, object]:
+    """What it tells apart in films that it did not learn: normal from abnormal by source, every finding, radiologists' opacities, boxes."""
+    seen = see_all(eye, studies, cache)
+    score = dict(zip(LABELS, seen.logits.T.numpy(), strict=True))
+    found: dict[str, object] = {name: area for name, (area, _) in told_apart(studies, -score[NO_FINDING]).items()}
+    for name in LABELS:
+        for source in sorted({s.source for s in studies}):
+            mine = [i for i, s in enumerate(studies) if s.source == source and name in s.labels]
+            truth = np.array([studies[i].labels[name] == 1 for i in mine], bool)
+            if name not in _COMMON and truth.sum() >= 3 and (~truth).sum() >= 3:
+                found[f"{name}, {source}"] = round(area_under_curve(truth, score[name][mine]), 3)
+    read = [i for i, s in enumerate(studies) if truths[s.id].rsna]
+    opacity = np.array([truths[studies[i].id].rsna == "Lung Opacity" for i in read], bool)
+    if opacity.any() and not opacity.all():
+        found["radiologists' opacity"] = round(area_under_curve(opacity, score["Lung Opacity"][read]), 3)
+    found["peak in a box"] = _mean(
+        [
+            hit(seen.attribution[i, LABELS.index("Lung Opacity")].numpy(), truths[s.id].boxes)
+            for i, s in enumerate(studies)
+            if truths[s.id].boxes
+        ]
+    )
+    return found
+
+
+def hit(weights: np.ndarray, boxes: Sequence[tuple[float, float, float, float]] | None) -> bool:
+    """Whether the middle of the strongest patch of (g²,) lies in one of the boxes (x, y, w, h), shares of the film."""
+    grid = round(len(weights) ** 0.5)
+    row, column = divmod(int(weights.argmax()), grid)
+    x, y = (column + 0.5) / grid, (row + 0.5) / grid
+    return any(left <= x <= left + w and top <= y <= top + h for left, top, w, h in boxes or ())
+
+
+def _mean(values: Sequence[bool]) -> float | None:
+    return round(float(np.mean(values)), 3) if values else None
+
+
+def drawn_check(eye: nn.Module, examples: Sequence[Example]) -> dict[str, float]:
+    """Of drawn findings: the area under the curve against the same films without a drawing, of each sign's own label."""
+    eye.eval()
+    found = {}
+    device = next(eye.parameters()).device
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=prefers_bfloat16(device)):
+        logits = torch.cat(
+            [
+                eye(torch.from_numpy(normalise(np.stack([e.film for e in examples[i : i + 32]]))).to(device)).logits
+                for i in range(0, len(examples), 32)
+            ]
+        ).float()
+    plain = np.array([e.drawn is None for e in examples])
+    for name in ("Lung Lesion", "Lung Opacity", "Pleural Effusion", "Cardiomegaly"):
+        mine = np.array([e.labels.get(name) == 1 and e.drawn is not None for e in examples])
+        score = logits[:, LABELS.index(name)].cpu().numpy()
+        if mine.any() and plain.any():
+            found[f"drawn {name}"] = round(area_under_curve(mine[mine | plain], score[mine | plain]), 3)
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------------- program
+
+
+class Films:
+    """The films to learn from, with all that is known of them; makes examples."""
+
+    def __init__(
+        self,
+        studies: Sequence[Study],
+        cache: FilmCache,
+        truths: Mapping[str, Truth],
+        teacher: Readings | None,
+        lessons: Lessons,
+    ) -> None:
+        self._cache, self._truths, self._teacher, self._lessons = cache, truths, teacher, lessons
+        self._outlined = {s.id for s in studies if s.lung_mask and s.source in lessons.outlines}
+
+        @lru_cache(maxsize=20_000)
+        def lungs(study: Study) -> np.ndarray | None:
+            if study.lung_mask:
+                return np.packbits(lung_mask(study, cache.size))
+            read = teacher[study] if teacher else None
+            mask = lungs_of(1 / (1 + np.exp(-read[1][:, :2])), cache.size) if read and study.abnormal is False else None
+            return None if mask is None else np.packbits(mask)
+
+        self._lungs = lambda study: lungs(_Key(study))
+
+    def example(self, study: Study, rng: np.random.Generator, simulate: float | None = None) -> Example:
+        packed, size = self._lungs(study), self._cache.size
+        mask = None if packed is None else np.unpackbits(packed, count=size * size).reshape(size, size).astype(bool)
+        return example(
+            self._cache[study],
+            study,
+            self._truths[study.id],
+            mask,
+            rng,
+            simulate=self._lessons.simulate if simulate is None else simulate,
+            mirror=self._lessons.mirror,
+            true_mask=study.id in self._outlined,
+            teacher=self._teacher[study] if self._teacher else None,
+        )
+
+
+class _Key:
+    """A study by its id alone, for a cache."""
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.study, name)
+
+    def __hash__(self) -> int:
+        return hash(self.study.id)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Key) and self.study.id == other.study.id
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", type=Path, required=True)
+    parser.add_argument("--section", default="tower", help="the section of the recipe that says how to train")
+    parser.add_argument("--films", type=Path, nargs="+", required=True)
+    parser.add_argument("--radiologists", type=Path, help="what radiologists read in some of the films")
+    parser.add_argument("--teacher", type=Path, help="folder of train.teacher")
+    parser.add_argument(
+        "--start", type=Path, required=True, help="folder with a stem, of train.contrast or train.teacher"
+    )
+    parser.add_argument("--leave-out", nargs="*", default=[], help="sources that are not learned, to be judged as other hospitals")  # fmt: skip
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--cache", type=Path, default=Path("runs/cache"))
+    parser.add_argument("--workers", type=int, default=0, help="processes that decode films, the first time")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    recipe = tomllib.loads(args.recipe.read_text())
+    lessons, run = apart(Lessons, recipe[args.section])
+    vision = VisionConfig.from_dict(recipe["model"]["vision"])
+    queries = QueryConfig.from_dict(recipe["model"]["queries"])
+    studies = [study for path in args.films for study in read_studies(path)]
+    cache = FilmCache(studies, args.cache, vision.image_size, workers=args.workers)
+    read = read_radiologists(args.radiologists)
+    learn, develop = development([s for s in studies if s.split == "train"])
+    copies = near_copies(learn, [*develop, *(s for s in studies if s.split != "train")], cache)
+    learn = [s for s in learn if s.source in run.sources and s.id not in copies and s.source not in args.leave_out]
+    truths = {s.id: truth_of(s, read.get(s.id)) for s in [*learn, *develop]}
+    print(f"{len(learn)} films; {len(copies)} left out as near copies of films that judge", flush=True)
+    teacher = Readings(args.teacher) if args.teacher else None
+    films = Films([*learn, *develop], cache, truths, teacher, lessons)
+    sampler = Sampler(learn, run.sources, run.seed)
+    torch.manual_seed(run.seed)
+    eye = Eye(vision, queries)
+    load_stem(eye, args.start)
+    add_nothing_yet(eye.visual_encoder)
+    rng = np.random.default_rng(run.seed)
+    normal = [s for s in develop if s.abnormal is False and s.source in run.sources][:160]
+    judged = [films.example(s, rng, simulate) for s in normal for simulate in (0.0, 1.0)]
+
+    def loss_of(part: Part) -> tuple[Tensor, dict[str, float]]:
+        chosen, rng = sampler.step(part.step, run.batch)
+        examples = part.of([films.example(s, rng) for s in chosen])
+        images = torch.from_numpy(normalise(np.stack([e.film for e in examples])))
+        return loss_of_seen(eye(images.to(part.device)), examples, lessons, part.share)
+
+    def after(step: int) -> None:
+        found = check(eye, develop, truths, cache) | drawn_check(eye, judged)
+        print(f"step {step}: development films {found}", flush=True)
+        save_file(eye.state_dict(), args.out / "eye.safetensors")
+
+    train(eye, run, loss_of, args.out, after=after)
+
+
+if __name__ == "__main__":
+    main()
