@@ -3,8 +3,8 @@
 own    self-attention as `hybrid_attention` groups it, against transformers' own function for the same call (SDPA with `enable_gqa`)
 film   cross-attention to the film as `hybrid_attention` has it, against keys and values copied for every head that shares them
 
-Shapes are those of the shipped checkpoint: 9 heads that share 3 keys of 64 numbers, 197 visual tokens; two sequences a draft (contrast), so
-that 256 sequences are what `train.evaluate` writes at once. Each repeat times every form once, one after the other; the numbers are medians.
+Shapes are those of the shipped checkpoint: 9 heads that share 3 keys of 64 numbers, 197 visual tokens and 12 of findings; 128 sequences
+are what `train.evaluate` writes at once. Each repeat times every form once, one after the other; the numbers are medians.
 """
 
 import argparse
@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from emrrg_core.hybrid import grouped_film, grouped_self
 from emrrg_core.language import prefers_bfloat16
 
-HEADS, SHARED, WIDTH, VISUAL = 9, 3, 64, 197
+HEADS, SHARED, WIDTH, VISUAL = 9, 3, 64, 197 + 12
 MODULE = SimpleNamespace(num_key_value_groups=HEADS // SHARED, is_causal=True, training=False)
 
 
@@ -52,7 +52,7 @@ def forms(sequences: int, positions: int, dtype: torch.dtype) -> dict[str, Calla
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sequences", type=int, nargs="+", default=[2, 16, 64, 256])
+    parser.add_argument("--sequences", type=int, nargs="+", default=[1, 8, 32, 128])
     parser.add_argument("--positions", type=int, default=90, help="cached: prompt and text so far")
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--json", action="store_true")

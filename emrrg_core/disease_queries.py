@@ -34,7 +34,7 @@ class Seen:
 
     tokens: (b, l, d), the tower's own. logits: (b, f), not calibrated. evidence: (b, f, g²), every patch's own logit. share: (b, f, g²), how much
     a patch counts, sum 1. bias: (f,). disease: (b, f, d), the queries after they have read. lungs: (b, 2, m, m), logits of the patient's right and
-    left lung. Labels are in the order of LABELS.
+    left lung. stem: (b, f, g²), what the stem's patches give by themselves; None where heads do not read them. Labels are in the order of LABELS.
     """
 
     tokens: Tensor
@@ -44,7 +44,7 @@ class Seen:
     bias: Tensor
     disease: Tensor
     lungs: Tensor
-    stem: Tensor | None = None  # (b, f, g²), what the stem's patches give by themselves; None where heads do not read them
+    stem: Tensor | None = None
 
     @property
     def attribution(self) -> Tensor:

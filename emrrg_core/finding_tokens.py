@@ -178,10 +178,10 @@ def severity_of(name: str, side: str, seen: Seen, row: int, ratio: float | None)
         return "" if ratio is None else SEVERITIES[1 + int(ratio >= 0.55) + int(ratio >= 0.6)]
     if name != "effusion" or not side:
         return ""
-    lungs = seen.patch_lungs()[row]  # (g², 2)
+    lungs = seen.patch_lungs()[row].detach()  # (g², 2)
     mine = lungs.amax(-1) if side == "bilateral" else lungs[:, SIDES.index(side) - 1]
     grid = round(len(mine) ** 0.5)
-    there = seen.evidence[row, LABELS.index("Pleural Effusion")] > 0
+    there = seen.evidence[row, LABELS.index("Pleural Effusion")].detach() > 0
     beside = torch.arange(grid, device=mine.device).repeat(grid) >= grid / 2
     near = there if side == "bilateral" else there & (beside if side == "left" else ~beside)
     share = float(near.sum()) / max(float(mine.sum()), 1.0)
@@ -283,12 +283,16 @@ def select_findings(seen: Seen, calibration: Calibration) -> list[tuple[Finding,
 def finding_maps(seen: Seen) -> np.ndarray:
     """(b, 14, 2, g²) float32: where each finding was looked for, and what its logit is made of; each sums to 1.
 
-    The second is the part of the attribution that speaks for it, of "No Finding" the part that speaks against. Where nothing does, it is the first.
+    The second is the part of the attribution that speaks for it, of "No Finding" the part that speaks against; of an opacity also what speaks for
+    pneumonia, which is seen as one and told in the same words. Where nothing does, it is the first.
     """
     looked = seen.share.detach().float()
     signs = torch.ones(len(LABELS), 1, device=looked.device)
     signs[LABELS.index(NO_FINDING)] = -1
-    for_it = (seen.attribution.detach().float() * signs).clamp_min(0)
+    parts = seen.attribution.detach().float() * signs
+    opacity = LABELS.index("Lung Opacity")
+    parts[:, opacity] = parts[:, opacity] + parts[:, LABELS.index(PNEUMONIA)]
+    for_it = parts.clamp_min(0)
     total = for_it.sum(-1, keepdim=True)
     made = torch.where(total > 1e-6, for_it / total.clamp_min(1e-6), looked)
     return torch.stack([looked, made], dim=2).cpu().numpy()

@@ -84,12 +84,14 @@ class Visual:
 
     mask: (b, v) bool, False where a visual token is not to be seen; a sample without any is left as the plain language model.
     text: (b, l) bool of the current call, True where a position is prompt or report text; None: all are, as while decoding.
+    prior: (v,), added to every score before the softmax, so that many tokens of one kind do not outweigh few of another; None: nothing is added.
     """
 
     hybrid: "HybridDecoder"
     keys_values: dict[int, tuple[Tensor, Tensor]]  # layer -> (b, kv_heads, v, k) each
     mask: Tensor | None = None
     text: Tensor | None = None
+    prior: Tensor | None = None
     looks: list[Look] | None = field(default=None, compare=False)  # filled by every call when a list is given
 
     def at(self, text: Tensor | None = None, *, looks: list[Look] | None = None) -> "Visual":
@@ -146,14 +148,16 @@ class HybridDecoder(nn.Module):
             assert isinstance(layer, HybridLayer)
             yield int(i), layer
 
-    def look_at(self, llm: PreTrainedModel, visual: Tensor, mask: Tensor | None = None) -> Visual:
+    def look_at(
+        self, llm: PreTrainedModel, visual: Tensor, mask: Tensor | None = None, prior: Tensor | None = None
+    ) -> Visual:
         """Keys and values of the visual tokens (b, v, h), for any number of calls: `llm(..., visual=hybrid.look_at(llm, tokens))`.
 
-        The layer's own input_layernorm normalises them, as it does the text. mask: (b, v) bool, see Visual.
+        The layer's own input_layernorm normalises them, as it does the text. mask: (b, v) bool, prior: (v,), see Visual.
         """
         blocks = llm.get_decoder().layers
         kv = {i: layer.keys_values(blocks[i].input_layernorm(visual)) for i, layer in self.items()}
-        return Visual(self, kv, mask)
+        return Visual(self, kv, mask, prior=prior)
 
     @torch.no_grad()
     def _copy_keys(self, llm: PreTrainedModel) -> None:
@@ -204,7 +208,7 @@ def hybrid_attention(
     if keys.shape[0] != query.shape[0]:
         raise RuntimeError(f"{query.shape[0]} sequences look at {keys.shape[0]} films: repeat the films for the beams")
     drop = dropout if module.training else 0.0
-    ctx, weights = grouped_film(query, keys, values, layer.head_dim**-0.5, visual.mask, drop)
+    ctx, weights = grouped_film(query, keys, values, layer.head_dim**-0.5, visual.mask, drop, visual.prior)
     mixed, gate = layer.mix(a, ctx.transpose(1, 2))  # (b, l, heads, k), (b, l, heads)
     looking = _looking(visual, a)
     if looking is not None:
@@ -231,15 +235,23 @@ def grouped_self(
 
 
 def grouped_film(
-    query: Tensor, keys: Tensor, values: Tensor, scaling: float, mask: Tensor | None = None, dropout: float = 0.0
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    scaling: float,
+    mask: Tensor | None = None,
+    dropout: float = 0.0,
+    prior: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """What queries (b, heads, l, k) see of keys and values (b, kv_heads, v, k): context like query, weights (b, heads, l, v) float32, sum 1.
 
-    As `grouped_self`, with weights that can be shown. mask: (b, v) bool, see Visual. A sample that may see nothing gets no NaN but a mean, which
-    its caller takes away.
+    As `grouped_self`, with weights that can be shown. mask: (b, v) bool, prior: (v,), see Visual. A sample that may see nothing gets no NaN but a
+    mean, which its caller takes away.
     """
     grouped = query.reshape(*keys.shape[:2], -1, query.shape[-1])  # (b, kv_heads, heads / kv_heads · l, k)
     scores = (grouped @ keys.transpose(-1, -2)).float() * scaling
+    if prior is not None:
+        scores = scores + prior
     if mask is not None:
         scores = scores.masked_fill(~mask[:, None, None, :], torch.finfo(scores.dtype).min)
     weights = scores.softmax(-1)

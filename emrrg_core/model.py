@@ -7,6 +7,7 @@ What a draft says of a film reaches the language model through the hybrid layers
 text, and visual tokens only where the settings ask for it (`prompt.tokens`), as in the published method; never a finding.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -168,8 +169,16 @@ class Emrrg(nn.Module):
         return torch.cat([tokens[:, :middle], tokens[:, middle + 1 :]], dim=1)
 
     def look_at(self, film: FilmTokens) -> Visual:
-        """What the hybrid layers see, for a whole draft: keys and values of the patches and of the finding tokens."""
-        return self.hybrid.look_at(self.llm, film.visual.to(self.llm.dtype), film.mask)
+        """What the hybrid layers see, for a whole draft: keys and values of the patches and of the finding tokens.
+
+        As groups the two weigh the same before anything is learned: 197 patches would else drown a dozen findings.
+        """
+        prior = None
+        if self.config.queries.depth:
+            patches = self.config.vision.tokens
+            prior = film.visual.new_zeros(film.visual.shape[1], dtype=torch.float32)
+            prior[:patches] = math.log(len(NAMES) / patches)
+        return self.hybrid.look_at(self.llm, film.visual.to(self.llm.dtype), film.mask, prior)
 
     @property
     def finding_positions(self) -> dict[str, int]:

@@ -112,13 +112,18 @@ def _distance(size: int, row: float, column: float, ratio: float, angle: float) 
     return np.sqrt((u / ratio**0.5) ** 2 + (v * ratio**0.5) ** 2)
 
 
+def _edge(beyond: np.ndarray) -> np.ndarray:
+    """1 inside a border, 0 beyond it, one half on it; `beyond` in widths of the border."""
+    return 1 / (1 + np.exp(np.clip(beyond, -40, 40)))
+
+
 def _nodule(grey: np.ndarray, lung: np.ndarray, side: Side, rng: np.random.Generator) -> tuple[np.ndarray, Drawn]:
     size = grey.shape[0]
     radius = size * rng.uniform(0.018, 0.055)
     row, column = _centre(lung, radius, rng)
     distance = _distance(size, row, column, rng.uniform(1, 1.4), rng.uniform(0, np.pi))
     distance = distance * (1 + 0.08 * _noise(size, radius / 2, rng))
-    shape = 1 / (1 + np.exp((distance - radius) / (radius * rng.uniform(0.10, 0.25))))
+    shape = _edge((distance - radius) / (radius * rng.uniform(0.10, 0.25)))
     film = _brighten(grey, shape, rng.uniform(0.22, 0.6))
     return film, Drawn(Sign.NODULE, side, zone_of(lung, row), float(shape.sum() / lung.sum()), shape)
 
@@ -130,7 +135,7 @@ def _opacity(grey: np.ndarray, lung: np.ndarray, side: Side, rng: np.random.Gene
     distance = _distance(size, row, column, rng.uniform(1, 1.8), rng.uniform(0, np.pi))
     distance = distance * (1 + 0.25 * _noise(size, radius / 2.5, rng))
     soft = cv2.GaussianBlur(lung.astype(np.float32), (0, 0), 0.012 * size)
-    shape = np.clip(1 / (1 + np.exp((distance - radius) / (radius * 0.22))), 0, 1) * soft
+    shape = _edge((distance - radius) / (radius * 0.22)) * soft
     texture = np.clip(0.85 + 0.3 * _noise(size, 0.012 * size, rng), 0.2, 1.5)
     film = _brighten(grey, shape * texture, rng.uniform(0.25, 0.7))
     return film, Drawn(Sign.OPACITY, side, zone_of(lung, row), float(shape.sum() / lung.sum()), shape)
@@ -147,7 +152,7 @@ def _effusion(grey: np.ndarray, lung: np.ndarray, side: Side, rng: np.random.Gen
     level = bottom - height * (0.75 + rng.uniform(0.3, 0.8) * np.clip(outward, 0, 1) ** 2)
     edge = 0.012 * size
     soft = cv2.GaussianBlur(cv2.dilate(lung.astype(np.uint8), np.ones((5, 5))).astype(np.float32), (0, 0), edge)
-    shape = soft / (1 + np.exp(-(y - level) / edge))
+    shape = soft * _edge(-(y - level) / edge)
     bright = np.percentile(grey[lung], 97) * rng.uniform(0.95, 1.1) + 8 * _noise(size, 0.03 * size, rng)
     share = np.clip(shape * rng.uniform(0.75, 0.97), 0, 1)
     film = np.clip(grey * (1 - share) + np.maximum(bright, grey) * share, 0, 255)

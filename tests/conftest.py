@@ -22,8 +22,13 @@ from emrrg_core.config import (
     LowRankConfig,
     ModelConfig,
     PromptConfig,
+    PromptTokens,
+    QueryConfig,
+    Stem,
     VisionConfig,
 )
+from emrrg_core.finding_tokens import NEVER
+from emrrg_core.findings import LABELS
 from emrrg_core.model import Emrrg
 
 SENTENCES = [
@@ -39,6 +44,8 @@ TINY = ModelConfig(
     prompt=PromptConfig(before="Human: <Img>", after="</Img> Report. \nAssistant:", pooled_grid=2),
     language="tiny",
 )
+# as the shipped recipe: findings are read, and all of the film comes through the gates
+READING = replace(TINY, queries=QueryConfig(depth=1, heads=2), prompt=replace(TINY.prompt, tokens=PromptTokens.NONE))
 
 
 @pytest.fixture(scope="session")
@@ -83,19 +90,37 @@ def make_llm(tokenizer) -> Callable[..., LlamaForCausalLM]:
 
 @pytest.fixture(scope="session")
 def build(make_llm, tokenizer) -> Callable[..., Emrrg]:
-    """A whole tiny model in evaluation mode, as training would start it: `build(hybrid={"gate": ...}, lora=2, seed=1)`."""
+    """A whole tiny model in evaluation mode, as training would start it: `build(hybrid={"gate": ...}, lora=2, seed=1)`.
 
-    def make(*, seed: int = 0, hybrid: dict | None = None, prompt: dict | None = None, lora: int = 0) -> Emrrg:
+    queries: it reads findings, and no film stands in its prompt. stem: it reads them of a convolutional stem's patches too.
+    """
+
+    def make(
+        *,
+        seed: int = 0,
+        hybrid: dict | None = None,
+        prompt: dict | None = None,
+        lora: int = 0,
+        queries: bool = False,
+        stem: bool = False,
+    ) -> Emrrg:
+        base = READING if queries or stem else TINY
+        if stem:
+            vision = replace(base.vision, stem=Stem.CONVOLUTION, d_model=64)
+            base = replace(base, vision=vision, queries=replace(base.queries, stem=True))
         config = replace(
-            TINY,
-            hybrid=replace(TINY.hybrid, **hybrid or {}),
-            prompt=replace(TINY.prompt, **prompt or {}),
+            base,
+            hybrid=replace(base.hybrid, **hybrid or {}),
+            prompt=replace(base.prompt, **prompt or {}),
             language_lora=LanguageLoraConfig(rank=lora),
         )
         llm = make_llm(seed).requires_grad_(True)  # freezing it is the model's own task
         return Emrrg(config, llm, tokenizer).eval()
 
     return make
+
+
+ZEROS = (".up.", ".lora_B.", ".stem_mean", ".stem_max")  # parameters that start at 0
 
 
 @pytest.fixture(scope="session")
@@ -108,7 +133,7 @@ def open_gates() -> Callable[[Emrrg], Emrrg]:
             for name, parameter in model.named_parameters():
                 if name.endswith("warm_up_gate"):
                     parameter.fill_(1.5)
-                elif (name.startswith("hybrid.") and "gate_proj" in name) or ".up." in name or ".lora_B." in name:
+                elif (name.startswith("hybrid.") and "gate_proj" in name) or any(part in name for part in ZEROS):
                     parameter.normal_(0.0, 0.5, generator=generator)
         return model
 
@@ -119,6 +144,20 @@ def open_gates() -> Callable[[Emrrg], Emrrg]:
 def tiny(build, open_gates) -> Emrrg:
     """A tiny model with open gates, in evaluation mode, nothing left to train."""
     return open_gates(build()).requires_grad_(False)
+
+
+@pytest.fixture
+def reading(build, open_gates) -> Emrrg:
+    """As `tiny`, and it reads findings: of every film another set, each of them sure."""
+    return surely(open_gates(build(queries=True)).requires_grad_(False))
+
+
+def surely(model: Emrrg) -> Emrrg:
+    """Probabilities are spread, for a reader that has not learned is sure of nothing; fractures are not assessed."""
+    model.calibration.curve[:] = torch.tensor([6.0, 0.0, -2.0])
+    model.calibration.thresholds[:] = torch.tensor([0.5, 0.9, 0.3])
+    model.calibration.thresholds[LABELS.index("Fracture")] = torch.tensor([NEVER, NEVER, 0.0])
+    return model
 
 
 @pytest.fixture(scope="session")
@@ -143,4 +182,13 @@ def checkpoint(tmp_path_factory, make_llm, tokenizer, open_gates, language_folde
     config = replace(TINY, language=str(language_folder))
     model = open_gates(Emrrg(config, make_llm(seed=2), tokenizer))
     folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
+    return checkpoints.save(model, folder, language={"name": "tiny-llama"}, training={"steps": 0})
+
+
+@pytest.fixture(scope="session")
+def reading_checkpoint(tmp_path_factory, make_llm, tokenizer, open_gates, language_folder) -> Path:
+    """As `checkpoint`, of a model that reads findings."""
+    torch.manual_seed(5)
+    model = surely(open_gates(Emrrg(replace(READING, language=str(language_folder)), make_llm(seed=2), tokenizer)))
+    folder = tmp_path_factory.mktemp("checkpoints") / "reading"
     return checkpoints.save(model, folder, language={"name": "tiny-llama"}, training={"steps": 0})

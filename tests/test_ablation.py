@@ -20,7 +20,6 @@ from train import ablation, finetune
 
 SHIPPED = Path(__file__).parent.parent / "train" / "recipes" / "ablation.toml"
 RECIPE = """
-vision = "tiny"
 [finetune]
 steps = 2
 batch = 2
@@ -178,8 +177,8 @@ def test_what_cannot_be_compared_is_refused(out, common, tmp_path, capsys):
     recipe.write_text(RECIPE.replace("steps = 2", "steps = 3"))
     assert "made with other settings (recipe)" in said(having(common, recipe=recipe))
     assert "made with other settings (films)" in said(having(common, films=at(common, "reports")))
-    recipe.write_text(RECIPE.replace("[model]", "[model]\nsigns = { tokens = 4 }"))
-    assert "without evidence tokens" in said(having(common, recipe=recipe))
+    recipe.write_text(RECIPE.replace("[model]", "[model]\nqueries = { depth = 1 }"))
+    assert "without disease queries" in said(having(common, recipe=recipe))
     recipe.write_text(RECIPE.replace("seed = 3\n", ""))
     assert "line `seed = N`" in said(having(common, recipe=recipe))
     mixed = tmp_path / "mixed"
@@ -193,12 +192,12 @@ def test_what_cannot_be_compared_is_refused(out, common, tmp_path, capsys):
 def test_texts_of_a_batch_score_as_they_would_alone(tiny, images):
     texts = ["Findings: The lungs are clear.", "Impression: Nodule, right.", "Findings: Effusion on the left, 2.5 cm."]
     with torch.inference_mode():
-        visual = tiny.encode(images)
-        together, begun = (ablation.log_probs(tiny, visual, texts, end=end) for end in (True, False))
+        seen = tiny.encode(images)
+        together, begun = (ablation.log_probs(tiny, seen, texts, end=end) for end in (True, False))
         for i, text in enumerate(texts):
             ids = torch.tensor([[*tiny.tokenizer(text).input_ids, tiny.tokenizer.eos_token_id]])
             assert IGNORED not in ids
-            alone = tiny.log_probs(visual[i : i + 1], ids)[0]
+            alone = tiny.log_probs(seen.select([i]), ids)[0]
             assert together[i] == pytest.approx(alone.mean().item(), abs=1e-4)
             assert begun[i] == pytest.approx(alone[:-1].mean().item(), abs=1e-4)
 

@@ -94,6 +94,9 @@ def test_the_drawing_is_one_that_a_screen_reader_can_tell_and_shows_what_learns(
     assert all((part.text or "").strip() for part in parts.values())
     words = [text.text for text in svg.iter(f"{name}text")]
     assert {"LoRA_p(X)", "LoRA(in_proj)", "gate g(a)", "cross-attention", "in_proj", "X", "Z"} <= set(words)
+    assert {"Disease queries", "Calibrated probability", "Finding tokens, one each", "text only,", "no film"} <= set(
+        words
+    )
     assert "http" not in re.sub(r'xmlns="[^"]*"', "", (ROOT / about.DRAWING).read_text(encoding="utf-8"))
 
 
@@ -111,7 +114,7 @@ def test_the_counts_are_those_of_the_tensors_of_the_loaded_model(reporter: Repor
 
 
 def test_every_part_and_every_share_stands_on_the_screen() -> None:
-    counts = Counts({"tower": 600, "projector": 100, "signs": 100, "LLM": 200}, {"projector": 100, "signs": 50})
+    counts = Counts({"tower": 600, "projector": 100, "queries": 100, "LLM": 200}, {"projector": 100, "queries": 50})
     page = about.counted(counts)
     assert "150 of 1,000 parameters" in page
     assert "<b>15.00 %</b> of everything" in page
@@ -119,8 +122,8 @@ def test_every_part_and_every_share_stands_on_the_screen() -> None:
     rows = re.findall(r'<th scope="row">.*?</span>(.*?)</th>.*?>([\d,]+)<.*?>([\d.]+) %.*?<td>([^<]*)</td></tr>', page)
     assert rows == [
         ("Vision Mamba tower", "600", "60.00", "frozen"),
+        ("Disease queries and lung borders", "100", "10.00", "50 trained"),
         ("Projector", "100", "10.00", "trained"),
-        ("Readers and facts", "100", "10.00", "50 trained"),
         ("Language model", "200", "20.00", "frozen"),
     ]
 
@@ -132,8 +135,9 @@ def test_results_are_shown_only_for_the_checkpoint_that_they_were_measured_on() 
     page = about.validated(results, card["checkpoint_sha256"], card["settings_sha256"])
     for source, scores in card["scores"].items():
         assert f'<th scope="row">{source}</th>' in page
-        score = scores["distinct"]
-        assert f"{score['value']:.2f}<small>[{score['low']:.2f}, {score['high']:.2f}] · {score['n']}</small>" in page
+        if (score := scores.get("label_macro_f1")) and score["value"] is not None:
+            interval = f"[{score['low']:.2f}, {score['high']:.2f}] · {score['n']}"
+            assert f"{score['value']:.2f}<small>{interval}</small>" in page
     assert card["command"] in page
     changed = about.validated(results, card["checkpoint_sha256"], "ab" * 32)
     assert "under other settings" in changed
@@ -142,6 +146,38 @@ def test_results_are_shown_only_for_the_checkpoint_that_they_were_measured_on() 
     assert "abababababab" in other
     assert "has no results here" in other
     assert "<table" not in other
+
+
+def measured(**values: float | None) -> dict:
+    return {
+        name: {"value": value, "low": value, "high": value, "n": 40} if value is not None else {"value": None, "n": 0}
+        for name, value in values.items()
+    }
+
+
+def test_what_carries_the_film_into_the_drafts_is_the_first_thing_that_the_results_say() -> None:
+    card = json.loads(about.text_of(about.RESULTS) or "")
+    sha256, settings = card["checkpoint_sha256"], card["settings_sha256"]
+    card["paths"] = {
+        "own": measured(labels_kept=1.0, labels_of_other=None, normal_balanced_accuracy=0.93, flips=0.0, nats=0.0),
+        "gates_zero": measured(labels_kept=0.31, normal_balanced_accuracy=0.5, flips=0.45, nats=1.25),
+        "patches_other": measured(labels_kept=0.96),
+        "findings_other": measured(labels_kept=0.05, labels_of_other=0.92),
+    }
+    page = about.validated(json.dumps(card), sha256, settings)
+    first, _, rest = page.partition("</table>")
+    rows = re.findall(r'<tr><th scope="row">(.*?)</th>(.*?)</tr>', first)
+    assert [name for name, _ in rows] == [about.PATHS[name] for name in about.PATHS if name in card["paths"]]
+    assert re.findall(r"<td>(.*?)(?:<small>.*?)?</td>", rows[1][1]) == ["0.31", "–", "0.50", "0.45", "1.25"]
+    assert "[0.31, 0.31] · 40" in rows[1][1]
+    assert '<th scope="row">overall</th>' in rest
+    assert "with another film’s patches 96% of the drafts keep their labels" in first
+    card["paths"]["patches_other"] = measured(labels_kept=0.4)
+    assert "matter little" not in about.validated(json.dumps(card), sha256, settings)
+    for none in (None, {}):
+        without = about.validated(json.dumps(card | {"paths": none}), sha256, settings)
+        assert "What carries the film" not in without
+        assert '<th scope="row">overall</th>' in without
 
 
 def test_the_card_says_when_it_is_of_another_checkpoint() -> None:

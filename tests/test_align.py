@@ -8,19 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import BertConfig, BertModel
 
+from emrrg_core.config import QueryConfig, VisionConfig
 from emrrg_core.convert import load_tower, save_tower
-from emrrg_core.errors import ConfigError, LanguageModelError
+from emrrg_core.errors import CheckpointError, ConfigError, LanguageModelError
 from emrrg_core.vision import VisionMamba
 from tests import tiny
 from tests.phantom import make_phantom
 from tests.rounding import assert_alike
 from train import align
-from train.align import Aligner, Alignment, FrozenText, TrainedText
+from train.align import Aligner, Alignment, FrozenText, TrainedText, start_tower
+from train.tower import Eye
 
 RECIPE = """
-vision = "small"
 [align]
 steps = {steps}
 batch = 12
@@ -135,12 +137,27 @@ def test_an_image_feature_is_the_mean_of_all_tokens_over_the_views(language_fold
     torch.testing.assert_close(seen, torch.stack(want), atol=1e-5, rtol=1e-5)
 
 
+def test_it_starts_from_the_tower_that_disease_queries_were_taught_on(tmp_path):
+    vision = VisionConfig(image_size=64, d_model=64, depth=1, d_state=4)
+    torch.manual_seed(3)
+    eye = Eye(vision, QueryConfig(depth=1))
+    save_file(eye.state_dict(), tmp_path / "eye.safetensors")
+    tower = start_tower(tmp_path, vision)
+    for name, value in eye.visual_encoder.state_dict().items():
+        assert torch.equal(tower.state_dict()[name], value), name
+    with pytest.raises(CheckpointError, match="this recipe's size"):
+        start_tower(tmp_path, VisionConfig(image_size=64, d_model=64, depth=2, d_state=4))
+    assert start_tower(None, vision).config == vision
+
+
 @pytest.mark.parametrize("side", ["language", "encoder"])
 def test_the_program_aligns_films_with_reports_and_leaves_a_tower_that_loads(
     tmp_path, tower_folder, language_folder, encoder_folder, side, capsys
 ):
-    """Films with their own reports, half with a large opacity: after training, held-out films find their own among the others'."""
+    """Films with their own reports, half with a large white square: after training, held-out films find their own among the others'."""
     phantoms = [make_phantom(i, height=128, width=128, lesion=("opacity", None)[i % 2]) for i in range(60)]
+    for phantom in phantoms[::2]:
+        phantom.pixels[30:100, 30:100] = 1
     clear = ("The lungs are clear.", "No acute disease.")
     own = [("There is an opacity in the lung.", "Opacity.") if p.lesion else clear for p in phantoms]
     rows = [
@@ -167,9 +184,8 @@ def test_the_program_aligns_films_with_reports_and_leaves_a_tower_that_loads(
         ]
     )
     rows_of_log = list(csv.DictReader((out / "log.csv").read_text().splitlines()))
-    first, last = (np.mean([float(r["loss"]) for r in part]) for part in (rows_of_log[:5], rows_of_log[-5:]))
-    # of 12 films half share a text: the least that the loss can be is about ln 6, and at the start it is about ln 12
-    assert last < first - 0.3
+    # of 12 films half share a text: the least that the loss can be is about ln 6, and who tells no film from another loses ln 12
+    assert np.mean([float(row["loss"]) for row in rows_of_log[-20:]]) < math.log(12) - 0.2
     assert "held-out" in capsys.readouterr().out
     scores = [json.loads(line) for line in (out / "scores.jsonl").read_text().splitlines()]
     assert scores[-1]["retrieval"] >= 0.75 if "retrieval" in scores[-1] else scores[-1]["scores"]["retrieval"] >= 0.75

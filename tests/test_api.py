@@ -74,9 +74,11 @@ def test_the_examples_of_the_page_run_as_written(kind: str, server: Server, tmp_
 
     said = json.loads((tmp_path / "said.json").read_text())
     draft = said["draft"]
-    assert draft["schema"] == "emrrg.draft/1"
+    assert draft["schema"] == "emrrg.draft/2"
     assert draft["films"][0]["format"] == ("DICOM" if kind == "RG1" else "PNG")
     assert draft["sentences"]
+    assert {finding["presence"] for finding in draft["read"]} <= {"present", "absent", "open"}
+    assert "Support Devices" in draft["not_assessed"]
     assert said["looks"]["looks"] in (True, False)
     assert said["reason"] is None or len(said["reason"]["random"]) >= 8
     assert said["whole"]["draft"]["findings"] == draft["findings"]
@@ -150,6 +152,7 @@ def test_only_the_named_endpoints_are_public_and_all_of_their_parameters_have_ty
         assert all(given["type"] for given in endpoint["returns"]), name
     asked = {one["parameter_name"]: one for one in offered["named_endpoints"]["/draft"]["parameters"]}
     assert (asked["beams"]["type"], asked["beams"]["parameter_default"]) == ({"type": "integer"}, 1)
+    assert "contrast" not in asked
 
 
 def test_formats_and_rules_are_those_of_the_screen() -> None:

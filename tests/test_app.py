@@ -464,7 +464,8 @@ def test_the_whole_job_in_a_browser(server: Server, tmp_path: Path) -> None:
 
         assert shown_map(page) == "none"
         rows.first.locator(".rr-item-text").click()
-        expect(page.locator("#caption")).to_contain_text("confidence")
+        expect(page.locator("#caption")).not_to_contain_text("confidence")
+        expect(page.locator("#chosen .rr-tokens")).to_contain_text("Word confidence")
         expect(page.locator("#chosen .rr-gates")).to_be_visible()
         page.wait_for_function("getComputedStyle(document.querySelector('.film-0 .rr-map')).backgroundImage != 'none'")
         expect(page.locator("#words .rr-head[aria-pressed=true]")).to_have_count(1)

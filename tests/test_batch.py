@@ -231,7 +231,7 @@ def test_drafts_made_otherwise_do_not_go_into_the_same_file(films, tmp_path, rep
 
 
 @pytest.mark.parametrize(
-    "held", [b"my only copy", b'{"schema": "emrrg.draft/1"}\n', b'{"schema": "emrrg.batch/1"}\n', b"\x89PNG"]
+    "held", [b"my only copy", b'{"schema": "emrrg.draft/2"}\n', b'{"schema": "emrrg.batch/1"}\n', b"\x89PNG"]
 )
 def test_a_file_of_something_else_is_refused_and_left_as_it_is(films, tmp_path, held):
     out = tmp_path / "d.jsonl"

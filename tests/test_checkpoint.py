@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import stat
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -90,7 +89,7 @@ def test_a_checkpoint_is_a_folder_of_two_files_that_others_may_read(checkpoint):
 def test_config_and_notes_can_be_read_without_the_weights(folder):
     (folder / "model.safetensors").unlink()
     content = checkpoints.read_config(folder)
-    assert content["schema"] == "emrrg.checkpoint/1"
+    assert content["schema"] == "emrrg.checkpoint/2"
     assert content["model"].vision.depth == 2
     assert (content["language_model"], content["training"]) == ({"name": "tiny-llama"}, {"steps": 0})
 
@@ -183,10 +182,18 @@ def test_a_damaged_config_is_refused(folder, content):
     assert "config.json" in refusal(folder)
 
 
-@pytest.mark.parametrize("schema", ["emrrg.checkpoint/2", None, 1])
+@pytest.mark.parametrize("schema", ["emrrg.checkpoint/3", None, 1])
 def test_a_checkpoint_of_another_form_is_refused(folder, schema):
     spoil(folder, schema=schema)
-    assert "not of the form emrrg.checkpoint/1" in refusal(folder)
+    assert "not of the form emrrg.checkpoint/2" in refusal(folder)
+
+
+def test_a_checkpoint_of_an_earlier_version_is_refused_with_what_to_do(folder):
+    """Also where its settings would be unknown here."""
+    spoil(folder, schema="emrrg.checkpoint/1", model={"signs": {"tokens": 2}})
+    said = refusal(folder)
+    assert "an earlier version of this software, which read a film otherwise" in said
+    assert "use the checkpoint that comes with this version, or train again" in said
 
 
 @pytest.mark.parametrize(
@@ -264,15 +271,29 @@ def test_a_loaded_checkpoint_is_an_emrrg_beside_the_language_model_it_names(chec
     assert language.folder == language_folder
 
 
-def test_a_checkpoint_that_writes_against_an_average_film_brings_it(tmp_path, build, images, language_folder):
-    model = build(seed=2)
-    model.config = replace(model.config, contrast=1.5)
-    model.register_buffer("average_film", model.encode(images).mean(0).detach())
-    folder = checkpoints.save(model, tmp_path / "contrasted", **NOTES)
+def test_a_model_that_reads_findings_comes_back_with_its_calibration_to_the_last_digit(
+    tmp_path, build, open_gates, images, language_folder
+):
+    """A threshold of 0.9998 in float16 would be 1: a finding that is never assessed."""
+    model = open_gates(build(seed=2, queries=True))
+    random = torch.Generator().manual_seed(0)
+    model.calibration.curve.normal_(0, 5, generator=random)
+    model.calibration.thresholds.uniform_(0.9997, 0.9999, generator=random)
+    folder = checkpoints.save(model, tmp_path / "reading", **NOTES)
+    saved = load_file(folder / "model.safetensors")
+    assert {name for name, value in saved.items() if value.dtype == torch.float32} == {
+        "calibration.curve",
+        "calibration.thresholds",
+    }
     loaded, _ = checkpoints.load(folder, language_model=language_folder, download=False)
-    assert loaded.config.contrast == 1.5
-    torch.testing.assert_close(loaded.average_film, model.average_film, rtol=1e-3, atol=1e-3)
-    state = load_file(folder / "model.safetensors")
-    del state["average_film"]
-    save_file(state, folder / "model.safetensors")
-    assert "average_film" in refusal(folder, language_folder)
+    for name in ("curve", "thresholds"):
+        assert torch.equal(getattr(loaded.calibration, name), getattr(model.calibration, name)), name
+    assert loaded.config.queries == model.config.queries
+    torch.testing.assert_close(loaded.see(images).logits, model.see(images).logits, rtol=0.02, atol=0.02)
+    for missing in ("calibration.thresholds", "disease.queries", "finding_tokens.tables.0.weight", "lungs.lungs.bias"):
+        rewrite(folder, lambda tensors, name=missing: tensors.pop(name))
+        assert f"1 weights missing ['{missing}']" in refusal(folder, language_folder)
+        save_file(saved, folder / "model.safetensors")
+    model.calibration.curve[0, 0] = torch.inf
+    with pytest.raises(CheckpointError, match=r"calibration\.curve has values that float32 cannot hold"):
+        checkpoints.save(model, folder, **NOTES)

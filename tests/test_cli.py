@@ -15,6 +15,7 @@ from emrrg_core import checkpoint as checkpoints
 from emrrg_core.__main__ import main
 from emrrg_core.config import VISION_PRESETS
 from emrrg_core.evidence import lay_over, patch_weights
+from emrrg_core.finding_tokens import NAMES
 from emrrg_core.language import language_status
 from emrrg_core.reporter import Reporter
 from tests.phantom import make_phantom
@@ -81,7 +82,7 @@ def test_draft_prints_the_text_and_the_warnings(run, films, checkpoint):
 
 def test_draft_as_json_prints_one_object_with_everything_in_it(run, films, checkpoint):
     data = json_of(run("draft", *films, "--json", "--checkpoint", checkpoint))
-    assert data["schema"] == "emrrg.draft/1"
+    assert data["schema"] == "emrrg.draft/2"
     assert [film["name"] for film in data["films"]] == ["Film 1", "Film 2"]
     assert [(film["height"], film["width"]) for film in data["films"]] == [(140, 190), (201, 150)]
     assert any("MONOCHROME1" in step for step in data["films"][1]["steps"])
@@ -95,6 +96,20 @@ def test_draft_as_json_prints_one_object_with_everything_in_it(run, films, check
         assert 0 < sentence["confidence"] <= 1
         assert set(sentence["gates"]) == {"0", "2"}
         assert (sentence["map"], sentence["maps"]) == (None, [])
+
+
+def test_draft_as_json_says_of_every_finding_how_probable_it_is_from_when_it_is_stated_and_where(
+    run, films, reading_checkpoint
+):
+    data = json_of(run("draft", *films, "--json", "--checkpoint", reading_checkpoint))
+    assert [row["name"] for row in data["read"]] == [name for name in NAMES if name != "fracture"]
+    assert data["not_assessed"] == ["Fracture", "Support Devices"]
+    for row in data["read"]:
+        assert (row["presence"] == "present") == (row["probability"] >= row["threshold"])
+        maps = np.array(row["maps"])
+        assert maps.shape == (2, 4, 4)  # a map of each film
+        np.testing.assert_allclose(maps.sum((1, 2)), 1, atol=1e-3)
+        assert {"side", "zone", "severity", "label", "pneumonia"} < row.keys()
 
 
 def test_the_draft_is_the_reporters(run, films, checkpoint):
@@ -127,7 +142,7 @@ def test_a_map_is_that_of_its_sentences_tokens(run, films, checkpoint, tmp_path)
     reporter = Reporter.load(checkpoint, download=False)
     draft = reporter.draft([reporter.read(films[0])])
     for row, sentence in zip(data["sentences"], draft.sentences, strict=True):
-        weights = patch_weights(draft.tokens[slice(*sentence.tokens)])
+        weights = patch_weights(draft, sentence.tokens)
         expected = lay_over(weights / weights.sum(), draft.grid, 140, 190)
         np.testing.assert_allclose(np.load(row["map"]), expected, atol=1e-7)
 
@@ -282,7 +297,7 @@ def test_the_module_runs_as_a_program_without_noise(films, checkpoint):
     command = [sys.executable, "-m", "emrrg_core", "draft", films[0], "--json", "--checkpoint", str(checkpoint)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
-    assert json.loads(done.stdout)["schema"] == "emrrg.draft/1"
+    assert json.loads(done.stdout)["schema"] == "emrrg.draft/2"
 
 
 # ------------------------------------------------------------------------------------------------------ documentation

@@ -19,7 +19,7 @@ from emrrg_core.config import (
     ModelConfig,
     PromptConfig,
     PromptTokens,
-    SignsConfig,
+    QueryConfig,
     Stem,
     VisionConfig,
 )
@@ -32,7 +32,7 @@ KINDS = [
     LanguageLoraConfig,
     HybridConfig,
     PromptConfig,
-    SignsConfig,
+    QueryConfig,
     ModelConfig,
     DecodeConfig,
 ]
@@ -50,7 +50,7 @@ def test_presets_come_back_from_json_as_they_were(preset):
         hybrid=HybridConfig(gate=Gate.CHANNEL_WISE_DYNAMIC_SIGMOID),
         prompt=PromptConfig(tokens=PromptTokens.ALL),
         language_lora=LanguageLoraConfig(rank=4, targets=("q_proj", "k_proj", "v_proj")),
-        signs=SignsConfig(tokens=2, appearance=3),
+        queries=QueryConfig(depth=1, heads=2, dropout=0.1),
     )
     for config in (preset, changed):
         back = ModelConfig.from_dict(json.loads(json.dumps(config.to_dict())))
@@ -136,9 +136,9 @@ def test_a_whole_number_serves_as_a_number():
         (VisionConfig, {"stem": Stem.CONVOLUTION, "patch_size": 14, "d_model": 256}),
         (VisionConfig, {"stem": Stem.CONVOLUTION, "patch_size": 2, "d_model": 256}),
         (VisionConfig, {"stem": Stem.CONVOLUTION, "d_model": 96}),
-        (SignsConfig, {"tokens": -1}),
-        (SignsConfig, {"appearance": -1}),
-        (SignsConfig, {"dropout": 1.0}),
+        (QueryConfig, {"depth": -1}),
+        (QueryConfig, {"heads": 0}),
+        (QueryConfig, {"dropout": 1.0}),
         (LanguageLoraConfig, {"rank": -2}),
         (HybridConfig, {"every_n": -1}),
         (PromptConfig, {"pooled_grid": 0}),
@@ -168,7 +168,12 @@ def test_derived_sizes_follow_from_the_settings(size, patch):
 
 def test_the_published_towers_keep_their_patches():
     assert {name for name, config in VISION_PRESETS.items() if config.stem is Stem.PATCH} == {"base", "large"}
-    assert all(MODEL_PRESETS[name].signs.tokens == 0 for name in ("base", "large"))
-    # what older checkpoints do not say of themselves
+    assert all(MODEL_PRESETS[name].queries.depth == 0 for name in ("base", "large"))
+    # what the published settings do not say of themselves
     assert VisionConfig.from_dict({"d_model": 768}).stem is Stem.PATCH
-    assert ModelConfig.from_dict({}).signs.tokens == 0
+    assert ModelConfig.from_dict({}).queries.depth == 0
+
+
+def test_the_small_model_reads_findings_and_has_no_film_in_its_prompt():
+    assert MODEL_PRESETS["small"].queries.depth > 0
+    assert MODEL_PRESETS["small"].prompt.tokens is PromptTokens.NONE

@@ -14,9 +14,7 @@ from emrrg_core.data import (
     Matcher,
     ReportText,
     Study,
-    Wording,
     abnormal_first,
-    appearance,
     augment,
     clean_sentences,
     development,
@@ -29,7 +27,6 @@ from emrrg_core.errors import DataError
 from emrrg_core.films import model_input, read_film
 from emrrg_core.findings import Status, is_abnormal, labels, read_findings
 from tests.phantom import make_phantom
-from tests.tiny import normal_reports
 
 ROW = {"id": "one", "source": "ours", "split": "train", "files": ["one.png"], "labels": {"Pleural Effusion": 1}}
 SIZE = 64
@@ -390,83 +387,6 @@ def test_a_lung_mask_is_seen_as_the_tower_sees_its_film(write, folder):
     (folder / "lungs.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match="study one: its lung mask cannot be read"):
         lung_mask(one, SIZE)
-
-
-# ---------------------------------------------------------------------------------------------------------- wording
-
-
-def told(wording: Wording, code: list[bool], positive: tuple[str, ...] = ()) -> tuple:
-    return wording.impression(code), wording.sentences(code, positive)
-
-
-def test_the_same_code_gives_the_same_words_and_every_bit_changes_them():
-    wording = Wording(normal_reports())
-    code = [False] * Wording.CODE_BITS
-    first = told(wording, code)
-    assert told(wording, code) == first
-    for bit in range(Wording.CODE_BITS):
-        assert told(wording, [b == bit for b in range(Wording.CODE_BITS)]) != first
-
-
-def test_a_normal_film_is_told_of_every_place_once_in_the_orders_of_its_code():
-    wording = Wording(normal_reports())
-    rng, orders = np.random.default_rng(0), set()
-    for _ in range(40):
-        code = (rng.random(Wording.CODE_BITS) > 0.5).tolist()
-        said = wording.sentences(code)
-        orders.add(tuple(place for place, _ in said))
-        assert sorted(place for place, _ in said) == ["bones", "heart", "lungs", "pleura"]
-        assert not is_abnormal(" ".join(text for _, text in said) + " " + wording.impression(code))
-    assert len(orders) == 4
-
-
-@pytest.mark.parametrize(
-    ("positive", "silent"),
-    [
-        ("Pneumonia", "lungs"),
-        ("Lung Lesion", "lungs"),
-        ("Edema", "lungs"),
-        ("Pleural Effusion", "pleura"),
-        ("Pneumothorax", "pleura"),
-        ("Cardiomegaly", "heart"),
-        ("Fracture", "bones"),
-    ],
-)
-def test_nothing_is_said_of_the_place_of_a_finding(positive, silent):
-    wording = Wording(normal_reports())
-    rng = np.random.default_rng(0)
-    for _ in range(8):
-        said = wording.sentences((rng.random(Wording.CODE_BITS) > 0.5).tolist(), {positive})
-        assert {place for place, _ in said} == {"heart", "lungs", "pleura", "bones"} - {silent}
-        text = " ".join(sentence for _, sentence in said)
-        assert labels(text)[positive] is None
-
-
-def test_too_few_wordings_are_refused():
-    with pytest.raises(DataError, match="fewer than four"):
-        Wording(normal_reports()[:2])
-
-
-def test_appearance_splits_the_films_of_every_group_by_what_varies_most():
-    rng = np.random.default_rng(0)
-    directions = np.linalg.qr(rng.normal(size=(16, 16)))[0]
-    features = (rng.normal(size=(81, 3)) * [5, 2, 1]) @ directions[:3] + rng.normal(size=16)
-    groups = rng.integers(3, size=81)
-    features = features + (10 * rng.normal(size=(3, 2)) @ directions[3:5])[groups]  # what tells groups apart
-    weights, biases = appearance(features, groups.tolist(), 3)
-    logits = features @ weights.T + biases
-    assert (weights.shape, biases.shape) == ((3, 16), (3,))
-    np.testing.assert_allclose(np.median(logits, 0), 0, atol=1e-8)
-    np.testing.assert_allclose(logits.std(0), 4)
-    for group in range(3):  # which group a film is of says nothing
-        np.testing.assert_allclose(logits[groups == group].mean(0), logits.mean(0), atol=1e-6)
-    spread = 1 / np.linalg.norm(weights, axis=1)  # of the films along each component
-    assert spread[0] > spread[1] > spread[2]
-
-
-def test_appearance_says_when_films_do_not_differ_enough():
-    with pytest.raises(ValueError, match="ways to differ"):
-        appearance(np.random.default_rng(0).normal(size=(6, 16)), ["a", "a", "a", "b", "b", "b"], 5)
 
 
 def test_rows_that_are_no_objects_and_files_that_are_no_text_are_refused(tmp_path):

@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from emrrg_core.config import DecodeConfig
-from emrrg_core.decode import PLAUSIBLE, Token, stream, write
-from emrrg_core.errors import ConfigError
+from emrrg_core.decode import Token, stream, write
+from emrrg_core.finding_tokens import NAMES
 from emrrg_core.findings import sentences
 from emrrg_core.hybrid import Look
 from emrrg_core.layout import split
+from emrrg_core.model import FilmTokens
+from tests.conftest import surely
 from tests.rounding import additions, rounding
 
 SHORT = DecodeConfig(max_new_tokens=12)
@@ -43,8 +45,8 @@ def ids(writing) -> list[int]:
     return [token.id for token in writing.tokens]
 
 
-def next_log_probs(model, visual: torch.Tensor, written: list[int]) -> torch.Tensor:
-    """Log-probabilities of the next token by recomputing everything: visual (1, v, h) -> (vocabulary,)."""
+def next_log_probs(model, visual: FilmTokens, written: list[int]) -> torch.Tensor:
+    """Log-probabilities of the next token of one film by recomputing everything: (vocabulary,)."""
     prompt, text = model.prompt(visual)
     embeds = torch.cat([prompt, model.embed(torch.tensor([written], dtype=torch.long))], dim=1)
     text = torch.cat([text, torch.ones(1, len(written), dtype=torch.bool)], dim=1)
@@ -80,10 +82,11 @@ def test_some_tiny_texts_end_by_themselves_and_some_do_not(model, endless, image
     assert not write(endless, endless.encode(images[:1]), config)[0].finished
 
 
+@pytest.mark.parametrize("queries", [False, True])
 @pytest.mark.parametrize("beams", [1, 3])
-def test_cached_decoding_equals_full_recomputation(model, images, beams):
+def test_cached_decoding_equals_full_recomputation(model, images, beams, queries):
     """Log-probabilities, gates and attention of the written text under teacher forcing."""
-    tiny = model(ending=0.0)
+    tiny = model(ending=0.0, queries=queries)
     visual = tiny.encode(images[:1])
     (writing,) = write(tiny, visual, replace(SHORT, beams=beams))
     looks: list[Look] = []
@@ -92,11 +95,11 @@ def test_cached_decoding_equals_full_recomputation(model, images, beams):
     got = torch.tensor([token.log_prob for token in writing.tokens])
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
     middle = tiny.config.vision.class_position
-    patches = [i for i in range(tiny.config.vision.tokens) if i != middle]
+    seen = [i for i in range(looks[0].attention.shape[-1]) if i != middle]
     for layer, look in enumerate(looks):
         for t, token in enumerate(writing.tokens):
             assert token.gates[layer] == pytest.approx(float(look.gate[0, t]), abs=1e-4)
-            np.testing.assert_allclose(token.attention[layer], look.attention[0, t, patches], atol=1e-4)
+            np.testing.assert_allclose(token.attention[layer], look.attention[0, t, seen], atol=1e-4)
 
 
 def test_the_end_symbol_stops_the_text_and_is_not_part_of_it(model, images):
@@ -196,14 +199,15 @@ def test_a_length_penalty_above_1_favours_longer_texts(model, images):
     assert lengths[3.0] > lengths[0.0]
 
 
+@pytest.mark.parametrize("queries", [False, True])
 @pytest.mark.parametrize("beams", [1, 3])
-def test_films_written_together_get_the_texts_they_get_alone(model, images, beams):
+def test_films_written_together_get_the_texts_they_get_alone(model, images, beams, queries):
     config = DecodeConfig(max_new_tokens=30, beams=beams)
     for seed in range(3):
-        tiny = model(seed)
+        tiny = model(seed, queries=queries)
         visual = tiny.encode(images)
         together = write(tiny, visual, config)
-        alone = [write(tiny, visual[i : i + 1], config)[0] for i in range(len(images))]
+        alone = [write(tiny, visual.select([i]), config)[0] for i in range(len(images))]
         assert [ids(w) for w in together] == [ids(w) for w in alone]
         for ours, own in zip(together, alone, strict=True):
             assert ours.finished == own.finished
@@ -263,7 +267,7 @@ class Loop:
                 logits[row, following] += self.pull
         return logits
 
-    def reads(self, visual: torch.Tensor, written: list[int]) -> tuple[torch.Tensor, list[Look]]:
+    def reads(self, visual: FilmTokens, written: list[int]) -> tuple[torch.Tensor, list[Look]]:
         """What the same looping model expects after each token of a text that it reads at once: (tokens + 1, vocabulary) log-probabilities."""
         prompt, is_text = self.model.prompt(visual)
         embeds = torch.cat([prompt, self.model.embed(torch.tensor([written]))], dim=1)
@@ -291,22 +295,22 @@ def said_twice(text: str) -> list[str]:
     ]
 
 
-def assert_is_what_is_read_at_once(loop: Loop, visual: torch.Tensor, writing) -> None:
+def assert_is_what_is_read_at_once(loop: Loop, visual: FilmTokens, writing) -> None:
     """Log-probability, gates and attention of every token are those of a model that is given the text as it stands."""
     expected, looks = loop.reads(visual, ids(writing))
     middle = loop.model.config.vision.class_position
-    patches = [i for i in range(loop.model.config.vision.tokens) if i != middle]
+    seen = [i for i in range(looks[0].attention.shape[-1]) if i != middle]
     most = rounding(1, additions(loop.model))
     for t, token in enumerate(writing.tokens):
         assert token.log_prob == pytest.approx(float(expected[t, token.id]), rel=most, abs=most)
         for layer, look in enumerate(looks):
             assert token.gates[layer] == pytest.approx(float(look.gate[t]), abs=most)
-            np.testing.assert_allclose(token.attention[layer], look.attention[t, patches], atol=most)
+            np.testing.assert_allclose(token.attention[layer], look.attention[t, seen], atol=most)
 
 
-@pytest.mark.parametrize("against", [0.0, 2.0])
-def test_a_looping_model_goes_on_to_the_impression_and_ends(endless, contrasted, images, against):
-    tiny = contrasted() if against else endless
+@pytest.mark.parametrize("queries", [False, True])
+def test_a_looping_model_goes_on_to_the_impression_and_ends(model, images, queries):
+    tiny = model(queries=queries)
     tiny.llm.lm_head.weight[tiny.tokenizer.eos_token_id] = 0.0
     loop, visual = Loop(tiny), tiny.encode(images[:1])
     (got,) = write(tiny, visual, LONG)
@@ -314,9 +318,9 @@ def test_a_looping_model_goes_on_to_the_impression_and_ends(endless, contrasted,
     assert (got.finished, got.closed) == (True, ("findings", "impression"))
     assert "".join(token.text for token in got.tokens if token.forced) == "\nImpression:"
     assert_is_what_is_read_at_once(loop, visual, got)
-    if not against:  # the forced heading and the forced end count as the model sees them
-        end = float(loop.reads(visual, ids(got))[0][-1, tiny.tokenizer.eos_token_id])
-        assert got.log_prob == pytest.approx(sum(token.log_prob for token in got.tokens) + end, abs=1e-3)
+    # the forced heading and the forced end count as the model sees them
+    end = float(loop.reads(visual, ids(got))[0][-1, tiny.tokenizer.eos_token_id])
+    assert got.log_prob == pytest.approx(sum(token.log_prob for token in got.tokens) + end, abs=1e-3)
 
 
 def test_the_heading_is_forced_in_the_tokens_of_a_report_read_at_once(endless, images, tokenizer):
@@ -343,21 +347,22 @@ def test_what_follows_a_sentence_taken_back_is_as_if_it_had_never_been_written(e
     np.testing.assert_allclose([t.log_prob for t in writing.tokens[heading + 1 :]], after, rtol=most, atol=most)
 
 
-@pytest.mark.parametrize(("beams", "against"), [(1, 0.0), (1, 2.0), (2, 0.0), (2, 2.0)])
+@pytest.mark.parametrize("queries", [False, True])
+@pytest.mark.parametrize("beams", [1, 2])
 def test_films_that_are_taken_back_at_different_steps_get_the_texts_they_get_alone(
-    endless, contrasted, images, tokenizer, beams, against
+    model, images, tokenizer, beams, queries
 ):
-    tiny = contrasted() if against else endless
+    tiny = model(queries=queries)
     tiny.llm.lm_head.weight[tokenizer.eos_token_id] = 0.0
     loop, visual, config = Loop(tiny), tiny.encode(images), replace(LONG, beams=beams)
     starts = loop.first = [*loop.first, *tokenizer.encode(" d:", add_special_tokens=False)]
     together = write(tiny, visual, config)
     for i, ours in enumerate(together):
         loop.first = [starts[i]]
-        (own,) = write(tiny, visual[i : i + 1], config)
+        (own,) = write(tiny, visual.select([i]), config)
         assert (ids(ours), ours.finished, ours.closed) == (ids(own), own.finished, own.closed)
         assert ours.log_prob == pytest.approx(own.log_prob, abs=1e-3)
-        assert_is_what_is_read_at_once(loop, visual[i : i + 1], ours)
+        assert_is_what_is_read_at_once(loop, visual.select([i]), ours)
         assert not said_twice(ours.text)
     assert any(ours.closed for ours in together)  # it means little unless some were
     if beams == 1:
@@ -437,10 +442,22 @@ def test_recorded_log_probs_are_the_models_own_also_under_a_penalty(endless, ima
 def test_another_image_changes_the_probability_of_every_generated_token(endless, images):
     """S1, E13: under another film the same text is written with other probabilities, from the first token to the last."""
     visual = endless.encode(images)
-    (writing,) = write(endless, visual[:1], SHORT)
+    (writing,) = write(endless, visual.select([0]), SHORT)
     own = torch.tensor([token.log_prob for token in writing.tokens])
-    other = endless.log_probs(visual[1:2], torch.tensor([ids(writing)]))[0]
+    other = endless.log_probs(visual.select([1]), torch.tensor([ids(writing)]))[0]
     assert ((own - other).abs() > 1e-3).all()
+
+
+def test_another_films_findings_change_the_probability_of_every_generated_token(model, images):
+    tiny = surely(model(ending=0.0, queries=True))
+    film = tiny.encode(images)
+    assert film.findings[0] != film.findings[1]
+    own, other = film.select([0]), film.select([1])
+    (writing,) = write(tiny, own, SHORT)
+    assert len(writing.tokens) == SHORT.max_new_tokens
+    before = torch.tensor([token.log_prob for token in writing.tokens])
+    after = tiny.log_probs(own.exchanged(other, findings=True), torch.tensor([ids(writing)]))[0]
+    assert ((before - after).abs() > 1e-3).all()
 
 
 @pytest.mark.parametrize("beams", [1, 3])
@@ -465,13 +482,26 @@ def test_every_token_keeps_its_gates_and_its_attention_over_the_patches(endless,
         assert token.log_prob <= 0
 
 
-def test_a_model_without_hybrid_layers_drafts_without_evidence(build, images):
+def test_every_token_keeps_its_attention_over_the_finding_tokens_and_none_on_what_is_not_assessed(model, images):
+    tiny = surely(model(ending=0.0, queries=True))
+    (writing,) = write(tiny, tiny.encode(images[:1]), SHORT)
+    fracture = list(NAMES).index("fracture")
+    for token in writing.tokens:
+        assert token.attention.shape == (2, 16 + len(NAMES))
+        on_findings = token.attention[:, 16:]
+        assert (on_findings[:, fracture] == 0).all()
+        assert (np.delete(on_findings, fracture, axis=1) > 0).all()
+        assert (token.attention.sum(-1) < 1).all()
+
+
+@pytest.mark.parametrize(("queries", "seen"), [(False, 16), (True, 16 + len(NAMES))])
+def test_a_model_without_hybrid_layers_drafts_without_evidence(build, images, queries, seen):
     """every_n = 0 turns the hybrid decoder off: the ablation must still write."""
-    plain = build(hybrid={"every_n": 0})
+    plain = build(hybrid={"every_n": 0}, queries=queries)
     for writing in write(plain, plain.encode(images[:2]), SHORT):
         assert writing.tokens
         assert {token.gates for token in writing.tokens} == {()}
-        assert {token.attention.shape for token in writing.tokens} == {(0, 16)}
+        assert {token.attention.shape for token in writing.tokens} == {(0, seen)}
 
 
 # ------------------------------------------------------------------------------------------------------------ letters
@@ -519,71 +549,3 @@ def test_a_token_is_a_plain_record():
     token = Token(5, "a", -0.5, (0.1,), np.zeros((1, 4), np.float32))
     with pytest.raises(AttributeError):
         token.text = "b"
-
-
-# ---------------------------------------------------------------------------------------------------------- contrast
-
-
-@pytest.fixture
-def contrasted(model, images):
-    """A model that writes against the mean of three films: `contrasted(seed)`."""
-
-    def make(seed: int = 0):
-        made = model(seed)
-        made.config = replace(made.config, contrast=2.0)
-        made.register_buffer("average_film", made.encode(images).mean(0))
-        return made
-
-    return make
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_contrast_is_the_argmax_of_what_the_film_adds_to_the_average_film_among_plausible_tokens(
-    contrasted, images, seed
-):
-    tiny = contrasted(seed)
-    visual, average = tiny.encode(images[:1]), tiny.average_film.unsqueeze(0)
-    written: list[int] = []
-    expected: list[float] = []
-    for _ in range(SHORT.max_new_tokens):
-        own, other = (next_log_probs(tiny, seen, written) for seen in (visual, average))
-        score = 3.0 * own - 2.0 * other
-        score[own.exp() < PLAUSIBLE * own.exp().max()] = -torch.inf
-        best = int(score.argmax())
-        if best == tiny.tokenizer.eos_token_id:
-            break
-        written.append(best)
-        expected.append(float(own[best]))
-    (got,) = write(tiny, visual, SHORT)
-    assert ids(got) == written
-    # a token keeps its probability under its own film, whatever it was chosen by
-    np.testing.assert_allclose([t.log_prob for t in got.tokens], expected, atol=1e-4)
-
-
-def test_contrast_zero_is_the_plain_search_and_contrast_changes_texts(contrasted, images):
-    tiny = contrasted()
-    visual = tiny.encode(images)
-    against, off = (write(tiny, visual, replace(SHORT, contrast=c)) for c in (None, 0.0))
-    tiny.config = replace(tiny.config, contrast=0.0)
-    assert [ids(w) for w in write(tiny, visual, SHORT)] == [ids(w) for w in off]
-    assert [ids(w) for w in against] != [ids(w) for w in off]
-
-
-@pytest.mark.parametrize("beams", [1, 3])
-def test_contrasted_films_of_a_batch_are_written_as_each_alone(contrasted, images, beams):
-    tiny = contrasted(1)
-    visual, config = tiny.encode(images), replace(SHORT, beams=beams)
-    together = write(tiny, visual, config)
-    alone = [write(tiny, visual[i : i + 1], config)[0] for i in range(len(visual))]
-    assert [ids(w) for w in together] == [ids(w) for w in alone]
-    most = rounding(1, additions(tiny))
-    for one, other in zip(together, alone, strict=True):
-        for a, b in zip(one.tokens, other.tokens, strict=True):
-            np.testing.assert_allclose(a.gates, b.gates, atol=most)
-            np.testing.assert_allclose(a.attention, b.attention, atol=most)
-
-
-def test_contrast_without_an_average_film_is_refused(model, images):
-    tiny = model()
-    with pytest.raises(ConfigError, match="no average film"):
-        write(tiny, tiny.encode(images[:1]), replace(SHORT, contrast=1.0))

@@ -190,13 +190,13 @@ def loss_with(model: Taught) -> Callable[[Part], tuple[Tensor, Mapping[str, floa
         images = torch.from_numpy(part.of(rng.standard_normal((8, 1, 3, 64, 64), dtype=np.float32)))
         ids = torch.from_numpy(part.of(np.where(weights > 0, rng.integers(3, 200, (8, 6)), IGNORED)))
         mine, sure = torch.from_numpy(part.of(weights)).float(), torch.from_numpy(part.of(known))
-        visual = model.emrrg.encode(images)
-        loss = -(model.emrrg.log_probs(visual, ids) * mine).sum() / weights.sum()
-        numbers = {"spread": visual.std(dim=(1, 2)).mean().item(), "sides": float("nan")}
+        film = model.emrrg.encode(images)
+        loss = -(model.emrrg.log_probs(film, ids) * mine).sum() / weights.sum()
+        numbers = {"spread": film.visual.std(dim=(1, 2)).mean().item(), "sides": float("nan")}
         # shares are exact over processes, not over parts that are still to come
         share = part.share(float(sure.sum())) if part.turns == 1 else float(sure.sum() / max(known.sum(), 1))
         if sure.any():
-            each = F.softplus(model.side(visual[sure].mean(1)))
+            each = F.softplus(model.side(film.visual[sure].mean(1)))
             loss = loss + each.mean() * share
             numbers["sides"] = each.mean().item()
         return loss, numbers

@@ -3,8 +3,10 @@
 import json
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -14,42 +16,65 @@ import torch
 from emrrg_core.adapters import ablate
 from emrrg_core.annotations import clean_report
 from emrrg_core.checkpoint import read_config, save
+from emrrg_core.config import Gate
 from emrrg_core.data import Study, normalise, read_studies
 from emrrg_core.decode import Token, Writing
 from emrrg_core.evidence import lay_over
+from emrrg_core.finding_tokens import ABNORMAL, NAMES, Finding, Presence
 from emrrg_core.findings import LABELS
-from emrrg_core.model import Emrrg
-from emrrg_core.report import compose
+from emrrg_core.hybrid import Look
+from emrrg_core.model import Emrrg, FilmTokens
+from emrrg_core.report import Draft, compose
 from emrrg_core.simulate import LABEL_OF, Sign
 from tests import radeval_stand_in, tiny
 from tests.phantom import Phantom, make_phantom
 from tests.rounding import additions, rounding
 from train import results
 from train.evaluate import (
-    Clock,
     Judge,
-    _looks,
-    _maps,
-    _simulated_scores,
     baseline_name,
     baselines,
     by_radeval,
     cleaning_of,
-    deletion,
-    in_a_box,
     load_film,
     main,
-    map_of,
-    patch_cover,
-    sentences_of,
-    simulated,
     summarise_texts,
     text_columns,
 )
+from train.maps import (
+    Read,
+    Told,
+    boxes_of,
+    columns,
+    correlations,
+    covered,
+    deletion,
+    draft_of,
+    map_of,
+    named_cells,
+    patch_cover,
+    peaks_inside,
+    simulated,
+    simulated_scores,
+)
+from train.paths import donors, paths, shut, spread, stated
+from train.probabilities import (
+    against_radiologists,
+    areas,
+    calibration_error,
+    calibration_score,
+    effusions,
+    findings_table,
+    pooled,
+    reliability,
+    tabulate,
+)
+from train.targets import Truth, truth_of
 
-TEXT_SCORES = {"label_micro_f1", "label_macro_f1", "normal_balanced_accuracy", "distinct", "bleu4", "rouge_l"}
-SCORES = TEXT_SCORES | {"own_image_preferred", "own_image_preferred_all", "blank_drop", "noise_drop", "mask_share_over_chance",
-                        "pointing", "deletion_drop"}  # fmt: skip
+TEXT_SCORES = {"label_micro_f1", "label_macro_f1", "normal_balanced_accuracy", "bleu4", "rouge_l"}
+SCORES = TEXT_SCORES | {"as_read", "ended", "gate", "blank_drop", "noise_drop", "map_correlation", "mask_share_over_chance", "pointing", "zones",
+                        "deletion_drop", "calibration_error", "denied_wrongly"}  # fmt: skip
+OF_A_PATH = {"labels_kept", "labels_of_other", "normal_balanced_accuracy", "flips", "nats"}
 RADEVAL = ("chexbert_f1", "chexbert_f1_five", "radgraph_f1", "ratescore")
 GRID = 4
 
@@ -81,23 +106,38 @@ def card(capsys, *arguments: object) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
-def test_every_score_is_there_for_every_source_and_baseline_and_a_seed_repeats_it(checkpoint, folder, capsys):
-    asked = ("--checkpoint", checkpoint, "--films", folder / "films.jsonl", "--deletions", 2)
-    asked += ("--radeval", "nowhere", "--beside", checkpoint)
+def test_every_score_is_there_for_every_source_and_baseline_and_a_seed_repeats_it(reading_checkpoint, folder, capsys):
+    asked = ("--checkpoint", reading_checkpoint, "--films", folder / "films.jsonl", "--deletions", 2, "--paths", 6)
+    asked += ("--radeval", "nowhere", "--beside", reading_checkpoint)
     found = card(capsys, *asked)
     assert found["scores"].keys() == {"ours", "theirs", "overall", "simulated"}
     for source in ("ours", "theirs", "overall"):
         assert found["scores"][source].keys() >= SCORES
         films = 8 if source == "overall" else 4
-        for name in TEXT_SCORES - {"bleu4", "rouge_l"}:
+        for name in (TEXT_SCORES | {"as_read", "calibration_error"}) - {"bleu4", "rouge_l"}:
             assert found["scores"][source][name]["n"] == films, name
-        assert found["scores"][source]["own_image_preferred_all"]["n"] == films
-        assert found["scores"][source]["own_image_preferred"]["n"] == films
-    assert found["scores"]["simulated"].keys() >= {"found", "side", "pointing", "distinct", "found_nodule"}
+    assert found["scores"]["overall"]["blank_drop"]["n"] == found["scores"]["overall"]["noise_drop"]["n"] == 6
+    assert found["scores"]["simulated"].keys() >= {"found", "side", "pointing", "found_nodule", "false_alarms_nodule"}
     assert found["scores"]["simulated"]["found"]["n"] == 4 * len(Sign)
-    assert found["scores"]["overall"]["pointing"]["n"] == 4  # films with boxes
+    assert found["scores"]["simulated"]["false_alarms"]["n"] == 4
+    assert found["scores"]["overall"]["pointing"]["n"] == found["scores"]["overall"]["pointing_evidence"]["n"] == 4
     assert [found["scores"][s]["bleu4"]["n"] for s in ("ours", "theirs", "overall")] == [2, 0, 2]
     assert found["scores"]["theirs"]["bleu4"]["value"] is None
+    changed = {"gates_zero", "hybrid_other", "prompt_other", "patches_other", "findings_other", "findings_withheld"}
+    assert found["paths"].keys() == {"own", *changed}
+    for name, row in found["paths"].items():
+        assert row.keys() == OF_A_PATH
+        assert {score["n"] for score in row.values()} == {6}, name
+    for name in ("own", "prompt_other"):  # the prompt of this model holds no film
+        kept = {score: found["paths"][name][score]["value"] for score in ("labels_kept", "flips", "nats")}
+        assert kept == {"labels_kept": 1, "flips": 0, "nats": 0}
+    assert len({found["paths"][name]["nats"]["value"] for name in found["paths"]}) == 6
+    assert found["findings"].keys() == NAMES.keys()
+    assert not found["findings"]["fracture"]["assessed"]
+    assert found["findings"]["nodule"]["threshold"] == 0.5
+    assert found["findings"]["nodule"]["negative_predictive_value"].keys() >= {"value", "n"}
+    assert found["areas"].keys() == {ABNORMAL}  # of these films only one label each is known
+    assert sum(row["n"] for row in found["reliability"]) == found["scores"]["overall"]["calibration_error"]["pairs"]
     assert found["baselines"].keys() >= {"constant", "label_blind", "nearest"}
     for name in RADEVAL:
         assert found["scores"]["theirs"][name]["n"] == 0
@@ -109,43 +149,59 @@ def test_every_score_is_there_for_every_source_and_baseline_and_a_seed_repeats_i
         for row in rows.values():
             for name, score in row.items():
                 assert score.keys() >= {"value", "low", "high", "n"}, name
-                if score["low"] is not None:
+                if score["low"] is not None and name != "calibration_error":  # which is larger on drawn films
                     assert score["low"] <= score["value"] + 1e-9 or score["n"] < 4, name
     for rows in found["baselines"].values():
         assert all(row.keys() >= TEXT_SCORES for row in rows.values())
-    assert found["seconds_of"].keys() >= {
-        "films",
-        "drafts",
-        "own film",
-        "pairs",
-        "blank and noise",
-        "deletion",
-        "simulated",
-        "baselines",
-        "RadEval",
-    }
+    sections = {"films", "drafts", "paths", "blank and noise", "maps", "deletion", "simulated", "baselines", "RadEval"}
+    assert found["seconds_of"].keys() >= sections
     assert sum(found["seconds_of"].values()) <= found["seconds"]
     assert "60 tokens" in found["truncation"]
-    beside = found["baselines"].pop(checkpoint.name)["overall"]  # the same model as its own baseline
+    beside = found["baselines"].pop(reading_checkpoint.name)["overall"]  # the same model as its own baseline
     assert all(found["scores"]["overall"][name] == score for name, score in beside.items())
     constant = found["baselines"]["constant"]["overall"]
-    assert constant["distinct"]["value"] == 1 / 8
     assert constant["normal_balanced_accuracy"]["value"] == 0.5
     again = card(capsys, *asked[:-2])
-    for name in ("scores", "baselines", "checkpoint_sha256", "settings_sha256", "seed"):
+    for name in ("paths", "scores", "findings", "baselines", "checkpoint_sha256", "settings_sha256", "seed"):
         assert again[name] == found[name], name
     tables = results.tables(found)
     lines = tables.splitlines()
-    for name, score in (("ours", "label_micro_f1"), ("overall", "blank_drop"), ("theirs", "distinct")):
+    for name, score in (("ours", "label_micro_f1"), ("overall", "blank_drop"), ("theirs", "calibration_error")):
         cell = results.cell(found["scores"][name][score])
         assert any(line.startswith(f"| {name} |") and f"| {cell} |" in line for line in lines), (name, score)
     assert results.cell(found["scores"]["simulated"]["found_nodule"]) in tables
+    assert tables.startswith("With every gate shut")
     assert found["command"] in tables
     assert "| ours |" + " not computed |" * len(RADEVAL) in tables
     assert (
         "Not computed: CheXbert micro-F1, 14 labels, CheXbert micro-F1, 5 labels, RadGraph F1, partial, RaTEScore: the interpreter"
         in tables
     )
+
+
+def test_films_of_further_files_are_rows_of_their_own_and_not_part_of_the_whole(reading_checkpoint, folder, tmp_path, capsys):  # fmt: skip
+    rows = [(make_phantom(40 + i, height=128, width=128, lesion=(None, "effusion")[i % 2]), {"split": "val", "source": "more", "id": f"more/{i}"})
+            for i in range(4)]  # fmt: skip
+    further = tiny.film_set(tmp_path, rows)
+    (tmp_path / "read.jsonl").write_text(
+        json.dumps({"id": "1", "rsna": {"class": "Lung Opacity", "boxes": [[0, 0, 20, 20]]}})
+        + "\n"
+        + json.dumps({"id": "2", "rsna": {"class": "Normal", "boxes": []}})
+    )
+    asked = ("--checkpoint", reading_checkpoint, "--deletions", 0, "--paths", 2, "--neighbours", 0)
+    both = card(capsys, *asked, "--films", folder / "films.jsonl", further, "--radiologists", tmp_path / "read.jsonl")
+    alone = card(capsys, *asked, "--films", folder / "films.jsonl")
+    assert both["scores"]["more"]["label_micro_f1"]["n"] == 4
+    assert both["scores"]["overall"]["label_micro_f1"] == alone["scores"]["overall"]["label_micro_f1"]
+    assert both["scores"]["overall"]["calibration_error"] == alone["scores"]["overall"]["calibration_error"]
+    assert both["paths"] == alone["paths"]
+    assert (both["films"], both["more"], alone["more"]) == ("films.jsonl", ["films.jsonl"], [])
+    assert both["effusions"]["more"]["stated_of_effusion"]["n"] == 2
+    assert both["radiologists"]["all"]["normal_balanced_accuracy"]["n"] == 2
+    assert alone["radiologists"] == {}
+    # a radiologist's box is one more film with a box
+    counts = [found["scores"]["overall"]["pointing_opacity"]["n"] for found in (both, alone)]
+    assert counts[0] == counts[1] + 1
 
 
 def test_what_radeval_says_stands_where_true_reports_are_and_on_the_page(
@@ -268,7 +324,6 @@ def test_texts_that_say_what_is_known_score_one(tokenizer):
     assert found["normal_balanced_accuracy"]["n"] == 4  # whether the last is normal is not known
     assert found["normal_balanced_accuracy_AP"]["n"] == 3
     assert "normal_balanced_accuracy_PA" not in found  # one class only
-    assert found["distinct"]["value"] == 3 / 5
 
 
 def test_texts_that_are_wrong_are_counted_by_the_labels_that_are_known(tokenizer):
@@ -355,6 +410,211 @@ def test_marks_of_deidentification_are_found(tokenizer):
     assert found["marks"]["value"] == 0.5
 
 
+# ---------------------------------------------------------------------------------------------------------------- paths
+
+
+def test_a_subset_has_the_same_share_of_every_kind_and_is_spread_over_it():
+    known = [{"No Finding": 1}, {"Edema": 1}]
+    studies = [study(i, known[i % 2], source="ab"[i % 10 < 2]) for i in range(100)]
+    chosen = spread(studies, range(50, 100), 10)
+    assert len(set(chosen)) == 10
+    assert min(chosen) >= 50
+    kinds = [(studies[i].source, studies[i].abnormal) for i in chosen]
+    assert [kinds.count((s, a)) for s, a in (("a", False), ("a", True), ("b", False), ("b", True))] == [4, 4, 1, 1]
+    assert list(spread(studies, range(3), 10)) == [0, 1, 2]
+    assert not len(spread(studies, [], 10))
+
+
+def test_a_donor_is_of_the_other_kind_and_of_the_same_source_where_that_has_both():
+    known = [{"No Finding": 1}, {"Edema": 1}, {"No Finding": 1}, {}, {"No Finding": 1}]
+    studies = [study(i, k, source=s) for i, (k, s) in enumerate(zip(known, "aabab", strict=True))]
+    for seed in range(5):
+        assert donors(studies, range(5), range(5), np.random.default_rng(seed))[[0, 2, 4]].tolist() == [1, 1, 1]
+    assert donors(studies, [1], range(5), np.random.default_rng(0)) == [0]
+    assert donors(studies, [3], range(5), np.random.default_rng(0)) == [-1]
+    assert donors(studies, [0], [0, 2], np.random.default_rng(0)) == [-1]
+
+
+def test_what_a_text_states_is_its_labels_and_that_it_is_abnormal():
+    assert stated(NORMAL) == frozenset()
+    assert stated(NODULE) == {"Lung Lesion", ABNORMAL}
+    unnamed = compose("The chest looks abnormal, but no single finding can be named.", "Abnormal chest.")
+    assert stated(unnamed) == {ABNORMAL}
+    assert stated(compose("There may be a right nodule.", "No effusion.")) == {"Lung Lesion", ABNORMAL}
+
+
+def interrupted(model: Emrrg, ask):
+    """What is answered with the gates shut, of a run that is then broken off."""
+    answer = None
+    try:
+        with shut(model):
+            answer = ask()
+            raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        return answer
+
+
+@pytest.mark.parametrize("gate", list(Gate))
+def test_with_the_gates_shut_the_film_changes_nothing_and_afterwards_all_is_as_before(build, open_gates, images, gate):
+    model = open_gates(build(hybrid={"gate": gate}, queries=True))
+    before = {name: value.clone() for name, value in model.hybrid.state_dict().items()}
+    film, ids = model.encode(images), torch.tensor([[5, 6, 7]] * 3)
+    blind = replace(film, mask=torch.zeros(film.visual.shape[:2], dtype=torch.bool))
+
+    def read(seen: FilmTokens) -> tuple[torch.Tensor, list[Look]]:
+        looks: list[Look] = []
+        with torch.inference_mode():
+            return model.log_probs(seen, ids, looks=looks), looks
+
+    open_now, _ = read(film)
+    closed, looks = interrupted(model, lambda: read(film))
+    assert all(not look.gate.any() for look in looks)
+    assert looks
+    torch.testing.assert_close(closed, read(blind)[0])
+    assert (closed - open_now).abs().max() > 1e-3
+    assert all(torch.equal(before[name], value) for name, value in model.hybrid.state_dict().items())
+
+
+class Plain:
+    """Stands in for a judge: writes what the finding token says, sure of it, whatever patch and prompt say."""
+
+    def __init__(self) -> None:
+        self.model = SimpleNamespace(
+            finding_positions={"nodule": 1},
+            hybrid=SimpleNamespace(items=list),
+            prompt=lambda film: (film.in_prompt, None),
+        )
+
+    def write(self, film: FilmTokens, seed: int, *, progress: str = "") -> list[Writing]:
+        said = (film.visual[:, 1, 0] * film.mask[:, 1] > 0).tolist()
+        return [writing(NODULE if nodule else NORMAL, {}) for nodule in said]
+
+    def score(self, film: FilmTokens, drafts: Sequence[Writing]) -> list[np.ndarray]:
+        agrees = [d.text == mine.text for d, mine in zip(drafts, self.write(film, 0), strict=True)]
+        return [np.full(len(d.tokens), -0.5 if same else -2.0) for d, same in zip(drafts, agrees, strict=True)]
+
+
+def tokens_of_films(nodules: Sequence[bool]) -> FilmTokens:
+    visual = torch.tensor([[[float(i)], [1.0 if nodule else -1.0]] for i, nodule in enumerate(nodules)])
+    return FilmTokens(visual, torch.ones(len(nodules), 2, dtype=torch.bool), visual[:, :1])
+
+
+def test_the_table_tells_the_finding_token_from_patches_and_prompt():
+    ill = [True, False] * 4
+    studies = [study(i, {"Lung Lesion": 1} if there else {"No Finding": 1}) for i, there in enumerate(ill)]
+    judge, film = Plain(), tokens_of_films(ill)
+    found = paths(judge, studies, film, judge.write(film, 0), range(8), 6, 0)
+    values = {name: {score: row[score]["value"] for score in OF_A_PATH} for name, row in found.items()}
+    own = {"labels_kept": 1, "labels_of_other": 0, "normal_balanced_accuracy": 1, "flips": 0, "nats": 0}
+    other = {"labels_kept": 0, "labels_of_other": 1, "normal_balanced_accuracy": 0, "flips": 1, "nats": 1.5}
+    for name in ("own", "prompt_other", "patches_other", "gates_zero"):  # these gates have nothing to shut
+        assert values[name] == own, name
+    for name in ("hybrid_other", "findings_other"):
+        assert values[name] == other, name
+    # without findings every draft is the normal one
+    withheld = values["findings_withheld"]
+    assert (withheld["normal_balanced_accuracy"], withheld["labels_kept"], withheld["nats"]) == (0.5, 0.5, 0.75)
+    assert found["own"]["nats"]["n"] == 6
+
+
+def test_where_all_films_are_of_one_kind_there_is_no_table():
+    studies = [study(i, {"No Finding": 1}) for i in range(3)] + [study(3, {})]
+    judge, film = Plain(), tokens_of_films([False] * 4)
+    assert paths(judge, studies, film, judge.write(film, 0), range(4), 4, 0) == {}
+
+
+# -------------------------------------------------------------------------------------------------------- probabilities
+
+
+def test_the_calibration_error_is_the_mean_distance_of_the_bins():
+    p, y = np.array([0.05, 0.15, 0.95, 0.95, 0.5, np.nan]), np.array([0, 1, 1, 0, np.nan, 1.0])
+    assert calibration_error(p, y) == pytest.approx((0.05 + 0.85 + 2 * 0.45) / 4)
+    assert calibration_error(np.array([0.25] * 4), np.array([0, 0, 0, 1.0])) == pytest.approx(0)
+    assert math.isnan(calibration_error(np.array([np.nan]), np.array([1.0])))
+    bins = reliability(p, y)
+    assert [(row["low"], row["n"]) for row in bins if row["n"]] == [(0.0, 1), (0.1, 1), (0.9, 2)]
+    assert (bins[9]["mean_probability"], bins[9]["frequency"]) == (pytest.approx(0.95), 0.5)
+    assert bins[5]["frequency"] is None
+    assert reliability(np.array([1.0]), np.array([1.0]))[9]["n"] == 1
+    score = calibration_score(np.stack([p, p], 1), np.stack([y, np.full(6, np.nan)], 1))
+    assert (score["n"], score["pairs"], score["value"]) == (4, 4, pytest.approx(0.45))
+
+
+def read_as(**probabilities: float) -> tuple[Finding, ...]:
+    return tuple(
+        Finding(name, Presence.PRESENT if p >= 0.5 else Presence.ABSENT, p, 0.5) for name, p in probabilities.items()
+    )
+
+
+CLEAR = compose("The lungs are clear. No pleural effusion.", "No acute disease.")
+
+
+def test_what_is_denied_of_what_is_there_and_how_many_denials_are_right(reading):
+    studies = [study(0, {"Pleural Effusion": 1, "Pneumonia": 1}), study(1, {"Pleural Effusion": 0, "No Finding": 1}),
+               study(2, {"Pleural Effusion": 1, "Lung Opacity": 1}), study(3, {})]  # fmt: skip
+    both = compose("There is an opacity in the right lung.", "Right opacity.")
+    table = tabulate(studies, [CLEAR, CLEAR, both, CLEAR], [read_as(effusion=0.2)] * 4)
+    found = findings_table(reading, table)
+    effusion, opacity = found["effusion"], found["opacity"]
+    assert (effusion["denied_wrongly"]["value"], effusion["denied_wrongly"]["n"]) == (0.5, 2)  # silence denies nothing
+    right = effusion["negative_predictive_value"]
+    assert (right["value"], right["n"]) == (0.5, 2)  # of the last film it is not known
+    # a pneumonia is seen as an opacity, though that label does not say so
+    assert (opacity["denied_wrongly"]["value"], opacity["denied_wrongly"]["n"]) == (0.5, 2)
+    assert opacity["stated_of_positive"]["value"] == 0.5
+    assert pooled(table)["denied_wrongly"]["value"] == 0.5
+    assert pooled(table)["denied_wrongly"]["n"] == 2  # films
+    assert (effusion["calibration_error"]["pairs"], effusion["positive"]) == (3, 2)
+    assert effusion["calibration_error"]["value"] == pytest.approx(2 / 3 - 0.2)
+    assert found["fracture"]["assessed"] is False
+    assert found["fracture"]["threshold"] is None
+
+
+def test_areas_are_of_each_source_that_has_both_kinds():
+    known = [{"Lung Lesion": 1}, {"Lung Lesion": 0}, {"Lung Lesion": 0}, {"Lung Lesion": 1}]
+    studies = [study(i, k, source=s) for i, (k, s) in enumerate(zip(known, "aaab", strict=True))]
+    table = tabulate(studies, [NORMAL] * 4, [read_as(nodule=p) for p in (0.5, 0.2, 0.7, 0.1)])
+    found = areas(studies, table)
+    assert found.keys() == {"nodule"}
+    assert found["nodule"].keys() == {"a"}
+    assert (found["nodule"]["a"]["value"], found["nodule"]["a"]["n"]) == (0.5, 3)
+
+
+def test_effusions_are_counted_among_films_that_have_one_and_among_normal_films():
+    known = [
+        {"Pleural Effusion": 1, "No Finding": 0},
+        {"Pleural Effusion": 1},
+        {"No Finding": 1, "Pleural Effusion": 0},
+        {"Edema": 1},
+    ]
+    studies = [study(i, k) for i, k in enumerate(known)]
+    table = tabulate(studies, [EFFUSION, NORMAL, NORMAL, EFFUSION], [read_as(effusion=p) for p in (0.9, 0.2, 0.3, 0.9)])
+    found = effusions(studies, table)["ours"]
+    assert {name: (score["value"], score["n"]) for name, score in found.items()} == {
+        "stated_of_effusion": (0.5, 2),
+        "stated_of_normal": (0, 1),
+        "area": (0.5, 3),
+    }
+
+
+def test_radiologists_and_given_labels_judge_the_same_films_apart_by_view():
+    studies = [
+        study(i, {"No Finding": int(i < 2), "Lung Opacity": int(i >= 2)}, view="AP" if i % 2 else "PA")
+        for i in range(5)
+    ]
+    classes = ("Normal", "Lung Opacity", "Normal", "No Lung Opacity / Not Normal", None)
+    truths = {s.id: Truth({}, rsna=c) for s, c in zip(studies, classes, strict=True)}
+    texts = [NORMAL, compose("There is an opacity.", "Opacity."), NORMAL, NODULE, NORMAL]
+    read = [read_as(abnormal=p, opacity=q) for p, q in ((0.1, 0.1), (0.9, 0.8), (0.2, 0.1), (0.8, 0.3), (0.1, 0.1))]
+    found = against_radiologists(studies, truths, tabulate(studies, texts, read))
+    whole = {name: score["value"] for name, score in found["all"].items()}
+    assert found["all"]["normal_area"]["n"] == 4  # the last film was not read
+    assert (whole["normal_balanced_accuracy"], whole["normal_area"], whole["opacity_balanced_accuracy"]) == (1, 1, 1)
+    assert whole["normal_balanced_accuracy_given"] == 0.5
+    assert found["AP"]["normal_balanced_accuracy"]["value"] is None  # one kind only
+    assert found["PA"]["normal_area"]["n"] == 2
+
+
 # ----------------------------------------------------------------------------------------------------------------- maps
 
 
@@ -367,6 +627,10 @@ def writing(text: str, attention: dict[str, np.ndarray], gate: float = 0.5) -> W
             seen = np.zeros((1, GRID * GRID), np.float32) if look is None else look[None].astype(np.float32)
             tokens.append(Token(5, f"{word} ", -0.1, (gate,), seen))
     return Writing(tuple(tokens), True, -1.0)
+
+
+def drafted(text: str, attention: dict[str, np.ndarray], gate: float = 0.5, read: tuple[Finding, ...] | None = None) -> Draft:  # fmt: skip
+    return draft_of(writing(text, attention, gate), GRID, read)
 
 
 def at(*patches: int) -> np.ndarray:
@@ -402,150 +666,224 @@ def test_a_patch_covers_the_pixels_that_its_map_is_laid_over(shape):
 
 
 def test_a_map_is_that_of_the_sentences_asked_for():
-    draft = writing("Findings: A nodule is seen. The lungs are clear.", {"nodule": at(3), "clear": at(7, 8)})
-    first, second = sentences_of(draft)
+    draft = drafted("Findings: A nodule is seen. The lungs are clear.", {"nodule": at(3), "clear": at(7, 8)})
+    first, second = draft.sentences
     assert (first.text, second.text) == ("A nodule is seen.", "The lungs are clear.")
     np.testing.assert_allclose(map_of(draft, [second]), at(7, 8), atol=1e-6)
     whole = map_of(draft, [first, second])
     assert whole.sum() == pytest.approx(1)
     assert whole[3] == pytest.approx(0.5, abs=0.1)
     assert map_of(draft, []) is None
-    assert map_of(writing("Findings: A nodule.", {"nodule": at(1)}, gate=0.0), [first]) is None  # it did not look
+    assert map_of(drafted("Findings: A nodule.", {"nodule": at(1)}, gate=0.0), [first]) is None  # it did not look
 
 
-def test_a_map_points_where_it_peaks(ill):
+def test_a_map_points_where_its_middle_lies_in_a_box():
+    box = (0.25, 0.5, 0.25, 0.25)  # exactly one patch
+    inside = [peaks_inside(0.6 * at(patch) + 0.4 / GRID**2, [box]) for patch in range(GRID * GRID)]
+    assert np.flatnonzero(inside).tolist() == [9]
+    assert peaks_inside(at(9), [(0.9, 0.9, 0.05, 0.05), box])
+    assert not peaks_inside(at(8, 10, 0), [box])  # equally high patches: their middle
+    assert covered([box, box]) == pytest.approx(1 / 16, abs=0.01)
+    assert covered([(0, 0, 0.5, 1), (0.25, 0, 0.5, 1)]) == pytest.approx(0.75, abs=0.01)
+
+
+def test_boxes_are_of_their_findings_and_radiologists_add_theirs(ill):
     phantom, one = ill
-    weights = at(patch_of(phantom))
-    inside = 0
-    # a box hardly smaller than a patch holds the middle of the patch only sometimes: one as large as the patch always does
+    found = boxes_of(one, truth_of(one, None))
+    x, y, w, h = phantom.box
+    assert found == {"nodule": ((x / 128, y / 160, w / 128, h / 160),)}
+    read = {"rsna": {"class": "Lung Opacity", "boxes": [[64, 0, 64, 80]]}}
+    more = replace(
+        one, boxes=(*one.boxes, ("Pneumonia", (0.0, 80.0, 64.0, 80.0)), ("Cardiomegaly", (0.0, 0.0, 9.0, 9.0)))
+    )
+    found = boxes_of(more, truth_of(more, read))
+    assert found["opacity"] == ((0, 0.5, 0.5, 0.5), (0.5, 0, 0.5, 0.5))
+    assert found.keys() == {"opacity", "nodule"}
+
+
+def judged(one: Study, draft: Draft, read: Read | None = None, truth: Truth | None = None) -> dict[str, np.ndarray]:
+    nothing = Read(tokens_of_films([True]), np.zeros(0), np.zeros(0))
+    made = columns([one], [draft], read or nothing, {one.id: truth or truth_of(one, None)})
+    return {name: values[0] for name, values in made.items()}
+
+
+def test_attention_on_the_lesion_points_and_attention_elsewhere_or_a_draft_without_it_does_not(ill):
+    phantom, one = ill
     height, width = phantom.pixels.shape
     row, column = divmod(patch_of(phantom), GRID)
-    box = (column * width / GRID, row * height / GRID, width / GRID, height / GRID)
-    wide = replace(one, boxes=(("Lung Lesion", box),))
-    for patch in range(GRID * GRID):
-        inside += in_a_box(0.6 * at(patch) + 0.4 / GRID**2, wide, GRID)
-    assert inside == 1
-    assert in_a_box(weights, wide, GRID)
-    assert in_a_box(weights, replace(one, boxes=((("Edema"), (0.0, 0.0, 1.0, 1.0)), *wide.boxes)), GRID)
-
-
-def judged(one: Study, draft: Writing, deletions: int = 0) -> dict[str, float]:
-    made = _maps(None, [one], [np.zeros((3, 64, 64))], [draft], np.random.default_rng(0), GRID, deletions, Clock())
-    return {name: float(values[0]) for name, values in made.items()}
-
-
-def test_attention_on_the_lesion_points_and_attention_elsewhere_or_a_normal_draft_does_not(ill):
-    phantom, one = ill
-    x, y, w, h = phantom.box
-    wide = replace(one, boxes=(("Lung Lesion", (x - 32.0, y - 40.0, w + 64.0, h + 80.0)),))
+    wide = replace(one, boxes=(("Mass", (column * width / GRID, row * height / GRID, width / GRID, height / GRID)),))
     text = "Findings: There is a nodule in the right lung. The heart is of normal size."
     here, away = patch_of(phantom), GRID * GRID - 1
-    assert judged(wide, writing(text, {"nodule": at(here), "heart": at(away)}))["pointing"] == 1
-    assert judged(wide, writing(text, {"nodule": at(away), "heart": at(here)}))["pointing"] == 0
-    assert judged(wide, writing("Findings: The lungs are clear.", {"lungs": at(here)}))["pointing"] == 0
-    assert np.isnan(judged(replace(one, boxes=()), writing(text, {"nodule": at(here)}))["pointing"])
+    right = judged(wide, drafted(text, {"nodule": at(here), "heart": at(away)}))
+    assert {right[name] for name in ("pointing", "pointing_stated", "named_nodule", "pointing_nodule")} == {1}
+    assert right["pointing_chance"] == pytest.approx(1 / 16, abs=0.01)
+    assert np.isnan(right["pointing_evidence"])
+    wrong = judged(wide, drafted(text, {"nodule": at(away), "heart": at(here)}))
+    assert (wrong["pointing"], wrong["pointing_stated"]) == (0, 0)
+    other = drafted("Findings: There is an opacity in the right lung.", {"opacity": at(here)})
+    for silent in (drafted("Findings: The lungs are clear.", {"lungs": at(here)}), other):
+        found = judged(wide, silent)
+        assert (found["pointing"], found["named_nodule"]) == (0, 0)
+        assert np.isnan(found["pointing_stated"])
+    assert np.isnan(judged(replace(one, boxes=()), drafted(text, {"nodule": at(here)}))["pointing"])
+    maps = np.zeros((1, len(LABELS), 2, GRID * GRID))
+    maps[0, LABELS.index("Lung Lesion"), 1, here] = 1
+    read = Read(tokens_of_films([True]), maps, np.zeros((1, len(LABELS), 2, 3)))
+    assert judged(wide, other, read)["pointing_evidence"] == 1  # stated or not
+
+
+def test_attention_on_a_finding_token_points_where_the_finding_lies(ill):
+    phantom, one = ill
+    here = patch_of(phantom)
+    row, column = divmod(here, GRID)
+    height, width = phantom.pixels.shape
+    wide = replace(
+        one, boxes=(("Lung Lesion", (column * width / GRID, row * height / GRID, width / GRID, height / GRID)),)
+    )
+    on_token = np.zeros(GRID * GRID + len(NAMES))
+    on_token[GRID * GRID + list(NAMES).index("nodule")] = 1
+    for patch, hit in ((here, 1), (0, 0)):
+        finding = Finding("nodule", Presence.PRESENT, 0.9, 0.5, maps=(at(patch),))
+        draft = drafted("Findings: There is a nodule.", {"nodule": on_token}, read=(finding,))
+        assert judged(wide, draft)["pointing"] == hit
+
+
+def test_maps_of_different_findings_correlate_as_they_are_alike():
+    text = "Findings: There is a nodule in the lung. No pleural effusion. The heart is normal in size. The heart is not enlarged."
+    looks = {"nodule": at(1, 2), "effusion": at(9, 10), "normal": at(9, 10), "enlarged": at(5)}
+    found = correlations(drafted(text, looks))
+    # of six pairs five are about different findings
+    assert sorted((round(r, 6), kind) for r, kind in found if kind == "denied") == [
+        (round(np.corrcoef(at(9, 10), at(5))[0, 1], 6), "denied"),
+        (1, "denied"),
+    ]
+    assert [kind for _, kind in found].count("mixed") == 3
+    assert len(found) == 5
+    one = study(0, {})
+    made = judged(one, drafted(text, looks), truth=Truth({}))
+    assert made["map_correlation"] == pytest.approx(np.mean([r for r, _ in found]))
+    assert made["map_correlation_denied"] > made["map_correlation"]
+    assert np.isnan(made["map_correlation_stated"])
+    assert correlations(drafted("Findings: There is a nodule.\nImpression: No effusion.", {"nodule": at(1)})) == []
 
 
 def test_a_map_that_is_spread_evenly_has_its_chance_of_the_lungs(ill):
     phantom, one = ill
     text = "Findings: The lungs are clear. The heart is of normal size."
     even = np.full(GRID * GRID, 1 / GRID**2)
-    assert judged(one, writing(text, {"lungs": even, "heart": at(0)}))["mask_share_over_chance"] == pytest.approx(1)
+    assert judged(one, drafted(text, {"lungs": even, "heart": at(0)}))["mask_share_over_chance"] == pytest.approx(1)
     cover = patch_cover(phantom.lungs, GRID)
-    best = judged(one, writing(text, {"lungs": at(int(cover.argmax())), "heart": at(0)}))["mask_share_over_chance"]
+    best = judged(one, drafted(text, {"lungs": at(int(cover.argmax())), "heart": at(0)}))["mask_share_over_chance"]
     assert best == pytest.approx(cover.max() / cover.mean())
     assert best > 1.5
     # only sentences about the lungs are asked
-    other = judged(one, writing("Findings: The heart is of normal size.", {"heart": even}))["mask_share_over_chance"]
+    other = judged(one, drafted("Findings: The heart is of normal size.", {"heart": even}))["mask_share_over_chance"]
     assert np.isnan(other)
 
 
+@pytest.mark.parametrize(
+    ("text", "cells"),
+    [
+        ("There is an airspace opacity in the right lower lung.", [[0, 0, 1], [0, 0, 0]]),
+        ("There are airspace opacities in both mid and lower lungs.", [[0, 1, 1], [0, 1, 1]]),
+        ("There are patchy opacities in both lungs.", [[1, 1, 1], [1, 1, 1]]),
+        ("Left upper lung opacity, which may represent pneumonia.", [[0, 0, 0], [1, 0, 0]]),
+        ("There is an airspace opacity.", [[0, 0, 0], [0, 0, 0]]),
+        ("There is a nodule in the left upper lung. No opacity in the right lower lung.", [[0, 0, 0], [0, 0, 0]]),
+    ],
+)
+def test_the_zones_that_a_draft_names_are_those_of_its_opacities(text, cells):
+    assert named_cells(drafted(f"Findings: {text}", {})).astype(int).tolist() == cells
+
+
+def test_zones_are_counted_where_both_radiologists_agree(ill):
+    _, one = ill
+    truth = Truth(
+        {}, zones=np.array([[0, 1.5, 3], [0, 0.5, 0]]), agree=np.array([[True, True, True], [True, False, True]])
+    )
+    regions = np.zeros((1, len(LABELS), 2, 3))
+    regions[0, LABELS.index("Lung Opacity")] = [[0.2, 0.9, 0.4], [0.8, 0.9, 0.1]]
+    read = Read(tokens_of_films([True]), np.zeros((1, len(LABELS), 2, GRID * GRID)), regions)
+    draft = drafted("Findings: There are airspace opacities in both mid lungs. Opacity in the left lower lung.", {})
+    found = judged(replace(one, boxes=()), draft, read, truth)
+    assert found["zones"].tolist() == [3, 5]  # right mid, right upper and left lower as both say
+    assert found["zones_present"].tolist() == [2, 5]
+    assert found["zones_named"].tolist() == [1, 2]  # of left mid they do not agree
+
+
 class Reader:
-    """Stands in for a trained model where the truth must be planted: a draft is as probable as the film's `patch` is bright."""
+    """Stands in for a trained model where the truth must be planted: a draft is as probable as the film's `patch` is bright, and so is a nodule."""
 
     def __init__(self, patch: int = 0) -> None:
         self.patch = patch
 
-    def see(self, films) -> torch.Tensor:
-        """(n, 1, 1)"""
+    def see(self, films: Sequence[np.ndarray]) -> FilmTokens:
+        """One visual token a film, (n, 1, 1)."""
         side = films[0].shape[1] // GRID
         row, column = divmod(self.patch, GRID)
         cut = slice(row * side, (row + 1) * side), slice(column * side, (column + 1) * side)
-        return torch.tensor([[[float(film[0][cut].mean())]] for film in films])
+        bright = [float(film[0][cut].mean()) for film in films]
+        visual = torch.tensor(bright).view(-1, 1, 1)
+        return FilmTokens(visual, None, visual, tuple(read_as(nodule=min(b / 5, 1.0)) for b in bright))
 
-    def score(self, visual, drafts) -> list[np.ndarray]:
-        return [np.full(len(d.tokens), float(v)) for v, d in zip(visual.flatten(), drafts, strict=True)]
+    def score(self, film: FilmTokens, drafts: Sequence[Draft]) -> list[np.ndarray]:
+        return [np.full(len(d.tokens), float(v)) for v, d in zip(film.visual.flatten(), drafts, strict=True)]
 
 
 def test_hiding_the_place_that_matters_costs_more_than_hiding_others():
     film = np.zeros((3, 64, 64), np.float32)
     film[:, 16:32, 32:48] = 5  # patch 6
-    draft = writing("Findings: There is a nodule.", {"nodule": at(6)})
-    (sentence,) = sentences_of(draft)
-    (right,) = deletion(Reader(6), [(film, draft, sentence, at(6))], np.random.default_rng(0))
-    (wrong,) = deletion(Reader(6), [(film, draft, sentence, at(9))], np.random.default_rng(0))
-    assert right > 0
-    assert wrong <= 0
+    judge = Reader(6)
+    draft = drafted("Findings: There is a nodule.", {"nodule": at(6)}, read=read_as(nodule=1.0))
+    (sentence,) = draft.sentences
+    right, wrong = (Told(film, draft, sentence, at(patch), judge.see([film])) for patch in (6, 9))
+    (mine,) = deletion(judge, [right], np.random.default_rng(0))
+    (other,) = deletion(judge, [wrong], np.random.default_rng(0))
+    assert mine[0] > 0
+    assert other[0] <= 0
     # nats of the sentence: five tokens or so, each of which loses what is bright in the patch; its surroundings fill it, and they are dark
     lost = 5 * len(draft.tokens[slice(*sentence.tokens)])
-    assert right == pytest.approx(lost, rel=0.01)
+    assert mine[0] == pytest.approx(lost, rel=0.01)
+    # the nodule goes with its place, and with few others
+    assert (mine[1], mine[2]) == (1, 0)
+    assert other[1] == 0
+    silent = Told(film, drafted("Findings: There is a nodule.", {"nodule": at(6)}), sentence, at(6), judge.see([film]))
+    assert np.isnan(deletion(judge, [silent], np.random.default_rng(0))[0, 1:]).all()
+    assert deletion(judge, [], np.random.default_rng(0)).shape == (0, 3)
 
 
-def test_films_that_are_blanked_together_lose_what_they_lose_alone(build, monkeypatch):
+@pytest.mark.parametrize("queries", [False, True])
+def test_films_that_are_hidden_from_together_lose_what_they_lose_alone(build, open_gates, monkeypatch, queries):
     """Real model, more drafts than one batch takes, drafts of different length."""
     monkeypatch.setattr("train.evaluate.prefers_bfloat16", lambda: False)  # its few digits would hide a small mistake
-    model = build()
+    model = open_gates(build(queries=queries))
     judge = Judge(model, 5)
     rng = np.random.default_rng(3)
     told = []
     for i in range(14):
-        draft = writing(f"Findings: {'Normal heart. ' * (i % 4)}There is a nodule.", {"nodule": at(i)})
-        sentence = next(s for s in sentences_of(draft) if "nodule" in s.text)
-        told.append((rng.normal(size=(3, 64, 64)).astype(np.float32), draft, sentence, at(i) + 0.01 * rng.random(16)))
-    together = deletion(judge, told, np.random.default_rng(0))
+        draft = drafted(f"Findings: {'Normal heart. ' * (i % 4)}There is a nodule.", {"nodule": at(i)})
+        sentence = next(s for s in draft.sentences if "nodule" in s.text)
+        film = rng.normal(size=(3, 64, 64)).astype(np.float32)
+        told.append(Told(film, draft, sentence, at(i) + 0.01 * rng.random(16), judge.see([film])))
+    together = deletion(judge, told, np.random.default_rng(0))[:, 0]
     one_by_one = np.random.default_rng(0)
-    alone = [deletion(judge, [one], one_by_one)[0] for one in told]
-    nats = max(len(draft.tokens) for _, draft, *_ in told) * math.log(len(model.tokenizer))  # of a text by chance
+    alone = [deletion(judge, [one], one_by_one)[0, 0] for one in told]
+    nats = max(len(one.draft.tokens) for one in told) * math.log(len(model.tokenizer))  # of a text by chance
     np.testing.assert_allclose(together, alone, atol=2 * rounding(nats, additions(model)))  # of two readings
-    assert np.std(together) > 0.2
+    assert np.std(together) > 1e-3
 
 
-# ----------------------------------------------------------------------------------------------------------- own image
-
-
-class Matching(Reader):
-    """A draft is the more probable the nearer the film's brightness is to the number that the draft was written from."""
-
-    def score(self, visual, drafts) -> list[np.ndarray]:
-        return [np.full(2, -((float(v) - d.log_prob) ** 2)) for v, d in zip(visual.flatten(), drafts, strict=True)]
-
-
-def test_pairs_are_of_one_source_and_those_of_different_classes_apart():
-    known = [{"No Finding": 1}, {"Edema": 1}, {"No Finding": 1}, {}, {"Edema": 1}, {"Edema": 1}, {"No Finding": 1}]
-    sources = ["a", "a", "a", "a", "b", "b", "alone"]
-    studies = [study(i, k, source=s) for i, (k, s) in enumerate(zip(known, sources, strict=True))]
-    brightness = np.arange(7) / 10
-    visual = torch.tensor(brightness).view(-1, 1, 1)
-    token = Token(5, "x", -1.0, (0.5,), np.zeros((1, 16), np.float32))
-    drafts = [Writing((token, token), True, float(value)) for value in brightness]
-    made = _looks(Matching(), studies, visual, drafts, np.random.default_rng(0), 64, Clock())
-    assert made["own_image_preferred_all"][:6].tolist() == [1] * 6
-    assert np.isnan(made["own_image_preferred_all"][6])  # no other film of its source
-    # a film of unknown class and those of a source with one class have no opposite
-    assert np.isfinite(made["own_image_preferred"]).tolist() == [True] * 3 + [False] * 4
-    assert np.nanmin(made["own_image_preferred"]) == 1
-    assert made["own_image_gain"][0] == pytest.approx(
-        2 * 0.1**2
-    )  # nats of the whole draft, against the one opposite film
-    grey = float(normalise(np.full((4, 4), 118.0))[0, 0, 0])
-    np.testing.assert_allclose(made["blank_drop"], (grey - brightness) ** 2, rtol=1e-4)  # nats a token
-    blind = [replace_log_prob(d, 0.3) for d in drafts]  # the same words whatever the film: half of the pairs by chance
-    swapped = _looks(Matching(), studies, visual, blind, np.random.default_rng(0), 64, Clock())
-    assert 0 < np.nanmean(swapped["own_image_preferred_all"]) < 1
-
-
-def replace_log_prob(draft: Writing, value: float) -> Writing:
-    return Writing(draft.tokens, draft.finished, value)
+def test_hiding_changes_what_the_hybrid_layers_see_and_not_the_prompt(build, open_gates, monkeypatch):
+    monkeypatch.setattr("train.evaluate.prefers_bfloat16", lambda: False)
+    model = open_gates(build())  # its prompt holds the film
+    judge = Judge(model, 8)
+    film = np.random.default_rng(1).normal(size=(3, 64, 64)).astype(np.float32)
+    draft = drafted("Findings: There is a nodule.", {"nodule": at(6)})
+    told = Told(film, draft, draft.sentences[0], at(6), judge.see([film]))
+    assert abs(deletion(judge, [told], np.random.default_rng(0))[0, 0]) > 0
+    with shut(model):
+        left = deletion(judge, [told], np.random.default_rng(0))[0, 0]
+    assert abs(left) <= rounding(100, additions(model))
 
 
 # ------------------------------------------------------------------------------------------------------------ simulated
@@ -583,8 +921,14 @@ class Drafts(Reader):
         super().__init__()
         self.drafts = drafts
 
-    def write(self, visual, seed: int, *, progress: str = "") -> list[Writing]:
+    def write(self, film: FilmTokens, seed: int, *, progress: str = "") -> list[Writing]:
         return self.drafts
+
+
+CLEAN = {
+    "1": drafted("Findings: The lungs are clear.", {}),
+    "2": drafted("Findings: There is a nodule. There is no effusion.", {}),
+}
 
 
 NOUN = {Sign.NODULE: "nodule", Sign.OPACITY: "opacity", Sign.EFFUSION: "pleural effusion", Sign.HEART: "cardiomegaly"}
@@ -599,12 +943,24 @@ def test_whoever_sees_what_was_drawn_finds_it_says_its_side_and_points_at_it(dra
     _, _, made = drawn_on
     best = [int(patch_cover(d.mask, GRID).argmax()) for *_, d in made]
     drafts = [told(d, side=d.side and d.side.value, patch=p) for (*_, d), p in zip(made, best, strict=True)]
-    found = _simulated_scores(Drafts(drafts), made, GRID, 0)
+    found = simulated_scores(Drafts(drafts), made, CLEAN, GRID, 0)
     assert {name: found[name]["value"] for name in ("found", "side", "pointing")} == dict.fromkeys(
         ("found", "side", "pointing"), 1
     )
     assert found["side"]["n"] == 6  # the heart has none
     assert found["found_effusion"]["n"] == 2
+    # of the two films, before anything was drawn on them
+    alarms = {sign: found[f"false_alarms_{sign.name.lower()}"]["value"] for sign in Sign}
+    assert alarms == {sign: 0.5 if sign is Sign.NODULE else 0 for sign in Sign}
+    assert (found["false_alarms"]["value"], found["false_alarms"]["n"]) == (0.5, 2)
+    # of the two films, before anything was drawn on them
+    alarms = {sign: found[f"false_alarms_{sign.name.lower()}"]["value"] for sign in Sign}
+    assert alarms == {sign: 0.5 if sign is Sign.NODULE else 0 for sign in Sign}
+    assert (found["false_alarms"]["value"], found["false_alarms"]["n"]) == (0.5, 2)
+    # of the two films, before anything was drawn on them
+    alarms = {sign: found[f"false_alarms_{sign.name.lower()}"]["value"] for sign in Sign}
+    assert alarms == {sign: 0.5 if sign is Sign.NODULE else 0 for sign in Sign}
+    assert (found["false_alarms"]["value"], found["false_alarms"]["n"]) == (0.5, 2)
 
 
 def test_the_other_side_no_side_nothing_and_another_place_are_told_apart(drawn_on):
@@ -612,19 +968,18 @@ def test_the_other_side_no_side_nothing_and_another_place_are_told_apart(drawn_o
     other = {"left": "right", "right": "left"}
     far = [int(patch_cover(d.mask, GRID).argmin()) for *_, d in made]
     wrong = [told(d, side=d.side and other[d.side.value], patch=p) for (*_, d), p in zip(made, far, strict=True)]
-    found = _simulated_scores(Drafts(wrong), made, GRID, 0)
+    found = simulated_scores(Drafts(wrong), made, CLEAN, GRID, 0)
     assert (found["found"]["value"], found["side"]["value"], found["pointing"]["value"]) == (1, 0, 0)
     silent = [told(d, side=None, patch=p) for (*_, d), p in zip(made, far, strict=True)]
-    assert _simulated_scores(Drafts(silent), made, GRID, 0)["side"] == {
+    assert simulated_scores(Drafts(silent), made, CLEAN, GRID, 0)["side"] == {
         "value": None,
         "low": None,
         "high": None,
         "n": 0,
     } | {"reason": "there is no study"}
     normal = [writing("Findings: No nodule, opacity or effusion. The heart is normal.", {"nodule": at(1)})] * len(made)
-    found = _simulated_scores(Drafts(normal), made, GRID, 0)
+    found = simulated_scores(Drafts(normal), made, CLEAN, GRID, 0)
     assert (found["found"]["value"], found["pointing"]["n"]) == (0, 0)
-    assert found["distinct"]["value"] == 1 / len(made)
 
 
 # ------------------------------------------------------------------------------------------------------------ baselines
@@ -634,8 +989,8 @@ def test_a_film_that_was_learned_from_is_its_own_nearest(folder, build):
     judge = Judge(build())
     learn = read_studies(folder / "films.jsonl", "train")
     reports = tiny.normal_reports()
-    visual = judge.see([load_film(s, 64) for s in learn])
-    texts = baselines(judge, learn, visual, learn, reports, neighbours=50, seed=0)
+    film = judge.see([load_film(s, 64) for s in learn])
+    texts = baselines(judge, learn, film, learn, reports, neighbours=50, seed=0)
     normal = {compose(r.findings, r.impression) for r in reports}
     assert set(texts["constant"]) < normal
     assert set(texts["label_blind"]) <= normal
@@ -645,12 +1000,13 @@ def test_a_film_that_was_learned_from_is_its_own_nearest(folder, build):
     assert set(LABELS) >= {"No Finding"}
 
 
-def test_features_of_many_studies_are_the_means_of_their_films(folder, build):
-    judge = Judge(build(), 4)
+@pytest.mark.parametrize("queries", [False, True])
+def test_features_of_many_studies_are_the_means_of_their_films(folder, build, queries):
+    judge = Judge(build(queries=queries), 4)
     studies = read_studies(folder / "films.jsonl")
     whole = judge.see([load_film(s, 64) for s in studies])
     torch.testing.assert_close(judge.features(studies), judge.mean(whole), atol=1e-5, rtol=1e-5)
-    assert judge.features(studies).shape == (len(studies), whole.shape[2])
+    assert judge.features(studies).shape == (len(studies), whole.visual.shape[2])
 
 
 def test_projector_only_tuning_of_another_size_is_a_baseline_under_its_folders_name(
@@ -667,7 +1023,7 @@ def test_projector_only_tuning_of_another_size_is_a_baseline_under_its_folders_n
     rows = found["baselines"]["projector_only"]
     assert rows.keys() == {"ours", "theirs", "overall"}
     assert rows["overall"].keys() >= TEXT_SCORES | {"prior_words"}
-    assert not rows["overall"].keys() & {"own_image_preferred", "blank_drop", "pointing"}
+    assert not rows["overall"].keys() & {"as_read", "blank_drop", "pointing"}
     # judged by itself it says the same, and has no map to judge
     alone = card(capsys, "--checkpoint", saved, *asked)["scores"]["overall"]
     assert all(alone[name] == score for name, score in rows["overall"].items())

@@ -27,6 +27,7 @@ from emrrg_core.evidence import (
     stand_ins,
 )
 from emrrg_core.films import model_input
+from emrrg_core.finding_tokens import NAMES, Finding, Presence
 from emrrg_core.report import Draft, FilmRecord, Sentence
 
 SIZES = [(224, 224), (280, 140), (129, 301), (301, 129), (14, 14), (20, 15), (9, 30), (700, 500)]
@@ -96,8 +97,49 @@ def test_weights_of_another_grid_are_refused():
 
 def test_a_tokens_weights_are_attention_times_gate_summed_over_the_layers():
     attention = np.array([[0.5, 0.3, 0.1, 0.0], [0.0, 0.2, 0.2, 0.5]])
-    weights = patch_weights([token((0.5, -2.0), attention), token((0.0, 1.0), attention)])
-    np.testing.assert_allclose(weights, 0.5 * attention[0] + 3 * attention[1], rtol=1e-6)
+    made = draft([token((0.5, -2.0), attention), token((0.0, 1.0), attention)], [(8, 8)], 2)
+    np.testing.assert_allclose(patch_weights(made, (0, 2)), 0.5 * attention[0] + 3 * attention[1], rtol=1e-6)
+
+
+def attending(patches: list[float], **findings: float) -> np.ndarray:
+    """Attention (1, 4 + s) on the patches of a grid of 2 and on the finding tokens."""
+    return np.array([[*patches, *(findings.get(name, 0.0) for name in NAMES)]])
+
+
+def reading(made: Draft, **maps: tuple[list[float], ...]) -> Draft:
+    """The draft with these findings read, each with its map of every film."""
+    read = [
+        Finding(name, Presence.PRESENT, 0.9, 0.5, maps=tuple(np.array(m, np.float32) for m in mine))
+        for name, mine in maps.items()
+    ]
+    return replace(made, read=tuple(read))
+
+
+def test_attention_on_a_finding_is_carried_to_the_patches_by_that_findings_map_of_that_film():
+    attention = attending([0.1, 0.2, 0.0, 0.0], nodule=0.4, effusion=0.2, heart=0.1)
+    made = draft([token((-0.5,), attention)], [(8, 8), (8, 8)], 2, layers=(3,))
+    # the heart is not assessed: what is looked at in its token is nowhere in the film
+    made = reading(made, effusion=([0, 0, 0, 1], [0, 0, 1, 0]), nodule=([1, 0, 0, 0], [0.5, 0.5, 0, 0]))
+    np.testing.assert_allclose(patch_weights(made, (0, 1), 0), 0.5 * np.array([0.5, 0.2, 0, 0.2]), rtol=1e-6)
+    np.testing.assert_allclose(patch_weights(made, (0, 1), 1), 0.5 * np.array([0.3, 0.4, 0.2, 0]), rtol=1e-6)
+    heat = heat_map(made, 1, (0, 1))
+    assert heat.sum() == pytest.approx(1)
+    assert heat[0, 7] * 16 == pytest.approx(0.4 / 0.9)
+
+
+def test_sentences_that_look_at_different_findings_have_different_maps():
+    tokens = [token((1.0,), attending([0.05] * 4, **{name: 0.6})) for name in ("nodule", "effusion")]
+    made = reading(draft(tokens, [(8, 8)], 2, layers=(3,)), nodule=([1, 0, 0, 0],), effusion=([0, 0, 0, 1],))
+    one, other = (heat_map(made, 0, (i, i + 1)) for i in range(2))
+    assert one.argmax() == 0
+    assert other.argmax() > 32
+    assert np.corrcoef(one.ravel(), other.ravel())[0, 1] < 0
+
+
+def test_a_finding_that_is_looked_at_without_any_map_leaves_the_patches_as_they_are():
+    made = draft([token((1.0,), attending([0.1, 0.2, 0.3, 0.0], nodule=0.4))], [(8, 8)], 2, layers=(3,))
+    for read in (None, (Finding("nodule", Presence.OPEN, 0.4, 0.5),)):
+        np.testing.assert_allclose(patch_weights(replace(made, read=read), (0, 1)), [0.1, 0.2, 0.3, 0.0], rtol=1e-6)
 
 
 def test_a_map_is_laid_over_each_film_in_its_own_geometry_with_sum_1():
@@ -303,7 +345,7 @@ def test_a_place_matters_when_it_costs_more_than_nearly_all_others_and_enough():
 
 def test_the_verdict_on_a_sentence_says_the_numbers_and_what_they_mean():
     said = why(2.1, *[0.3] * 19).verdict
-    assert "Masking the highlighted place lowers the sentence by 2.10 nats" in said
+    assert "Hiding the highlighted place lowers the sentence by 2.10 nats" in said
     assert "random places of the same shape lower it by 0.30 on average, and 0 of 19 cost it at least as much" in said
     assert said.endswith("The place matters for this sentence.")
     said = why(-0.2, *[-0.1] * 18, -0.4).verdict
@@ -311,6 +353,14 @@ def test_the_verdict_on_a_sentence_says_the_numbers_and_what_they_mean():
     assert "raises the sentence by 0.20 nats" in said
     assert "18 of 19" in said
     assert said.endswith("the map does not explain this sentence.")
+
+
+def test_the_verdict_says_what_becomes_of_the_findings_probability():
+    about = replace(why(2.1, *[0.3] * 19), finding="effusion", probability=0.91, hidden=0.42, elsewhere=0.9)
+    said = "The probability of pleural effusion goes from 0.91 to 0.42 (0.90 with random places hidden). The place"
+    assert said in about.verdict
+    assert "probability" not in why(2.1, *[0.3] * 19).verdict
+    assert about.to_dict()["hidden_probability"] == 0.42
 
 
 def test_the_chart_of_a_sentence_has_its_place_the_mean_and_every_random_place():

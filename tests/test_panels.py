@@ -14,9 +14,9 @@ import pytest
 
 from emrrg_core import Draft, Looking, Why, findings_table, flags
 from emrrg_core.decode import Token, Writing
+from emrrg_core.finding_tokens import Finding, Presence
 from emrrg_core.findings import LABELS
-from emrrg_core.report import compose, sections
-from emrrg_core.stated import Fact
+from emrrg_core.report import FilmRecord, compose, sections
 from ui import panels
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -95,8 +95,22 @@ def page(body: str) -> Node:
     return Page(body).root
 
 
+READ = tuple(
+    Finding(name, presence, probability, threshold, side, zone, severity, maps=(np.eye(4)[n % 4],))
+    for n, (name, presence, probability, threshold, side, zone, severity) in enumerate(
+        [
+            ("abnormal", Presence.PRESENT, 0.97, 0.5, "", "", ""),
+            ("opacity", Presence.OPEN, 0.31, 0.6, "", "", ""),
+            ("nodule", Presence.ABSENT, 0.02, 0.42, "", "", ""),
+            ("effusion", Presence.PRESENT, 0.83, 0.61, "right", "", "mild"),
+            ("heart", Presence.PRESENT, 0.66, 0.55, "", "", "mild"),
+        ]
+    )
+)
+
+
 def draft_of(pieces: list[str], *, seed: int = 0, forced: tuple[int, ...] = ()) -> Draft:
-    """A draft of these tokens, with two hybrid layers, a grid of 2 × 2 and numbers that differ from token to token."""
+    """A draft of these tokens, with two hybrid layers, a grid of 2 × 2, numbers that differ from token to token, and what READ says."""
     rng = np.random.default_rng(seed)
     tokens = tuple(
         Token(
@@ -111,7 +125,7 @@ def draft_of(pieces: list[str], *, seed: int = 0, forced: tuple[int, ...] = ()) 
     )
     findings, impression, found = sections(Writing(tokens, True, 0.0))
     return Draft(
-        findings, impression, found, tokens, (3, 7), 2, (), (), {}, {}, {"seed": 0}, True
+        findings, impression, found, tokens, (3, 7), 2, (), (), {}, {}, {"seed": 0}, True, read=READ, ratio=0.53
     )  # fmt: skip
 
 
@@ -152,22 +166,6 @@ def test_every_drafted_word_is_there_once_and_the_words_are_the_sentence(draft):
         assert [(word["data-sentence"], word["data-word"]) for word in words] == [
             (str(number), str(place)) for place in range(len(words))
         ]
-
-
-@pytest.mark.parametrize(
-    ("read", "said"),
-    [
-        (None, None),  # a checkpoint that keeps no facts
-        ((), "Read in the film: nothing abnormal above its limits."),
-        (
-            (Fact("pneumonia", "left", "lower"), Fact("heart")),
-            "Read in the film: pneumonia, left lower lung; enlarged heart.",
-        ),
-    ],
-)
-def test_what_was_read_in_the_film_stands_above_the_words(draft, read, said):
-    shown = [node.text for node in page(panels.words_html(replace(draft, read=read))).all("p", "rr-read")]
-    assert shown == ([said] if said else [])
 
 
 def test_a_word_has_the_tokens_that_wrote_it_and_every_token_of_a_sentence_is_some_words(draft):
@@ -230,11 +228,13 @@ def test_tab_reaches_one_item_and_a_colour_is_never_alone(draft):
     shown = page(panels.words_html(draft))
     buttons = list(shown.all("button"))
     assert [button["tabindex"] for button in buttons] == ["0"] + ["-1"] * (len(buttons) - 1)
-    names = {kind: name for kind, name, _, _ in panels.BANDS}
+    names = {kind: name for kind, name, _, _ in panels.BANDS} | dict([panels.UNKNOWN])
     for button in buttons:
-        (kind,) = set(button.kinds) & set(names)
-        assert names[kind] in (button.attributes.get("title") or button["aria-label"])
-    assert [item.text.split()[0] for item in shown.one("ul", "rr-bands").all("li")] == ["sure", "less", "unsure"]
+        kinds = set(button.kinds) & set(names)
+        assert bool(kinds) == ("rr-head" in button.kinds), "the colours are the sentences'"
+        assert all(names[kind] in button["aria-label"] and names[kind] in button.text for kind in kinds)
+    assert [item.text.split()[0] for item in shown.one("ul", "rr-bands").all("li")] == ["probable", "less", "doubtful"]
+    assert "measured on films kept apart" in shown.one("ul", "rr-bands")["aria-label"]
 
 
 def test_a_confidence_is_the_geometric_mean_of_its_tokens_probabilities(draft):
@@ -322,6 +322,133 @@ def test_the_keyboard_reaches_every_word_and_a_click_names_the_place(browser):
     shown.close()
 
 
+# --- what was read of the film ------------------------------------------------------------------------------------------
+
+
+def plain(text: str) -> str:
+    return text.replace("\N{NO-BREAK SPACE}", " ")
+
+
+def about(text: str, **changes) -> str:
+    """What stands below a drafted sentence of these words."""
+    draft = replace(draft_of(re.findall(r"\s*\S+", compose(text, "")), seed=1), **changes)
+    return plain(page(panels.words_html(draft)).one("small", "rr-about-it").text)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("There is a small right pleural effusion.", "pleural effusion 83 %, stated from 61 %"),
+        ("No pleural effusion.", "pleural effusion 83 %, stated from 61 %"),
+        (
+            "Possible opacity and an enlarged heart.",
+            "airspace opacity 31 %, stated from 60 %; enlarged heart 66 %, stated from 55 %",
+        ),
+        ("No pneumonia.", "airspace opacity 31 %, stated from 60 %"),
+        ("No acute disease.", "any abnormality 97 %, stated from 50 %"),
+        ("The trachea is midline.", "any abnormality 97 %, stated from 50 %"),
+        (
+            "No pneumothorax or pleural effusion.",
+            "pleural effusion 83 %, stated from 61 %; pneumothorax: not assessed",
+        ),
+        ("There is a rib fracture.", "fractures: not assessed"),
+    ],
+)
+def test_a_sentence_shows_the_probability_of_its_findings_and_not_of_its_words(text, said):
+    assert about(text) == said
+    sure = draft_of(re.findall(r"\s*\S+", compose(text, "")))
+    sure = replace(sure, tokens=tuple(replace(token, log_prob=-0.001) for token in sure.tokens))
+    assert about(text, tokens=sure.tokens) == said, "however sure the words are"
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("There is a right pleural effusion.", "rr-sure"),
+        ("No pleural effusion.", "rr-unsure"),
+        ("The heart is enlarged.", "rr-less"),
+        ("The heart is normal in size.", "rr-unsure"),
+        ("No nodule.", "rr-sure"),
+        ("No airspace opacity.", "rr-less"),  # left open, and denied all the same
+        ("There is a right pleural effusion and the heart is enlarged.", "rr-less"),  # the less probable of the two
+        ("No acute disease.", "rr-unsure"),
+        ("The chest looks abnormal, but no single finding can be named.", "rr-sure"),
+        ("There is a rib fracture.", "rr-unknown"),
+    ],
+)
+def test_the_colour_of_a_sentence_is_how_probable_what_it_says_is(text, kind):
+    draft = draft_of(re.findall(r"\s*\S+", compose(text, "")))
+    (head,) = page(panels.words_html(draft)).all("button", "rr-head")
+    assert kind in head.kinds
+    assert panels.band(draft, draft.sentences[0])[0] == kind
+
+
+def rows_of(draft: Draft, chosen: str | None = None) -> dict[str, Node]:
+    found = page(panels.read_html(draft, chosen))
+    return {row.one("button")["data-finding"]: row for row in found.one("tbody").all("tr")}
+
+
+def test_every_assessed_finding_stands_in_the_table_with_probability_threshold_presence_and_place(draft):
+    rows = rows_of(draft)
+    assert list(rows) == [finding.name for finding in READ]
+    cells = {name: [plain(cell.text) for cell in row.inside] for name, row in rows.items()}
+    assert cells["effusion"] == ["pleural effusion", "83 %, stated from 61 %", "+ stated", "right, small"]
+    assert cells["heart"][3] == "mild"
+    assert [float(row.one("td", "rr-likely")["data-probability"]) for row in rows.values()] == [
+        finding.probability for finding in READ
+    ]
+    for finding in READ:
+        meter = rows[finding.name].one("span", "rr-meter")
+        assert (meter.one("i")["style"], meter.one("b")["style"]) == (
+            f"width:{100 * finding.probability:.1f}%",
+            f"left:{100 * finding.threshold:.1f}%",
+        )
+
+
+def test_an_open_finding_is_shown_as_left_open_and_an_absent_one_as_ruled_out(draft):
+    state = {name: (row["data-presence"], row.one("td", "rr-state").text) for name, row in rows_of(draft).items()}
+    assert state["opacity"] == ("open", "? left open")
+    assert state["nodule"] == ("absent", "− ruled out")
+    assert "left open is neither stated nor denied" in panels.read_html(draft)
+
+
+def test_what_is_not_assessed_is_listed_devices_and_fractures_among_it(draft):
+    said = page(panels.read_html(draft)).one("p", "rr-not-assessed").text
+    assert said.startswith("Not assessed: enlarged mediastinum, edema, consolidation, atelectasis, pneumothorax, ")
+    assert "fractures" in said
+    assert "devices (tubes, lines, pacemakers)" in said
+    assert "effusion" not in said
+    fracture = Finding("fracture", Presence.OPEN, 0.1, 0.5)
+    assert "fractures" not in panels.read_html(replace(draft, read=(*READ, fracture)))
+
+
+@pytest.mark.parametrize(
+    ("views", "warned"), [(["AP"], True), (["PA", "AP"], True), (["PA"], False), ([None], False), (["LATERAL"], False)]
+)
+def test_the_cardiothoracic_ratio_comes_with_a_warning_on_an_ap_film(draft, views, warned):
+    films = tuple(FilmRecord("Film 1", "PNG", "0", 8, 8, None, view, ()) for view in views)
+    said = page(panels.read_html(replace(draft, films=films))).one("p", "rr-ratio").text
+    assert "0.53" in said
+    assert ("AP film: overestimates" in said) == warned
+    assert ("view is not known" in said) == (views == [None])
+    assert "not measured" in panels.read_html(replace(draft, ratio=None))
+
+
+def test_the_chosen_finding_is_the_one_that_is_pressed(draft):
+    pressed = {name: row.one("button")["aria-pressed"] for name, row in rows_of(draft, "nodule").items()}
+    assert [name for name, state in pressed.items() if state == "true"] == ["nodule"]
+    assert "neither stated nor denied" in panels.finding_caption(READ[1], shown=True)
+    assert "the sum that its probability is made of" in panels.finding_caption(READ[3], shown=True)
+    assert "drop the films again" in panels.finding_caption(READ[3], shown=False)
+
+
+def test_a_checkpoint_that_reads_nothing_shows_no_probability(draft):
+    silent = replace(draft, read=None, ratio=None)
+    assert "reads no findings" in panels.read_html(silent)
+    assert "rr-about-it" not in panels.words_html(silent)
+    assert "%" not in "".join(node.text for node in page(panels.words_html(silent)).all("div", "rr-sentence"))
+
+
 # --- tokens and gates ---------------------------------------------------------------------------------------------------
 
 
@@ -333,6 +460,8 @@ def test_tokens_show_their_probabilities_and_a_forced_one_says_so():
     assert [item.one("code").text.replace("␣", " ") for item in items] == [t.text for t in draft.tokens[2:6]]
     assert [item.one("small").text for item in items].index("forced") == 2
     assert "not chosen by the model" in shown.one("figcaption").text
+    mean = panels.percent(panels.confidence(draft, 2, 6))
+    assert shown.one("figcaption").text.startswith(f"Word confidence {mean}")
     assert "forced" not in panels.tokens_html(draft, 0, 4)
 
 
@@ -425,6 +554,7 @@ WHYS = {
     "likelier when masked": Why(0, -20.0, -0.9, tuple(np.linspace(-2.5, -0.1, 8).tolist()), (1,), 2),
     "nothing moves": Why(0, -20.0, 0.0, (0.0,) * 8, (1,), 0),
     "far": Why(0, -20.0, 38.4, tuple(np.linspace(0, 12, 19).tolist()), (1,), 0),
+    "with its finding": Why(0, -20.0, 1.25, (0.1,) * 19, (1,), 0, 1.25, "effusion", 0.83, 0.41, 0.79),
 }
 
 
@@ -459,8 +589,22 @@ def test_the_marks_of_why_lie_where_the_numbers_are(why):
     assert f"{why.drop:.2f}".replace("-", "\N{MINUS SIGN}") in chart["aria-label"]
     assert why.verdict in shown.text
     assert ("Take care." in shown.text) != why.matters
-    table = [row.inside[1].text for row in shown.one("tbody").all("tr")]
+    table = [row.inside[1].text for row in shown.one("details").one("tbody").all("tr")]
     assert table == [panels._nats(bar.nats) for bar in why.bars]
+
+
+def test_why_tells_the_finding_before_and_after_and_the_whole_effect_where_it_differs():
+    why = WHYS["with its finding"]
+    table = page(panels.why_html(why, "Effusion.")).one("table", "rr-before-after")
+    assert [plain(row.inside[1].text) for row in table.all("tr")] == ["83 %", "41 %", "79 %"]
+    assert [row.one("th").text.split(",")[0] for row in table.all("tr")] == [
+        "In the film",
+        "With the highlighted place hidden",
+        "With another place hidden",
+    ]
+    assert "from the prompt too" not in panels.why_html(why, "Effusion.")
+    assert "from the prompt too, the sentence loses 4.50 nats" in panels.why_html(replace(why, whole=4.5), "Effusion.")
+    assert "rr-before-after" not in panels.why_html(WHYS["matters"], "The trachea is midline.")
 
 
 LOOKS = {
@@ -516,6 +660,7 @@ def every_panel(findings: str, impression: str) -> dict[str, str]:
     return {
         "table": panels.findings_table_html(rows, draft.findings, draft.impression),
         "flags": panels.flag_html(found, draft.findings, draft.impression),
+        "read": panels.read_html(draft, "effusion"),
         "words": panels.words_html(draft, panels.picked(draft, [0, 0]), found),
         "tokens": panels.tokens_html(draft, 0, len(draft.tokens)),
         "gates": panels.gates_html(draft, 0, len(draft.tokens)),
@@ -546,7 +691,10 @@ def test_hostile_words_stay_words(seed):
 
 def test_nothing_names_another_host_or_carries_a_script_of_its_own():
     everything = (
-        "".join(every_panel(FINDINGS, IMPRESSION).values()) + (ROOT / "ui/panels.css").read_text() + panels.PICK
+        "".join(every_panel(FINDINGS, IMPRESSION).values())
+        + (ROOT / "ui/panels.css").read_text()
+        + panels.PICK
+        + panels.PICK_FINDING
     )
     assert not re.search(
         r"https?:|//|url\(|<script|\son\w+=|\bid=", everything.replace("  // ", "").replace("  //", "")

@@ -113,14 +113,12 @@ def test_every_recipe_and_every_design_has_a_row_and_the_paper_an_answer():
 def test_it_runs_as_a_script_and_as_a_module(how, tmp_path, language_folder):
     path = tmp_path / "tiny.toml"
     vision, language = "{ image_size = 32, d_model = 16, depth = 1 }", json.dumps(str(language_folder))
-    path.write_text(
-        f'vision = "tiny"\n[model]\nlanguage = {language}\nvision = {vision}\nprompt = {{ tokens = "all" }}\n'
-    )
+    path.write_text(f'[model]\nlanguage = {language}\nvision = {vision}\nprompt = {{ tokens = "all" }}\n')
     done = subprocess.run([sys.executable, *how, "--json", path], cwd=ROOT, capture_output=True, text=True, check=True)
     rows = json.loads(done.stdout)
     assert [row["design"] for row in rows] == ["recipe", *DESIGNS]
     for row in rows:
-        assert (row["recipe"], row["variant"], row["language"]) == ("tiny", "tiny", str(language_folder))
+        assert (row["recipe"], row["variant"], row["language"]) == ("tiny", "own", str(language_folder))
         assert sum(row["parts"].values()) == row["trainable"]
         assert row["of"].keys() == {"tower", "full fine-tuning", "tower + LLM", "everything"}
         for share in row["of"].values():
@@ -129,7 +127,7 @@ def test_it_runs_as_a_script_and_as_a_module(how, tmp_path, language_folder):
 
 def test_a_model_without_hybrid_layers_has_no_combined_design(tmp_path, capsys):
     path = tmp_path / "plain.toml"
-    path.write_text('vision = "base"\n[model]\nvision = { depth = 1 }\nhybrid = { every_n = 0 }\n')
+    path.write_text("[model]\nvision = { depth = 1 }\nhybrid = { every_n = 0 }\n")
     assert parameters.main([str(path)]) == 0
     assert "+ hybrid" not in capsys.readouterr().out
 
@@ -137,9 +135,9 @@ def test_a_model_without_hybrid_layers_has_no_combined_design(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('[model]\nlanguage = "smollm2-135m"\n', "['vision'] is missing"),
-        ('vision = "base"\n[model]\ncolour = 1\n', "no settings called ['colour']"),
-        ('vision = "base"\n[model]\n[variants.large]\ndepth = 24\n', "no settings called ['depth']"),
+        ("[finetune]\nsteps = 1\n", "[model], which is missing"),
+        ("[model]\ncolour = 1\n", "no settings called ['colour']"),
+        ("[model]\n[variants.large]\ndepth = 24\n", "no settings called ['depth']"),
         ("vision =\n", "Invalid value"),
         (None, "No such file"),
     ],
@@ -158,7 +156,7 @@ def test_a_recipe_that_cannot_be_counted_is_refused_in_words(tmp_path, capsys, t
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_recipe_has_only_settings_that_are_known(name):
     read = recipe(name)
-    assert read.keys() == {"vision", "finetune", "decode", "model", "variants"}
+    assert read.keys() == {"finetune", "decode", "model", "variants"}
     run = Run.from_dict(read["finetune"])
     assert run.sources == {name: 1.0}
     assert (run.seed, set(run.learning_rates.values())) == (42, {1e-4})

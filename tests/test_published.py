@@ -1,4 +1,4 @@
-"""Fine-tuning as published: films with their own reports, several views, no evidence tokens, a tower from an earlier stage."""
+"""Fine-tuning as published: films with their own reports, several views, no disease queries, a tower from an earlier stage."""
 
 import json
 import re
@@ -19,7 +19,6 @@ from train.finetune import Lessons
 from train.loop import apart
 
 RECIPE = """
-vision = "base"
 [finetune]
 steps = 2
 batch = 3
@@ -99,11 +98,8 @@ def test_a_variant_and_a_row_of_the_ablation_replace_the_recipes_model(tmp_path,
 
 def test_what_a_recipe_asks_for_and_cannot_have_is_said(tmp_path, common):
     recipe = Path(common[common.index("--recipe") + 1])
-    recipe.write_text(RECIPE.replace("views = 2", "views = 2\nsimulate = 0.5"))
-    with pytest.raises(ConfigError, match="readers of signs"):
-        finetune.main(common)
-    recipe.write_text(RECIPE.replace("[model.prompt]", "signs = { tokens = 4 }\n[model.prompt]"))
-    with pytest.raises(CheckpointError, match=r"reader\.safetensors"):
+    recipe.write_text(RECIPE.replace("[model.prompt]", "queries = { depth = 1 }\n[model.prompt]"))
+    with pytest.raises(CheckpointError, match=r"no eye\.safetensors.*disease queries"):
         finetune.main(common)
     recipe.write_text(RECIPE.replace("ours = 1.0", "theirs = 1.0"))
     with pytest.raises(DataError, match=r"theirs.*give --reports"):

@@ -18,15 +18,31 @@ from pydicom.data import get_testdata_file
 import emrrg_core
 from emrrg_core import Draft, EmrrgError, Film, Report, Reporter, SessionGoneError, Sessions, read_film
 from emrrg_core.decode import Token, Writing
+from emrrg_core.finding_tokens import Finding, Presence
 from emrrg_core.report import NOT_REVIEWED, FilmRecord, sections
 from tests.phantom import make_phantom
 from tests.test_app import SLOW, Server, browser_page
-from ui import editor, exports, notices, read
+from ui import editor, exports, notices, panels, read, viewer
 from ui.desk import Desk
 
 FINDINGS = ("The heart is of normal size.", "There is a small left pleural effusion.", "The lungs are unchanged.")
 IMPRESSION = ("No pleural effusion.",)
 OWN = "A granuloma <b>on the right</b>, 5 mm & calcified."
+READ = {  # name, presence, probability, threshold, side; the patch that its map is
+    ("abnormal", Presence.PRESENT, 0.91, 0.5, ""): 0,
+    ("opacity", Presence.OPEN, 0.3, 0.6, ""): 5,
+    ("effusion", Presence.PRESENT, 0.83, 0.61, "left"): 15,
+    ("heart", Presence.ABSENT, 0.02, 0.55, ""): 6,
+}
+
+
+def what_was_read(films: int) -> tuple[Finding, ...]:
+    """Four findings, each seen in one patch of 4 × 4, of each film the next one."""
+    patches = np.eye(16, dtype=np.float32)
+    return tuple(
+        Finding(*known, maps=tuple(patches[(patch + film) % 16] for film in range(films)))
+        for known, patch in READ.items()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +89,8 @@ def drafted(reporter: Reporter, tokenizer: Any) -> Callable[..., Draft]:
             reporter.names,
             {"seed": 0},
             True,
+            read=what_was_read(len(films)),
+            ratio=0.47,
         )
 
     return make
@@ -164,6 +182,34 @@ def test_a_flag_stands_at_its_sentence(desk: Desk) -> None:
     rows = re.findall(r'<li class="rr-item.*?</li>', page, re.DOTALL)
     assert [("rr-tag" in row) for row in rows] == [False, True, True, True]
     assert "earlier film" in rows[2]
+
+
+def test_a_sentence_of_the_report_shows_its_findings_probability_and_never_its_words(desk: Desk) -> None:
+    page = editor.html_of(desk.report.edit(2, OWN), desk.draft).replace("\N{NO-BREAK SPACE}", " ")
+    rows = re.findall(r'<li class="rr-item rr-\w+ (rr-[\w-]+)".*?</li>', page, re.DOTALL)
+    shown = re.findall(r'<span class="rr-measure">(.*?)</span>', page)
+    assert shown == [
+        "enlarged heart 2 %, stated from 55 %",
+        "pleural effusion 83 %, stated from 61 %",
+        "pleural effusion 83 %, stated from 61 %",
+    ], "none of the reader's own words"
+    assert rows == ["rr-sure", "rr-sure", "rr-own-words", "rr-unsure"]
+    streaming = re.findall(r'<li class="rr-item (rr-\w+)"', editor.writing(desk.draft))
+    assert streaming == [panels.band(desk.draft, sentence)[0] for sentence in desk.draft.sentences]
+
+
+def test_the_map_of_a_finding_is_its_own_on_the_films_own_pixels(
+    drafted: Callable[..., Draft], pictures: list[Path]
+) -> None:
+    films = [read_film(path) for path in pictures[:2]]
+    draft = drafted(films)
+    finding = draft.finding("effusion")
+    assert finding is not None
+    second, first = viewer.maps_of(draft, finding, [1, 0])
+    assert first.shape == films[0].pixels.shape == (200, 160)
+    assert first.sum() == pytest.approx(1)
+    assert first[150:, 120:].sum() == pytest.approx(1), "the last patch"
+    assert second[:50, :40].sum() == pytest.approx(1), "the other film has another map"
 
 
 # --- the desk ------------------------------------------------------------------------------------------------------------
@@ -478,6 +524,8 @@ def test_edits_survive_a_reload_and_a_restart_until_the_report_is_closed(
     with browser_page(1440, 900) as (page, wrong, expect):
         room.open(page, expect, kept)
         expect(page.locator("#notice")).to_contain_text("Films are not stored. Drop Film 1")
+        expect(page.locator("#was-read")).to_contain_text("Not assessed: ")
+        expect(page.locator("#was-read [data-presence=open]")).to_contain_text("left open")
         expect(page.locator(".rr-stand")).to_contain_text(NOT_REVIEWED)
         do(page, 0, "accept")
         said(page, expect, "Accepted. 3 sentences not reviewed.")
@@ -648,6 +696,19 @@ def test_a_sentence_and_a_word_show_map_gates_and_tokens_and_why(room: Room, kep
         page.locator("[data-deed=why]").click()
         expect(page.locator("#why")).to_contain_text("random places of the same shape")
         expect(page.locator("#why svg")).to_be_visible()
+        of_word = page.evaluate(shown)
+        page.locator("#was-read [data-finding=effusion]").click()
+        expect(page.locator("#caption")).to_contain_text("pleural effusion, left")
+        expect(page.locator("#caption")).to_contain_text(re.compile(r"83.%, stated from 61.%: stated"))
+        page.wait_for_function(f"old => ({shown})() != old && ({shown})() != 'none'", arg=of_word)
+        expect(page.locator("#was-read [aria-pressed=true]")).to_have_count(1)
+        expect(page.locator("#words [aria-pressed=true]")).to_have_count(0)
+        of_finding = page.evaluate(shown)
+        page.locator("#was-read [data-finding=opacity]").click()
+        expect(page.locator("#caption")).to_contain_text("left open, neither stated nor denied")
+        page.wait_for_function(f"old => ({shown})() != old", arg=of_finding)
+        item(page, 0).locator(".rr-item-text").click()
+        expect(page.locator("#was-read [aria-pressed=true]")).to_have_count(0)
         do(page, 3, "add")
         page.locator("#report textarea").fill(OWN)
         page.locator("#report textarea").press("Enter")

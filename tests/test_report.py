@@ -15,6 +15,7 @@ import pytest
 from emrrg_core.decode import Token, Writing
 from emrrg_core.errors import EmrrgError
 from emrrg_core.evidence import heat_map
+from emrrg_core.finding_tokens import Finding, Presence
 from emrrg_core.layout import first_repeat
 from emrrg_core.report import (
     DISCLAIMER,
@@ -26,11 +27,16 @@ from emrrg_core.report import (
     Report,
     as_text,
     compose,
+    findings_of,
     sections,
     split,
 )
-from emrrg_core.stated import Fact
 
+MAP = np.array([0.5, 0.25, 0.25, 0], np.float32)
+READ = (
+    Finding("nodule", Presence.PRESENT, 0.9, 0.5, "right", "upper", maps=(MAP,)),
+    Finding("effusion", Presence.ABSENT, 0.02, 0.4, maps=(MAP[::-1],)),
+)
 FINDINGS = "The heart is of normal size. There is a nodule of 1.5 cm in the right upper zone, café."
 IMPRESSION = "1. Nodule on the right. 2. No effusion."
 
@@ -71,7 +77,8 @@ def draft(parts: list[str]) -> Draft:
         decoding={"beams": 1, "seed": 7},
         finished=True,
         closed=("findings",),
-        read=(Fact("effusion", "left", "lower"),),
+        read=READ,
+        ratio=0.47,
     )
 
 
@@ -271,23 +278,74 @@ def test_a_draft_as_json_has_the_documented_keys():
         "finished",
         "closed",
         "read",
+        "not_assessed",
+        "cardiothoracic_ratio",
         "warnings",
         "timings",
         "model",
         "decoding",
         "seed",
     }
-    assert (data["schema"], data["schema"], data["notice"]) == ("emrrg.draft/1", SCHEMA, DISCLAIMER)
+    assert (data["schema"], data["schema"], data["notice"]) == ("emrrg.draft/2", SCHEMA, DISCLAIMER)
     keys = {"name", "format", "sha256", "height", "width", "spacing", "view", "steps", "overridden"}
     assert set(data["films"][0]) == keys
     assert data["films"][0]["steps"] == ["read", "scaled"]
-    assert set(data["sentences"][0]) == {"text", "section", "start", "end", "confidence", "gates", "map", "maps"}
+    keys = {"text", "section", "start", "end", "confidence", "gates", "findings", "map", "maps"}
+    assert set(data["sentences"][0]) == keys
     assert data["sentences"][0]["gates"].keys() == {"0", "5"}
     assert set(data["tokens"][0]) == {"text", "log_prob", "gates", "forced"}
     assert "".join(token["text"] for token in data["tokens"]) == compose(FINDINGS, IMPRESSION)
     assert (data["finished"], data["closed"], data["tokens"][0]["forced"]) == (True, ["findings"], False)
     assert (data["findings"], data["impression"], data["seed"]) == (FINDINGS, IMPRESSION, 7)
-    assert data["read"] == [{"name": "effusion", "side": "left", "third": "lower"}]
+    assert data["cardiothoracic_ratio"] == 0.47
+
+
+def test_a_draft_as_json_says_of_every_finding_what_was_read_and_where():
+    data = json.loads(json.dumps(draft([compose(FINDINGS, IMPRESSION)]).to_dict(), allow_nan=False))
+    nodule, effusion = data["read"]
+    assert nodule == {
+        "name": "nodule",
+        "label": "Lung Lesion",
+        "presence": "present",
+        "probability": 0.9,
+        "threshold": 0.5,
+        "side": "right",
+        "zone": "upper",
+        "severity": "",
+        "pneumonia": False,
+        "maps": [[[0.5, 0.25], [0.25, 0.0]]],
+    }
+    assert (effusion["presence"], effusion["maps"]) == ("absent", [[[0.0, 0.25], [0.25, 0.5]]])
+    heart, nodule, *_, none = data["sentences"]
+    assert nodule["findings"] == [{"name": "nodule", "probability": 0.9, "threshold": 0.5}]
+    assert none["findings"] == [{"name": "effusion", "probability": 0.02, "threshold": 0.4}]
+    assert heart["findings"] == []  # spoken of, but not assessed
+    assert {"Cardiomegaly", "Fracture", "Support Devices"} <= set(data["not_assessed"])
+    assert not {"Lung Lesion", "Pleural Effusion", "No Finding", "Pneumonia"} & set(data["not_assessed"])
+
+
+def test_a_draft_of_a_checkpoint_that_reads_nothing_says_so():
+    made = dataclasses.replace(draft([compose(FINDINGS, IMPRESSION)]), read=None, ratio=None)
+    data = made.to_dict()
+    assert (data["read"], data["cardiothoracic_ratio"]) == (None, None)
+    assert all(sentence["findings"] == [] for sentence in data["sentences"])
+    assert made.finding("nodule") is None
+    assert Draft.load(*made.dump()).read is None
+
+
+@pytest.mark.parametrize(
+    ("sentence", "names"),
+    [
+        ("There is a nodule in the left lung.", ("nodule",)),
+        ("No pleural effusion or pneumothorax.", ("effusion", "pneumothorax")),
+        ("Pneumonia is possible.", ("opacity",)),
+        ("No acute disease.", ("abnormal",)),
+        ("Comparison is not available.", ()),
+    ],
+)
+def test_a_sentence_knows_the_findings_that_it_states_or_denies(sentence, names):
+    assert findings_of(sentence) == names
+    assert sections(writing([compose(sentence, "")]))[2][0].findings == names
 
 
 def test_maps_stand_with_their_sentences_the_first_film_first():
@@ -314,7 +372,8 @@ def test_a_kept_draft_comes_back_with_everything_behind_it():
     for field in dataclasses.fields(Draft):
         if field.name != "tokens":
             assert getattr(back, field.name) == getattr(made, field.name), field.name
-    assert back.to_dict() == made.to_dict()
+    assert back.to_dict() == made.to_dict()  # these maps are exact in float16
+    assert [f.maps[0].dtype for f in back.read] == [np.float32] * 2
     for ours, theirs in zip(back.tokens, made.tokens, strict=True):
         assert {n: v for n, v in vars(ours).items() if n != "attention"} == {
             n: v for n, v in vars(theirs).items() if n != "attention"
@@ -327,13 +386,30 @@ def test_the_maps_of_a_kept_draft_are_the_same_to_the_eye():
     weights = random.dirichlet(np.full(197, 0.5), size=(12, 2))[..., :196].astype(np.float32)
     made = draft(["word "] * 12)
     tokens = tuple(dataclasses.replace(t, attention=w) for t, w in zip(made.tokens, weights, strict=True))
-    made = dataclasses.replace(made, tokens=tokens, grid=14)
+    made = dataclasses.replace(made, tokens=tokens, grid=14, read=())
     back = Draft.load(*made.dump())
     assert back.tokens[0].attention.dtype == np.float32
     for ours, theirs in zip(back.tokens, made.tokens, strict=True):
         np.testing.assert_allclose(ours.attention, theirs.attention, rtol=1e-3, atol=1e-7)
     ours, theirs = heat_map(back, 0, (0, 12)), heat_map(made, 0, (0, 12))
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-3 * theirs.max())
+
+
+def test_the_findings_maps_of_a_kept_draft_are_the_same_to_the_eye_in_every_film():
+    maps = tuple(np.random.default_rng(1).dirichlet(np.full(196, 0.2), 3).astype(np.float32))
+    read = tuple(dataclasses.replace(finding, maps=maps[i:] + maps[:i]) for i, finding in enumerate(READ))
+    back = Draft.load(*dataclasses.replace(draft(["A."]), read=read, grid=14).dump())
+    for ours, theirs in zip(back.read, read, strict=True):
+        np.testing.assert_allclose(ours.maps, theirs.maps, rtol=1e-3, atol=1e-7)
+
+
+def test_a_draft_that_an_earlier_version_kept_is_refused_in_words():
+    """It had facts, and no findings with probabilities and maps."""
+    record, numbers = draft(["Findings: Clear."]).dump()
+    with pytest.raises(
+        EmrrgError, match=r"its form is emrrg\.kept-draft/1, not emrrg\.kept-draft/2.*draft the report anew"
+    ):
+        Draft.load(record | {"schema": "emrrg.kept-draft/1"}, numbers)
 
 
 @pytest.mark.parametrize("parts", [[], ["Findings:"]])
@@ -351,6 +427,8 @@ def test_a_draft_without_words_can_be_kept(parts):
         lambda record, numbers: ({k: v for k, v in record.items() if k != "films"}, numbers),
         lambda record, numbers: (record | {"tokens": record["tokens"][1:]}, numbers),
         lambda record, numbers: (record | {"colour": 1}, numbers),
+        lambda record, numbers: (record | {"read": record["read"][1:]}, numbers),
+        lambda record, numbers: (record | {"read": [row | {"presence": "maybe"} for row in record["read"]]}, numbers),
         lambda record, numbers: (record, numbers[:-40]),
         lambda record, numbers: (record, b"no npz"),
         lambda record, numbers: (record, b""),

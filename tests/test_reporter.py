@@ -13,9 +13,14 @@ import torch
 
 from emrrg_core import DecodeConfig, Film, FilmError, Reporter, gate_figure, heat_map
 from emrrg_core import checkpoint as checkpoints
+from emrrg_core.decode import Token, Writing
 from emrrg_core.errors import CheckpointError, ConfigError, EmrrgError, LanguageModelError
 from emrrg_core.evidence import masked
 from emrrg_core.films import model_input
+from emrrg_core.finding_tokens import NAMES, Finding, Presence, ratios_of
+from emrrg_core.findings import LABELS
+from emrrg_core.report import compose, sections
+from emrrg_core.reporter import differences
 from tests.phantom import make_phantom
 from tests.rounding import additions, rounding
 
@@ -195,8 +200,174 @@ def test_a_checkpoint_beside_other_language_weights_says_so_in_every_draft(check
     assert not any("other weights" in warning for warning in unsaid)
 
 
-def test_a_draft_records_the_contrast_that_it_was_written_with(reporter, films):
-    assert reporter.draft(films[:1], SHORT).decoding["contrast"] == 0.0
+# ------------------------------------------------------------------------------------------------------ what was read
+
+
+@pytest.fixture(scope="module")
+def reader(reading_checkpoint) -> Reporter:
+    """Of a checkpoint that reads findings, as the one that comes with EMRRG."""
+    return Reporter.load(reading_checkpoint, download=False)
+
+
+def test_a_draft_carries_what_was_read_with_a_map_of_every_film(reader, films):
+    draft = reader.draft(films, SHORT)
+    assert [f.name for f in draft.read] == [name for name in NAMES if name != "fracture"]
+    assert draft.not_assessed == ("Fracture", "Support Devices")
+    assert len({f.presence for f in draft.read}) > 1
+    for finding in draft.read:
+        one, two = finding.maps
+        assert one.shape == two.shape == (16,)
+        assert (one.sum(), two.sum()) == pytest.approx((1, 1), abs=1e-5)
+        assert not np.array_equal(one, two)
+    assert json.dumps(draft.to_dict(), allow_nan=False)
+    assert all(t.attention.shape == (2, 16 + len(NAMES)) for t in draft.tokens)
+
+
+def test_what_is_read_of_a_study_is_what_its_views_say_on_average(reader, films):
+    model = reader._model
+    with torch.inference_mode():
+        seen = model.see(torch.from_numpy(np.stack([model_input(film, 64) for film in films]))[:, None])
+        p = model.calibration.probabilities(seen.logits.mean(0, keepdim=True), ratios_of(seen.study()))[0].tolist()
+    draft = reader.draft(films, SHORT)
+    most = rounding(1, additions(model.visual_encoder, model.disease))
+    for finding in draft.read:
+        expected = p[LABELS.index(finding.label)]
+        expected = 1 - expected if finding.name == "abnormal" else expected
+        assert finding.probability == pytest.approx(expected, abs=most)
+    alone = reader.draft(films[:1], SHORT)
+    assert [f.probability for f in alone.read] != [f.probability for f in draft.read]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_every_film_goes_through_the_tower_once_a_draft(reader, films, count):
+    seen = []
+    hook = reader._model.visual_encoder.layers[0].register_forward_hook(lambda _m, args, _o: seen.append(len(args[0])))
+    reader.draft(films[:count], SHORT)
+    hook.remove()
+    assert sum(seen) == count
+
+
+def test_a_sentence_says_what_it_speaks_of(reading_checkpoint, films):
+    reader = Reporter.load(reading_checkpoint, download=False)
+    model = reader._model
+    script = iter(model.tokenizer.encode("Findings: No effusion. No fracture.", add_special_tokens=False))
+    model.llm.lm_head.register_forward_hook(
+        lambda _m, _i, logits: (
+            logits.index_fill(1, torch.tensor([token]), 99.0) if (token := next(script, None)) else None
+        )
+    )
+    draft = reader.draft(films[:1], replace(SHORT, max_new_tokens=30))
+    assert [s.findings for s in draft.sentences[:2]] == [("effusion",), ("fracture",)]
+    effusion = draft.finding("effusion")
+    rows = draft.to_dict()["sentences"]
+    assert rows[0]["findings"] == [
+        {"name": "effusion", "probability": effusion.probability, "threshold": effusion.threshold}
+    ]
+    assert rows[1]["findings"] == []
+    assert "Denied by the draft, but not ruled out by what was read: Fracture." in draft.warnings
+
+
+def test_queries_and_finding_tokens_are_parts_of_their_own_and_words_teach_only_the_tokens(reader):
+    counts = reader.parameters()
+    assert {"queries", "finding tokens"} <= counts.all.keys()
+    assert "finding tokens" in counts.trainable
+    assert "queries" not in counts.trainable
+
+
+def test_a_draft_of_a_model_that_reads_nothing_has_no_findings_and_warns_of_none(reporter, films):
+    draft = reporter.draft(films[:1], SHORT)
+    assert (draft.read, draft.ratio) == (None, None)
+    assert "read in the film" not in " ".join(draft.warnings).lower()
+
+
+PRESENT, OPEN, ABSENT = Presence.PRESENT, Presence.OPEN, Presence.ABSENT
+
+
+def finding(name: str, presence: Presence = PRESENT, side: str = "", **more) -> Finding:
+    return Finding(name, presence, 0.7, 0.5, side, **more)
+
+
+def differ(text: str, *read: Finding) -> list[str]:
+    """What is said of a draft of this text about a film in which this was read."""
+    token = Token(0, compose(text, ""), -0.1, (0.1,), np.zeros((1, 4), np.float32))
+    return differences(read, sections(Writing((token,), True, -0.1))[2])
+
+
+def test_what_was_read_and_is_not_stated_is_said():
+    nodule = finding("nodule", side="left", zone="upper")
+    expected = ["Read in the film, but not stated by the draft: nodule or mass, left upper lung."]
+    assert differ("The heart is normal.", nodule, finding("heart", ABSENT)) == expected
+    assert differ("There is a nodule in the left upper lung.", nodule) == []
+    # any abnormality is stated by whatever is stated
+    assert differ("There is a nodule.", finding("abnormal"), nodule) == []
+
+
+def test_what_is_stated_and_was_not_read_is_said():
+    expected = ["Stated by the draft, but not read in the film: Pleural Effusion."]
+    for presence in (OPEN, ABSENT):
+        assert differ("There is a left pleural effusion.", finding("effusion", presence)) == expected
+    assert differ("There is a left pleural effusion.") == expected  # nor is it assessed
+    assert differ("There is a left pleural effusion.", finding("effusion")) == []
+
+
+@pytest.mark.parametrize("read", [(finding("effusion", OPEN),), ()], ids=["open", "not assessed"])
+def test_what_is_denied_although_it_was_not_ruled_out_is_said(read):
+    expected = ["Denied by the draft, but not ruled out by what was read: Pleural Effusion."]
+    assert differ("No pleural effusion.", *read) == expected
+    assert differ("No pleural effusion.", finding("effusion", ABSENT)) == []
+
+
+def test_what_is_denied_although_it_was_read_is_said_twice_over():
+    said = differ("No pleural effusion.", finding("effusion"))
+    assert [s.split(":")[0] for s in said] == [
+        "Read in the film, but not stated by the draft",
+        "Denied by the draft, but not ruled out by what was read",
+    ]
+
+
+def test_another_side_than_was_read_is_said():
+    left = finding("effusion", side="left")
+    assert differ("There is a right pleural effusion.", left) == [
+        "Read in the film: pleural effusion, left. The draft names another side."
+    ]
+    assert differ("There is a pleural effusion.", left) == []
+
+
+def test_a_pneumonia_may_be_named_where_an_opacity_may_be_one():
+    expected = ["Stated by the draft, but not read in the film: Pneumonia."]
+    text = "There is an opacity, which may be pneumonia."
+    assert differ(text, finding("opacity")) == expected
+    assert differ(text, finding("opacity", pneumonia=True)) == []
+    assert differ("Findings may represent pneumonia.", finding("opacity", pneumonia=True)) == []
+
+
+def test_an_enlarged_heart_on_an_ap_film_is_said_to_be_overestimated(reading_checkpoint, films):
+    reader = Reporter.load(reading_checkpoint, download=False)
+    model, heart = reader._model, LABELS.index("Cardiomegaly")
+    model.lungs.forward = lambda patches, fine: drawn_lungs(len(patches))
+    model.calibration.curve[heart] = torch.tensor([0.0, 0.0, 3.0])  # there is one in every film
+    ap = replace(films[0], view="AP")
+    assert "overestimates" in " ".join(reader.draft([ap], SHORT).warnings)
+    assert "overestimates" not in " ".join(reader.draft(films[1:], SHORT).warnings)  # a PA film
+    model.calibration.curve[heart, 2] = -3.0
+    assert "overestimates" not in " ".join(reader.draft([ap], SHORT).warnings)
+
+
+def drawn_lungs(films: int) -> torch.Tensor:
+    """Logits (films, 2, 16, 16) of two lungs between which a heart of half the chest's width lies."""
+    lungs = torch.full((films, 2, 16, 16), -9.0)
+    lungs[:, 0, 2:14, 2:5] = 9.0
+    lungs[:, 1, 2:14, 11:14] = 9.0
+    return lungs
+
+
+def test_the_ratio_of_a_draft_is_that_of_its_first_frontal_film(reading_checkpoint, films):
+    reader = Reporter.load(reading_checkpoint, download=False)
+    reader._model.lungs.forward = lambda patches, fine: drawn_lungs(len(patches))
+    assert reader.draft(films, SHORT).ratio == pytest.approx(0.5)
+    lateral = [replace(film, view="LATERAL") for film in films]
+    assert reader.draft([lateral[0], films[1]], SHORT).ratio == pytest.approx(0.5)
+    assert reader.draft(lateral, SHORT).ratio is None
 
 
 # ------------------------------------------------------------------------------------------------ did the film matter?
@@ -215,6 +386,9 @@ class OnePatch(torch.nn.Module):
         uneven = images[:, 0, 16:32, 32:48].diff(n=2, dim=-1).abs().mean((1, 2)) > 0.15
         direction = torch.randn(17, 16, generator=torch.Generator().manual_seed(1))
         return (uneven * self.sees)[:, None, None] * direction
+
+    def with_fine(self, images: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return self(images), None
 
 
 @pytest.fixture(params=[True, False], ids=["one patch decides", "the film is ignored"])
@@ -260,27 +434,64 @@ def test_a_text_is_told_from_one_that_ignores_its_film(rigged, films):
         assert "barely depends on its film" in found.verdict
 
 
-def read_alone(reporter, images: np.ndarray, draft, first: int, last: int) -> float:
-    """Log-probability of draft.tokens[first:last] under views (w, 3, s, s), read in the plainest way."""
+def read_alone(reporter, images: np.ndarray, draft, first: int, last: int, prompt: np.ndarray | None = None) -> float:
+    """Log-probability of draft.tokens[first:last] under views (w, 3, s, s), read in the plainest way. prompt: the views that stand there."""
     model = reporter._model
     with torch.inference_mode():
-        visual = model.encode(torch.from_numpy(images)[None])
-        return float(model.log_probs(visual, torch.tensor([[t.id for t in draft.tokens]]))[0, first:last].sum())
+        film = model.encode(torch.from_numpy(images)[None])
+        if prompt is not None:
+            film = replace(film, in_prompt=model.encode(torch.from_numpy(prompt)[None]).in_prompt)
+        return float(model.log_probs(film, torch.tensor([[t.id for t in draft.tokens]]))[0, first:last].sum())
 
 
+@pytest.mark.parametrize("findings", [False, True])
 @pytest.mark.parametrize("count", [1, 2])
-def test_every_view_is_masked_at_the_same_patches_and_the_same_words_are_read_again(reporter, films, count):
-    films = films[:count]
+def test_every_view_is_masked_at_the_same_patches_and_the_same_words_are_read_again(
+    reporter, reader, films, count, findings
+):
+    """What is hidden is hidden from the hybrid layers, and what is read of the film is read again; the prompt stays."""
+    films, reporter = films[:count], reader if findings else reporter
     draft = reporter.draft(films, SHORT)
     first, last = draft.sentences[0].tokens
     found = reporter.why(films, draft, 0)
     region = np.isin(np.arange(16), found.patches)
     images = np.stack([model_input(film, 64) for film in films])
-    own, without = (read_alone(reporter, seen, draft, first, last) for seen in (images, masked(images, region)))
+    hidden = masked(images, region)
+    own, without = (read_alone(reporter, seen, draft, first, last, prompt=images) for seen in (images, hidden))
     assert found.log_prob == pytest.approx(own, abs=1e-3)
     assert found.log_prob == pytest.approx(sum(t.log_prob for t in draft.tokens[first:last]), abs=1e-3)
     assert found.drop == pytest.approx(own - without, abs=1e-3)
+    assert found.whole == pytest.approx(own - read_alone(reporter, hidden, draft, first, last), abs=1e-3)
+    assert (found.whole == found.drop) == findings  # there the prompt holds no film
     assert np.ptp(found.random) > 0
+
+
+def test_why_tells_what_becomes_of_the_finding_that_the_sentence_speaks_of(reader, films):
+    draft = reader.draft(films[:1], SHORT)
+
+    def about(*names: str):
+        sentence = replace(draft.sentences[0], findings=names)
+        return reader.why(films[:1], replace(draft, sentences=(sentence,)), 0, regions=8)
+
+    found = about("fracture", "heart")  # the first that is assessed
+    assert found.finding == "heart"
+    assert found.probability == pytest.approx(draft.finding("heart").probability, abs=1e-5)
+    region = np.isin(np.arange(16), found.patches)
+    with torch.inference_mode():
+        film = reader._model.encode(torch.from_numpy(masked(model_input(films[0], 64), region))[None, None])
+    (hidden,) = (f.probability for f in film.findings[0] if f.name == "heart")
+    assert found.hidden == pytest.approx(hidden, abs=1e-5)
+    assert found.hidden != found.probability != found.elsewhere
+    assert "The probability of enlarged heart goes from" in found.verdict
+    for none in (about("fracture"), about()):
+        assert (none.finding, none.probability, none.hidden, none.elsewhere) == (None, None, None, None)
+        assert none.drop == found.drop
+
+
+def test_a_draft_of_a_model_that_reads_findings_can_be_asked_whether_it_looks(reader, films):
+    found = reader.looking(films, reader.draft(films, SHORT))
+    assert min(map(abs, (found.blank, found.noise, found.swapped))) > 1e-4
+    assert found.gate > 0
 
 
 def test_the_order_in_which_the_views_are_given_back_does_not_matter(reporter, films):
@@ -294,20 +505,6 @@ def test_a_seed_repeats_the_tests_and_another_takes_other_places(reporter, films
     for ask in (partial(reporter.why, sentence=0, regions=8), reporter.looking):
         one, again, other = (ask(films[:1], draft, seed=seed) for seed in (3, 3, 4))
         assert one == again != other
-
-
-def test_a_contrasted_draft_is_read_again_without_contrast(checkpoint, films):
-    reporter = Reporter.load(checkpoint, download=False)
-    model = reporter._model
-    model.config = replace(model.config, contrast=2.0)
-    with torch.no_grad():
-        average = torch.stack([model.encode(torch.from_numpy(model_input(film, 64))[None, None])[0] for film in films])
-    model.register_buffer("average_film", average.mean(0))
-    draft = reporter.draft(films[:1], SHORT)
-    assert draft.decoding["contrast"] == 2.0
-    first, last = draft.sentences[0].tokens
-    found = reporter.why(films[:1], draft, 0)
-    assert found.log_prob == pytest.approx(sum(t.log_prob for t in draft.tokens[first:last]), abs=1e-3)
 
 
 def test_tokens_that_the_model_did_not_choose_do_not_count(reporter, films):

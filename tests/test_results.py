@@ -2,12 +2,13 @@
 
 import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
 from emrrg_core.errors import ConfigError
 from train.ablation import COMPARED, best, read_results
-from train.results import MARKS, cell, insert, main, page, summary
+from train.results import MARKS, cell, finding_table, in_words, insert, main, page, reliability, summary, table, tables
 
 ROOT = Path(__file__).resolve().parent.parent
 CARD = json.loads((ROOT / "docs/results/small.json").read_text())
@@ -29,6 +30,11 @@ def test_every_row_of_the_ablation_was_run_and_the_best_four_three_times():
     assert sorted(first) == sorted(COMPARED)
     for row in best(results, COMPARED, 0):
         assert {seed for name, seed in results if name == row} == {0, 1, 2}
+
+
+def test_the_reliability_diagram_is_drawn_from_the_card():
+    if "reliability" in CARD:  # cards of before had no calibrated probabilities
+        assert (ROOT / "docs/reliability.svg").read_text() == reliability(CARD)
 
 
 @pytest.mark.parametrize("name", ["README.md", "MODEL_CARD.md"])
@@ -55,3 +61,128 @@ def test_what_was_not_scored_is_never_a_number():
     assert cell(None) == cell({"value": None, "n": 0}) == "–"
     assert cell({"value": None, "n": 3, "reason": "no weights"}) == "not computed"
     assert cell({"value": 0.125, "low": 0.0, "high": 0.25, "n": 8}) == "0.12 [0.00, 0.25] (n 8)"
+
+
+# ------------------------------------------------------------------------------------------------------- a card of our own
+
+
+def score(value: float | None, n: int = 60) -> dict:
+    return {"value": value, "low": value, "high": value, "n": n}
+
+
+def change(kept: float, other: float, accuracy: float = 0.9) -> dict:
+    return {"labels_kept": score(kept), "labels_of_other": score(other), "normal_balanced_accuracy": score(accuracy),
+            "flips": score(1 - kept), "nats": score(0.5)}  # fmt: skip
+
+
+PATHS = {"own": change(1, 0.1), "gates_zero": change(0.4, 0.4, 0.5), "hybrid_other": change(0.05, 0.97), "prompt_other": change(1, 0.1),
+         "patches_other": change(0.98, 0.12), "findings_other": change(0.06, 0.96), "findings_withheld": change(0.3, 0.3, 0.6)}  # fmt: skip
+_NOTHING = score(None, 0)
+
+
+def finding(assessed: bool, value: float | None) -> dict:
+    names = (
+        "area",
+        "calibration_error",
+        "negative_predictive_value",
+        "denied_wrongly",
+        "stated_of_positive",
+        "stated_of_negative",
+    )
+    names_of_limits = ("threshold", "threshold_alone", "denied_below")
+    limits = dict(zip(names_of_limits, (0.4, 0.8, 0.0) if assessed else (None,) * 3, strict=True))
+    return {"label": "x", "assessed": assessed, "positive": 7, **limits, **{name: score(value) for name in names}}
+
+
+OURS = {
+    "checkpoint_sha256": "0123456789abcdef",
+    "command": "python -m train.evaluate --checkpoint runs/small --films FILMS.jsonl MORE.jsonl",
+    "precision": "float32",
+    "decoding": "greedy",
+    "seconds": 7.0,
+    "more": ["MORE.jsonl"],
+    "paths": PATHS,
+    "scores": {
+        "ours": {"normal_balanced_accuracy": score(0.81), "label_micro_f1": score(0.82), "pointing": _NOTHING},
+        "few": {"normal_balanced_accuracy": score(0.7, 9), "label_micro_f1": score(0.6, 9), "pointing": score(0.33, 3)},
+        "overall": {"normal_balanced_accuracy": score(0.83), "label_micro_f1": score(0.84), "map_correlation": score(0.37), "pointing": score(0.74),
+                    "calibration_error": score(0.043)},
+        "simulated": {"found": score(0.61), "false_alarms": score(0.02), "false_alarms_nodule": score(0.01)},
+    },
+    "findings": {"abnormal": finding(True, 0.93), "nodule": finding(True, 0.88), "fracture": finding(False, None)},
+    "areas": {"nodule": {"ours": score(0.87)}, "effusion": {"more": score(0.76)}},
+    "effusions": {"more": {"area": score(0.76), "stated_of_effusion": score(0.52), "stated_of_normal": score(0.04)}},
+    "radiologists": {"AP": {"normal_balanced_accuracy": score(0.79, 18), "opacity_area": score(0.71, 18)}},
+    "reliability": [
+        {"low": k / 10, "high": k / 10 + 0.1, "n": n, "mean_probability": p, "frequency": often}
+        for k, n, p, often in ((0, 0, None, None), (1, 5, 0.15, 0.2), (8, 5, 0.84, 0.8))
+    ],
+}  # fmt: skip
+
+
+def test_a_page_and_a_summary_begin_with_what_carries_a_draft():
+    said = in_words(PATHS)
+    for text in (tables(OURS), summary(OURS)):
+        assert text.startswith(said)
+        assert "| every gate shut | 0.40 [0.40, 0.40] (n 60) |" in text
+        assert text.index("| changed |") < text.index("| source |")
+    assert page(OURS).count(said) == 1
+    assert "MORE.jsonl are rows of their own" in page(OURS)
+
+
+def test_the_sentence_about_the_paths_follows_from_their_numbers():
+    said = in_words(PATHS)
+    assert "cannot tell normal from abnormal (balanced accuracy 0.50, 0.90 with the gates open)" in said
+    assert (
+        "0.97 of the drafts take that film's labels (0.10 state the same anyway); with another film in the prompt 1.00 keep their own"
+        in said
+    )
+    assert (
+        "finding tokens of another film 0.96 take its labels, with only its patches 0.12 (0.98 keep their own)" in said
+    )
+    assert "the patches matter little" in said
+    assert "still tell" in in_words(PATHS | {"gates_zero": change(0.9, 0.1, 0.8)})
+    assert "both count" in in_words(PATHS | {"patches_other": change(0.6, 0.4)})
+    assert "the patches decide" in in_words(PATHS | {"patches_other": change(0.05, 0.9)})
+    # of a model without finding tokens
+    assert "finding tokens" not in in_words(
+        {name: PATHS[name] for name in ("own", "gates_zero", "hybrid_other", "prompt_other")}
+    )
+
+
+def test_every_part_of_a_card_is_a_table():
+    text = tables(OURS)
+    for said in (
+        "| overall | 0.74 [0.74, 0.74] (n 60) |",  # pointing
+        "| nodule | 7 | 0.40, 0.80 alone | never | 0.88 [0.88, 0.88] (n 60) |",
+        "| abnormal | 7 | 0.40 | never |",
+        "Not assessed, so neither stated nor denied: fracture.",
+        "| finding | more | ours |",
+        "| effusion | 0.76 [0.76, 0.76] (n 60) | – |",
+        "| AP | 0.79 [0.79, 0.79] (n 18) | – |",
+        "| more | 0.76 [0.76, 0.76] (n 60) | 0.52 [0.52, 0.52] (n 60) | 0.04 [0.04, 0.04] (n 60) |",
+        "| nodule | – | – | – | 0.01 [0.01, 0.01] (n 60) |",
+        "![How often a finding is there, by its probability](reliability.svg)",
+    ):
+        assert said in text, said
+    assert "| few |" in text
+    assert "| few |" not in summary(OURS)  # too few films
+    assert "| fracture |" not in finding_table(OURS)
+
+
+def test_a_row_without_any_score_is_left_out():
+    made = table("source", {"a": {"x": score(0.5)}, "b": {"x": _NOTHING}, "c": {}}, {"x": "X"})
+    assert made == "| source | X |\n|---|---|\n| a | 0.50 [0.50, 0.50] (n 60) |"
+
+
+def test_the_reliability_diagram_has_a_disc_a_bin_at_its_height(tmp_path):
+    path = tmp_path / "card.json"
+    path.write_text(json.dumps(OURS))
+    main([str(path), "--reliability", str(tmp_path / "drawn.svg")])
+    root = ElementTree.fromstring((tmp_path / "drawn.svg").read_text())
+    discs = root.findall("{http://www.w3.org/2000/svg}circle")
+    assert [(float(d.get("cx")), float(d.get("cy"))) for d in discs] == [
+        (60 + 0.15 * 300, 30 + 0.8 * 300),
+        (60 + 0.84 * 300, 30 + 0.2 * 300),
+    ]
+    assert "Calibration error 0.043 (10 probabilities)" in "".join(root.itertext())

@@ -161,8 +161,9 @@ window.fetch = async (...asked) => {
 
 
 @pytest.fixture(scope="module")
-def server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    running = Server(tmp_path_factory.mktemp("server"), Path(os.environ.get("EMRRG_TEST_CHECKPOINT", checkpoint)))
+def server(reading_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    chosen = Path(os.environ.get("EMRRG_TEST_CHECKPOINT", reading_checkpoint))
+    running = Server(tmp_path_factory.mktemp("server"), chosen)
     try:
         yield running
     finally:
@@ -193,6 +194,9 @@ def write(page, findings: str, impression: str) -> None:
 
 def changes(page) -> list[float]:
     return [float(row.get_attribute("data-change")) for row in page.locator("#teach-moved li").all()]
+
+
+MAP = "getComputedStyle(document.querySelector('#teach-films .film-0 .rr-map')).backgroundImage"
 
 
 def test_a_learner_writes_first_and_sees_draft_and_reference_only_after(server: Server) -> None:
@@ -237,6 +241,12 @@ def test_a_learner_writes_first_and_sees_draft_and_reference_only_after(server: 
         page.wait_for_function(
             "getComputedStyle(document.querySelector('#teach-films .film-0 .rr-map')).backgroundImage != 'none'"
         )
+        of_sentence = page.evaluate(MAP)
+        expect(page.locator("#teach-read")).to_contain_text("Not assessed: ")
+        page.locator("#teach-read .rr-find").last.click()
+        expect(page.locator("#teach-caption")).to_contain_text("stated from")
+        page.wait_for_function(f"old => {MAP} != old && {MAP} != 'none'", arg=of_sentence)
+        expect(page.locator("#teach-words [aria-pressed=true]")).to_have_count(0)
 
         page.reload()
         page.get_by_role("tab", name="Teach").click()

@@ -37,7 +37,6 @@ from emrrg_core.report import compose
 from tests.phantom import Phantom
 from train.finetune import pad, tokens_of
 from train.loop import Part, Run, train
-from train.telling import Statement
 
 Loss = Callable[[Part], tuple[torch.Tensor, dict[str, float]]]
 
@@ -63,9 +62,10 @@ def short_report(phantom: Phantom) -> tuple[str, str]:
     return phantom.findings[start:end], phantom.impression
 
 
-def statements(phantom: Phantom) -> tuple[list[Statement], list[Statement]]:
-    """The short report as the training takes it: a statement a sentence, none with a place to look at."""
-    return tuple([Statement(text)] for text in short_report(phantom))
+def statements(phantom: Phantom) -> tuple[list[str], list[str]]:
+    """The short report as the training takes it: the sentences of Findings and Impression, one each."""
+    findings, impression = short_report(phantom)
+    return [findings], [impression]
 
 
 def films(phantoms: Sequence[Phantom], size: int = SIZE) -> np.ndarray:

@@ -7,6 +7,7 @@ train.finetune does it whenever it saves; by itself it is the last step of a che
 """
 
 import argparse
+import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,46 +26,86 @@ from emrrg_core.finding_tokens import NAMES, NEVER, Calibration, ratios_of
 from emrrg_core.findings import LABELS
 from emrrg_core.language import prefers_bfloat16
 from emrrg_core.model import Emrrg
+from emrrg_core.simulate import LABEL_OF, draw
 from train.measures import area_under_curve, balanced_accuracy
-from train.targets import Truth, read_radiologists, truth_of
+from train.targets import Truth, lungs_of, read_radiologists, truth_of
 
-FEWEST = 5  # development films that have a finding, before it is assessed at all
-LEAST_AREA = 0.7  # and how well it must be told from films that do not have it
-ALARMS = 0.01  # share of a source's normal films in which a finding may be read that is not there
+FEWEST = 5  # development films that have a finding, before it is assessed by them
+LEAST = 3  # and before a curve is fitted to them
+MANY = 10  # and before it need not be told almost perfectly
+LEAST_AREA, CLEAR_AREA = 0.7, 0.9  # how well it must be told from films that do not have it, of MANY films and of fewer
+DRAWN_AREA = (
+    0.8  # how well, where too few real films have it, drawn ones must be told from the same films without a drawing
+)
+ALARMS = 0.006  # share of normal films in which a finding may be read that is not there
 ENOUGH = 15  # films of a kind, before a source sets a limit
-RIGHT = 0.95  # of what is denied, at least, on development films
+RIGHT = 0.9  # of what is denied, at least, on development films
 MISSED = 0.15  # of films that have a finding, at most, in which it is denied
-_EVERYWHERE = (
-    "Lung Opacity",
-    "Pneumonia",
-)  # told of the film as a whole; NIH's and radiologists' readings of it differ by film
+AS_GOOD = 0.01  # difference of scores that does not choose between thresholds
+DRAWN = 120  # normal films, at most, on which findings are drawn
 _LOWEST, _HIGHEST = 0.02, 0.995
 
 
-@torch.inference_mode()
-def see_all(model: Emrrg, studies: Sequence[Study], cache: FilmCache, batch: int = 32) -> Seen:
+def see_all(model: Emrrg, studies: Sequence[Study], cache: FilmCache) -> Seen:
     """What the tower sees of the first film of every study, float32 on the CPU; tokens and disease tokens are left empty."""
+    return _see(model, [cache[s] for s in studies])
+
+
+@torch.inference_mode()
+def _see(model: Emrrg, films: Sequence[np.ndarray], batch: int = 32) -> Seen:
     model.eval()
     device = model.llama_proj.weight.device
     rows = []
-    for i in range(0, len(studies), batch):
-        films = torch.from_numpy(normalise(np.stack([cache[s] for s in studies[i : i + batch]]))).unsqueeze(1)
+    for i in range(0, len(films), batch):
+        images = torch.from_numpy(normalise(np.stack(films[i : i + batch]))).unsqueeze(1)
         with torch.autocast(device.type, torch.bfloat16, enabled=prefers_bfloat16(device)):
-            rows.append(model.see(films.to(device)))
+            rows.append(model.see(images.to(device)))
     names = ("logits", "evidence", "share", "lungs", *(() if rows[0].stem is None else ("stem",)))
     whole = {name: torch.cat([getattr(row, name).float().cpu() for row in rows]) for name in names}
-    empty = torch.zeros(len(studies), 0)
+    empty = torch.zeros(len(films), 0)
     return Seen(tokens=empty, disease=empty, bias=rows[0].bias.cpu(), **whole)
 
 
-def fit(calibration: Calibration, seen: Seen, studies: Sequence[Study], truths: Mapping[str, Truth]) -> dict[str, dict]:
-    """Set the calibration by what was seen of these films; returns what was found, by label."""
+def see_drawn(model: Emrrg, seen: Seen, studies: Sequence[Study], cache: FilmCache) -> dict[str, Seen]:
+    """What the tower sees of normal films with a finding drawn on them, and under "" of the same films without, by label.
+
+    seen: of all these films; the lungs in which is drawn are those that the tower sees.
+    """
+    normal = [i for i, s in enumerate(studies) if s.abnormal is False]
+    normal = normal[:: max(1, len(normal) // DRAWN)][:DRAWN]
+    lungs = seen.patch_lungs().numpy()
+    films: dict[str, list[np.ndarray]] = {"": [], **{label: [] for label in LABEL_OF.values()}}
+    for i in normal:
+        mask = lungs_of(lungs[i], cache.size)
+        if mask is None:
+            continue
+        rng, film = np.random.default_rng(i), cache[studies[i]]
+        films[""].append(film.astype(np.float32))
+        for sign, label in LABEL_OF.items():
+            with contextlib.suppress(ValueError):  # a mask that shows too little
+                films[label].append(draw(film, mask, sign, rng)[0])
+    return {label: _see(model, some) for label, some in films.items() if some}
+
+
+def fit(
+    calibration: Calibration,
+    seen: Seen,
+    studies: Sequence[Study],
+    truths: Mapping[str, Truth],
+    drawn: Mapping[str, Seen] | None = None,
+) -> dict[str, dict]:
+    """Set the calibration by what was seen of these films; returns what was found, by label.
+
+    drawn: of `see_drawn`. A finding that too few real films have is assessed where drawn ones are told well; then it is stated only above what
+    all but ALARMS of the normal films reach, and never denied.
+    """
     ratios = ratios_of(seen)
     ratio = np.array([(r if r is not None else 0.5) - 0.5 for r in ratios])
     logits = seen.logits.numpy().astype(float)
     normal = np.array([s.abnormal is False for s in studies])
     source = np.array([s.source for s in studies])
     curve, thresholds, found = calibration.curve.clone(), calibration.thresholds.clone(), {}
+    whole = np.ones(len(studies), bool)  # called abnormal; known once the first label, No Finding, is done
     for i, label in enumerate(LABELS):
         known = np.array([label in truths[s.id].labels for s in studies])
         target = np.array([truths[s.id].labels.get(label, 0.0) for s in studies])
@@ -73,36 +114,62 @@ def fit(calibration: Calibration, seen: Seen, studies: Sequence[Study], truths: 
         row: dict = {"positive": int(has.sum()), "negative": int(lacks.sum()), "assessed": False}
         thresholds[i] = torch.tensor([NEVER, NEVER, 0.0])
         found[label] = row
-        if min(has.sum(), lacks.sum()) < FEWEST:
+        if min(has.sum(), lacks.sum()) < LEAST:
             continue
         with_ratio = label == "Cardiomegaly"
         curve[i] = torch.tensor(logistic(logits[known, i], ratio[known] if with_ratio else None, target[known]))
         p = _probability(curve[i], logits[:, i], ratio)
-        score = 1 - p if label == NO_FINDING else p
-        told = ~true if label == NO_FINDING else true
+        score, told = (1 - p, ~true) if label == NO_FINDING else (p, true)
         row["area"] = area = area_under_curve(told[known], score[known])
-        alone = [np.quantile(score[normal & (source == s)], 1 - ALARMS) for s in set(source) if (normal & (source == s)).sum() >= ENOUGH]  # fmt: skip
+        alone = float(np.quantile(score[normal], 1 - ALARMS)) if normal.sum() >= ENOUGH else NEVER
+        row["drawn_area"] = by_drawn = _drawn_area(drawn or {}, label, i, curve[i])
+        fewer = min(has.sum(), lacks.sum())
+        enough = fewer >= FEWEST and area >= (LEAST_AREA if fewer >= MANY else CLEAR_AREA)
+        denied = 0.0
         if label == NO_FINDING:
             first = second = _best(score[known], _balanced(score, told, known, source))
-        elif area < LEAST_AREA:
-            continue
+            denied = _denial(score[known], told[known], first)
+            whole = score >= first
+        elif enough:
+            # of films that are called abnormal: in the others the second threshold holds
+            called = np.where(whole, score, 0.0)[known]
+            first = _best(called[called > 0], _f1(called, true[known])) if called.any() else NEVER
+            second = max(first, alone)
+            denied = _denial(score[known], told[known], first)
+        elif by_drawn is not None and by_drawn >= DRAWN_AREA:
+            first = second = alone
         else:
-            first = _best(score[known], _f1(score[known], true[known]))
-            second = max([first, *(float(a) for a in alone)])
-        denied = _denial(score[known], told[known], first)
+            continue
         clipped = [min(max(x, _LOWEST), _HIGHEST) for x in (first, second)]
         thresholds[i] = torch.tensor([*clipped, denied])
         row |= {
             "assessed": True,
+            "by": "real films" if enough else "drawn findings",
             "threshold": clipped[0],
             "threshold_alone": clipped[1],
             "denied_below": denied,
             "negative_predictive_value": float((~told[known & (score < denied)]).mean()) if denied else None,
             "denied_of_positive": float((score[known & told] < denied).mean()),
         }
+        if by_drawn is not None and drawn:
+            row["drawn_stated"] = float((_of_drawn(drawn[label], i, curve[i]) >= clipped[1]).mean())
     calibration.curve.copy_(curve)
     calibration.thresholds.copy_(thresholds)
     return found
+
+
+def _of_drawn(seen: Seen, i: int, curve: Tensor) -> np.ndarray:
+    ratio = np.array([(r if r is not None else 0.5) - 0.5 for r in ratios_of(seen)])
+    return _probability(curve, seen.logits[:, i].numpy().astype(float), ratio)
+
+
+def _drawn_area(drawn: Mapping[str, Seen], label: str, i: int, curve: Tensor) -> float | None:
+    """How well drawn findings are told from the same films without one; None for a label that is not drawn."""
+    if label not in drawn or "" not in drawn:
+        return None
+    there, without = _of_drawn(drawn[label], i, curve), _of_drawn(drawn[""], i, curve)
+    truth = np.r_[np.ones(len(there), bool), np.zeros(len(without), bool)]
+    return area_under_curve(truth, np.r_[there, without])
 
 
 def _probability(curve: Tensor, logits: np.ndarray, ratio: np.ndarray) -> np.ndarray:
@@ -131,9 +198,10 @@ def logistic(logits: np.ndarray, ratio: np.ndarray | None, target: np.ndarray) -
 
 
 def _balanced(score: np.ndarray, abnormal: np.ndarray, known: np.ndarray, source: np.ndarray) -> Callable[[float], float]:  # fmt: skip
-    """Balanced accuracy, the mean over sources that have enough normal and abnormal films."""
+    """Balanced accuracy, the mean over sources that have enough normal and abnormal films, and in which they can be told apart."""
     kinds = [known & (source == s) for s in sorted(set(source))]
-    kinds = [k for k in kinds if min((abnormal & k).sum(), (~abnormal & k).sum()) >= ENOUGH] or [known]
+    kinds = [k for k in kinds if min((abnormal & k).sum(), (~abnormal & k).sum()) >= ENOUGH]
+    kinds = [k for k in kinds if area_under_curve(abnormal[k], score[k]) >= LEAST_AREA] or [known]
     return lambda limit: float(np.mean([balanced_accuracy(abnormal[k], score[k] >= limit) for k in kinds]))
 
 
@@ -142,10 +210,11 @@ def _f1(p: np.ndarray, true: np.ndarray) -> Callable[[float], float]:
 
 
 def _best(values: np.ndarray, score: Callable[[float], float]) -> float:
-    """The limit with the highest score; of limits between the same two values the middle one."""
+    """The limit with the highest score: the median of those within AS_GOOD of the highest, for the highest alone follows a film or two."""
     found = np.unique(values)
     between = np.concatenate([found[:1], (found[:-1] + found[1:]) / 2])
-    return float(between[int(np.argmax([score(limit) for limit in between]))])
+    scores = np.array([score(limit) for limit in between])
+    return float(np.median(between[scores >= scores.max() - AS_GOOD]))
 
 
 def _denial(score: np.ndarray, told: np.ndarray, first: float) -> float:
@@ -181,7 +250,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     _, develop = development([s for s in studies if s.split == "train"])
     read = read_radiologists(args.radiologists)
     truths = {s.id: truth_of(s, read.get(s.id)) for s in develop}
-    found = fit(model.calibration, see_all(model, develop, cache), develop, truths)
+    seen = see_all(model, develop, cache)
+    found = fit(model.calibration, seen, develop, truths, see_drawn(model, seen, develop, cache))
     checkpoint.save(model, args.out, language=config["language_model"], training={**config["training"], "calibration": found})  # fmt: skip
     told = {label: name for name, label in NAMES.items()}
     for label, row in found.items():

@@ -54,31 +54,30 @@ def _two(rows: np.ndarray, of: Any) -> float:
 class Table:
     """Everything by film and finding, (n, f), NaN where it is not known or not assessed.
 
-    truth: 1 or 0 by the finding's own label. shows: the same, but a film labelled pneumonia or consolidation shows an opacity: what texts are
-    judged by. probability: as read. said: 1 the draft states it, -1 it denies it, 0 it says nothing of it.
+    truth: 1 or 0 by the finding's label; a film labelled pneumonia or consolidation shows an opacity too. probability: as read. said: 1 the draft
+    states it, -1 it denies it, 0 it says nothing of it.
     """
 
     truth: np.ndarray
-    shows: np.ndarray
     probability: np.ndarray
     said: np.ndarray
 
     def select(self, rows: np.ndarray) -> "Table":
-        return Table(self.truth[rows], self.shows[rows], self.probability[rows], self.said[rows])
+        return Table(self.truth[rows], self.probability[rows], self.said[rows])
 
 
 def tabulate(studies: Sequence[Study], texts: Sequence[str], read: Sequence[Sequence[Finding]]) -> Table:
     """read: of every film; () of a model that reads nothing."""
     n, f = len(studies), len(NAMES)
-    truth, shows, probability = (np.full((n, f), np.nan) for _ in range(3))
+    truth, probability = np.full((n, f), np.nan), np.full((n, f), np.nan)
     said = np.zeros((n, f))
     for i, (study, text) in enumerate(zip(studies, texts, strict=True)):
         status = labels(text)
         for k, (name, label) in enumerate(NAMES.items()):
             value = study.abnormal if name == ABNORMAL else study.labels.get(label)
+            if name != ABNORMAL and any(study.labels.get(other) == 1 for other in CALLED[name]):
+                value = 1
             truth[i, k] = np.nan if value is None else float(value)
-            there = any(study.labels.get(other) == 1 for other in CALLED[name])
-            shows[i, k] = 1.0 if there and name != ABNORMAL else truth[i, k]
             if name == ABNORMAL:
                 said[i, k] = 1 if is_abnormal(text) else -1
             elif any(status[other] in (Status.POSITIVE, Status.UNCERTAIN) for other in CALLED[name]):
@@ -87,7 +86,7 @@ def tabulate(studies: Sequence[Study], texts: Sequence[str], read: Sequence[Sequ
                 said[i, k] = -1
         for finding in read[i] if read else ():
             probability[i, list(NAMES).index(finding.name)] = finding.probability
-    return Table(truth, shows, probability, said)
+    return Table(truth, probability, said)
 
 
 # ------------------------------------------------------------------------------------------------------- calibration
@@ -133,7 +132,7 @@ def calibration_score(probability: np.ndarray, truth: np.ndarray) -> Score:
 def pooled(table: Table) -> dict[str, Score]:
     """Over all findings: calibration_error, and of the findings that films show the share that their drafts deny (denied_wrongly)."""
     each = slice(1, None)  # not the film as a whole
-    there = table.shows[:, each] == 1
+    there = table.truth[:, each] == 1
     wrong = there & (table.said[:, each] < 0)
     return {
         "calibration_error": calibration_score(table.probability, table.truth),
@@ -146,10 +145,10 @@ def findings_table(model: Emrrg, table: Table) -> dict[str, dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
     assessing = bool(model.config.queries.depth)
     for k, (name, label) in enumerate(NAMES.items()):
-        p, truth, shows, said = (column[:, k] for column in (table.probability, table.truth, table.shows, table.said))
+        p, truth, said = (column[:, k] for column in (table.probability, table.truth, table.said))
         assessed = assessing and model.calibration.assessed(name)
         limits = model.calibration.thresholds[LABELS.index(label)].tolist() if assessed else [None] * 3
-        has, lacks = shows == 1, shows == 0
+        has, lacks = truth == 1, truth == 0
         denied = said < 0
         rows[name] = {
             "label": label,

@@ -6,7 +6,7 @@ be denied, in the order of finding_tokens.NAMES. What is open or not assessed is
 
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -135,8 +135,13 @@ def tell(findings: Sequence[Finding], rng: np.random.Generator) -> tuple[list[st
     return said, concluded
 
 
-def made_up(assessed: Sequence[str], rng: np.random.Generator) -> tuple[Finding, ...]:
-    """Findings that nobody read in a film, to be told all the same: so the words are learned from the tokens, not from what goes with what."""
+def made_up(
+    assessed: Sequence[str], rng: np.random.Generator, deniable: Collection[str] | None = None
+) -> tuple[Finding, ...]:
+    """Findings that nobody read in a film, to be told all the same: so the words are learned from the tokens, not from what goes with what.
+
+    deniable: those that may be absent; None: all.
+    """
     names = [name for name in assessed if name != ABNORMAL]
     many = int(rng.choice([0, 1, 2, 3], p=[0.25, 0.4, 0.22, 0.13]))
     there = set(rng.permutation(names)[:many].tolist()) if names else set()
@@ -150,7 +155,9 @@ def made_up(assessed: Sequence[str], rng: np.random.Generator) -> tuple[Finding,
         elif name in there:
             presence = Presence.PRESENT
         else:
-            presence = Presence.OPEN if rng.random() < (0.35 if there or unnamed else 0.15) else Presence.ABSENT
+            clear = deniable is None or name in deniable
+            left_open = rng.random() < (0.5 if there or unnamed else 0.3)
+            presence = Presence.ABSENT if clear and not left_open else Presence.OPEN
         side = zone = severity = ""
         pneumonia = False
         if presence is Presence.PRESENT and name in PLACED_BY:

@@ -150,10 +150,12 @@ def in_words(paths: Mapping[str, Mapping[str, Any]]) -> str:
     shut = of("gates_zero", "normal_balanced_accuracy")
     taken, kept = of("hybrid_other", "labels_of_other"), of("prompt_other", "labels_kept")
     blind = "cannot tell" if shut <= BLIND else "still tell"
+    chance = of("own", "labels_of_other")  # where both films' drafts state the same, anyone's labels are the other's
+    same = f" ({chance:.2f} state the same anyway)" if chance >= 0.005 else ""
     said = [
         f"With every gate shut the drafts {blind} normal from abnormal (balanced accuracy {shut:.2f}, "
         f"{of('own', 'normal_balanced_accuracy'):.2f} with the gates open).",
-        f"With another film in the hybrid layers {taken:.2f} of the drafts take that film's labels; with another film in the prompt {kept:.2f} "
+        f"With another film in the hybrid layers {taken:.2f} of the drafts take that film's labels{same}; with another film in the prompt {kept:.2f} "
         "keep their own.",
     ]
     if "patches_other" in paths:

@@ -77,6 +77,8 @@ def truth_of(study: Study, read: Mapping | None) -> Truth:
         theirs = [(x / width, y / height, w / width, h / height) for x, y, w, h in read["rsna"]["boxes"]]
         if theirs or not opacity:
             boxes = [*(boxes or []), *theirs]
+    if labels.get("Pneumonia") == 1:
+        labels.setdefault("Lung Opacity", 1.0)  # on a film a pneumonia is seen as an opacity
     google = {_GOOGLE[name]: int(value) for name, value in read.get("google", {}).items() if value is not None}
     labels |= {name: float(value) for name, value in google.items()}
     zones = agree = None
@@ -255,7 +257,7 @@ def _thumbnails(films: Sequence[Study], cache: FilmCache) -> np.ndarray:
     for study in films:
         edges = _sharp(cache[study], 24, 4)
         rows.append(edges.ravel() / max(float(np.linalg.norm(edges)), 1e-6))
-    return np.array(rows, np.float32).reshape(len(rows), -1)
+    return np.array(rows, np.float32).reshape(-1, 576)
 
 
 def _sharp(film: np.ndarray, size: int, blur: float) -> np.ndarray:

@@ -287,6 +287,8 @@ def _mean(values: Sequence[bool]) -> float | None:
 
 def drawn_check(eye: nn.Module, examples: Sequence[Example]) -> dict[str, float]:
     """Of drawn findings: the area under the curve against the same films without a drawing, of each sign's own label."""
+    if not examples:
+        return {}
     eye.eval()
     found = {}
     device = next(eye.parameters()).device

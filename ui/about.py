@@ -25,8 +25,9 @@ SOURCES = "What it was trained on"  # the card's section with the data and their
 PARTS = {  # as emrrg_core counts them, in the order from film to draft
     "tower": "Vision Mamba tower",
     "adapters": "Low-rank adapters in the tower",
+    "queries": "Disease queries and lung borders",
     "projector": "Projector",
-    "signs": "Readers and facts",
+    "finding tokens": "Finding tokens",
     "hybrid": "Hybrid layers: keys, values, gates",
     "LLM": "Language model",
     "LLM LoRA": "Low-rank adapters in the language model",
@@ -37,13 +38,28 @@ WHOLES = {  # what a share may be of
     "full fine-tuning": "full fine-tuning, which trains tower and projector",
     "tower": "the tower",
 }
+PATHS = {  # of the results: which way into a draft was changed, the first thing said of a checkpoint
+    "own": "Nothing: its own film",
+    "gates_zero": "Gates set to 0: the hybrid layers add nothing",
+    "hybrid_other": "Hybrid layers see another film",
+    "findings_other": "Finding tokens of another film, own patches",
+    "patches_other": "Patches of another film, own finding tokens",
+    "prompt_other": "Prompt of another film",
+}
+OF_PATHS = {  # what is shown of each
+    "labels_kept": "Drafts that keep their labels",
+    "labels_of_other": "Drafts with the other film’s labels",
+    "normal_balanced_accuracy": "Normal or abnormal, balanced accuracy",
+    "flips": "Normal and abnormal exchanged",
+    "nats": "Nats a token lost",
+}
+LITTLE = 0.9  # of drafts that keep their labels, from which on what was exchanged matters little
 METRICS = {  # of the results: what is shown of each source
     "normal_balanced_accuracy": "Normal or abnormal, balanced accuracy",
     "called_abnormal_of_normal": "Normal films called abnormal",
     "called_abnormal_of_abnormal": "Abnormal films called abnormal",
     "label_micro_f1": "14 labels, micro-F1",
-    "own_image_preferred_all": "Own film preferred to another",
-    "distinct": "Drafts that differ",
+    "label_macro_f1": "14 labels, macro-F1",
 }
 _WAITING = '<p class="rr-quiet" role="status">Measured as soon as the model is loaded…</p>'
 
@@ -107,7 +123,7 @@ def text_of(name: str) -> str | None:
 def counted(counts: "Counts") -> str:
     """The model's parameters by part, trained or frozen, with shares of the whole."""
     total = counts.whole("everything")
-    shown = [part for part in PARTS if part in counts.all]
+    shown = [*(part for part in PARTS if part in counts.all), *(part for part in counts.all if part not in PARTS)]
     rows, bars = [], []
     for part in shown:
         learned, of = counts.trainable.get(part, 0), counts.all[part]
@@ -116,7 +132,7 @@ def counted(counts: "Counts") -> str:
         kind = "rr-learns" if learned else "rr-frozen"
         bars.append(f'<span class="{kind}" style="flex-grow: {share:.4f}"></span>')
         rows.append(
-            f'<tr><th scope="row"><span class="rr-dot {kind}"></span>{html.escape(PARTS[part])}</th>'
+            f'<tr><th scope="row"><span class="rr-dot {kind}"></span>{html.escape(PARTS.get(part, part))}</th>'
             f'<td class="rr-number">{of:,}</td><td class="rr-number">{share:.2f} %</td><td>{state}</td></tr>'
         )
     percents = "".join(
@@ -137,7 +153,10 @@ def counted(counts: "Counts") -> str:
 
 
 def validated(results: str | None, sha256: str, settings: str) -> str:
-    """The validation table, if it belongs to these weights under these settings. results: text of an emrrg.evaluation/1 card."""
+    """What carries the film into the drafts, then the validation table, if they belong to these weights under these settings.
+
+    results: text of an emrrg.evaluation/1 card.
+    """
     if results is None:
         return _missing(RESULTS)
     card = json.loads(results)
@@ -162,19 +181,47 @@ def validated(results: str | None, sha256: str, settings: str) -> str:
     return (
         f"<p>Checkpoint {sha256[:12]}…, {html.escape(card['split'])} split, {html.escape(card['decoding'])}, "
         f"{html.escape(card['precision'])}; below each value its 95 % interval ({html.escape(card['intervals'])}) and the number "
-        "of films.</p>"
+        f"of films.</p>{_paths(card.get('paths'))}"
         '<div class="rr-wide" tabindex="0" role="region" aria-label="Validation, per source"><table>'
         f'<thead><tr><th scope="col">Source</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
-        '<p class="rr-quiet">The words of the drafts are read by EMRRG’s own reader of reports. “Own film preferred” and '
-        "“drafts that differ” show that the words depend on the film, not that they are right. Made with</p>"
+        '<p class="rr-quiet">The words of the drafts are read by EMRRG’s own reader of reports. Made with</p>'
         f"<pre><code>{html.escape(card['command'])}</code></pre>"
     )
 
 
+def _paths(paths: dict[str, Any] | None) -> str:
+    """What becomes of the drafts when one way from the film into them is changed; nothing for results that have not measured it."""
+    measured = {name: paths[name] for name in PATHS if paths.get(name)} if paths else {}
+    if not measured:
+        return ""
+    head = "".join(f'<th scope="col">{html.escape(title)}</th>' for title in OF_PATHS.values())
+    rows = "".join(
+        f'<tr><th scope="row">{html.escape(PATHS[name])}</th>'
+        + "".join(f"<td>{_score(scores.get(metric))}</td>" for metric in OF_PATHS)
+        + "</tr>"
+        for name, scores in measured.items()
+    )
+    kept = (measured.get("patches_other", {}).get("labels_kept") or {}).get("value")
+    little = (
+        f" The patches matter little beside the finding tokens: with another film’s patches {kept:.0%} of the drafts keep their labels."
+        if kept is not None and kept >= LITTLE
+        else ""
+    )
+    return (
+        "<h3>What carries the film into a draft</h3><p>Each draft is written again with one thing changed, another film being one of the "
+        f"other kind, normal or abnormal. What carries the film is what changes the labels.{html.escape(little)}</p>"
+        '<div class="rr-wide rr-paths" tabindex="0" role="region" aria-label="What carries the film into a draft"><table>'
+        f'<thead><tr><th scope="col">Changed</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+        "<h3>What the drafts say</h3>"
+    )
+
+
 def _score(found: dict[str, Any] | None) -> str:
-    if not found or found["value"] is None:
+    if not found or found.get("value") is None:
         return "–"
-    return f"{found['value']:.2f}<small>[{found['low']:.2f}, {found['high']:.2f}] · {found['n']}</small>"
+    ends = [found.get("low"), found.get("high")]
+    between = "" if None in ends else f"[{ends[0]:.2f}, {ends[1]:.2f}] · "
+    return f"{found['value']:.2f}<small>{between}{found['n']}</small>"
 
 
 def _names(names: dict[str, str]) -> str:
@@ -230,13 +277,19 @@ def _drawing(svg: str | None) -> str:
     if svg is None:
         return _missing(DRAWING)
     return (
-        f'<figure class="rr-drawing">{svg}<figcaption><p>The tower reads the film and stays frozen. What it learns in '
-        "fine-tuning are two low-rank updates in every block: LoRA on the whole input projection, and partial LoRA on its "
-        "X half alone, the half that is scanned.</p><p>The prompt holds some of the visual tokens and, in the checkpoint "
-        "that comes with EMRRG, facts: the findings that linear readers of the tower read in the film.</p><p>Some layers of "
-        "the frozen language model are hybrid. There, cross-attention to all visual tokens is weighed by a gate and added "
-        "before the output projection, at the prompt and at every token that is written. A gate of 0 is the plain language "
-        "model.</p><p>Gates and attention are kept for every token; the heat maps are made of them.</p></figcaption></figure>"
+        f'<figure class="rr-drawing">{svg}<figcaption><p>The tower reads each film once: a convolutional stem, then vision Mamba blocks. It '
+        "was taught first, together with the disease queries, and is kept; what it still learns in fine-tuning are two low-rank updates in "
+        "every block: LoRA on the whole input projection, and partial LoRA on its X half alone, the half that is scanned.</p>"
+        "<p>Learned queries, one a finding, read the tower’s tokens. A finding’s logit is the sum over the patches of how much a patch counts "
+        "times what it shows, of what the stem saw there by itself, and a constant. So it is known exactly what each patch gives to it; what "
+        "speaks for the finding is its map. Calibrated on films kept apart from teaching, logits become "
+        "probabilities; by its thresholds a finding is stated, ruled out or left open. What could not be taught well enough is "
+        "not assessed, and neither stated nor denied.</p><p>Every assessed finding becomes one token: what, whether, on which side, in which zone "
+        "and how severe. These tokens and the patches are all that the language model may see of a film, and it sees them in its hybrid "
+        "layers only; the prompt holds text. There, cross-attention is weighed by a gate and added before the output projection, at every "
+        "token that is read or written. A gate of 0 is the language model without a film. The language model is frozen; LoRA teaches it the "
+        "language of reports.</p><p>The map of a sentence goes back along the same path: gate times attention on the patches, and what goes to a "
+        "finding’s token is laid over the patches by that finding’s own map.</p></figcaption></figure>"
     )
 
 

@@ -49,7 +49,6 @@ def endpoints(demo: gr.Blocks, reporter: "Future[Reporter]") -> None:
         max_new_tokens: int = 160,
         length_penalty: float = 1.0,
         repetition_penalty: float = 1.0,
-        contrast: float | None = None,
         seed: int = 0,
         anyway: list[Rule] | None = None,
     ) -> dict[str, Any]:
@@ -59,7 +58,6 @@ def endpoints(demo: gr.Blocks, reporter: "Future[Reporter]") -> None:
             "max_new_tokens": max_new_tokens,
             "length_penalty": length_penalty,
             "repetition_penalty": repetition_penalty,
-            "contrast": contrast,
             "seed": seed,
         }
         decoding = core().DecodeConfig.from_dict(asked)

@@ -83,6 +83,7 @@ class Desk:
         self.session: Session | None = None
         self.looked: Looking | None = None
         self.picked: Selection | None = None  # the sentence or word of the draft that was chosen last
+        self.found: str | None = None  # the finding that was chosen since, by its name
         self.missed: tuple[str, ...] = ()  # hashes of the prior films that a kept report was compared with
         self._burned: dict[tuple[str, str], str | None] = {}
         self.gone = False  # the session was closed elsewhere, or has expired

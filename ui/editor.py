@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from ui.desk import core
-from ui.panels import BANDS, percent, tags_html
+from ui.panels import about_html, band, tags_html
 
 if TYPE_CHECKING:
     from emrrg_core import Difference, Draft, Flag, Line, Report
@@ -115,7 +115,7 @@ def writing(draft: "Draft") -> str:
     parts = []
     for section in SECTIONS:
         rows = "".join(
-            f'<li class="rr-item {_band(s.confidence)}"><div class="rr-item-text">{html.escape(s.text)}</div></li>'
+            f'<li class="rr-item {band(draft, s)[0]}"><div class="rr-item-text">{html.escape(s.text)}</div></li>'
             for s in draft.sentences
             if s.section == section
         )
@@ -158,22 +158,24 @@ def _row(
     name, mark = _CHOICES[choice]
     drafted = draft.sentences[line.drafted] if draft and line.drafted is not None else None
     by_model = drafted is not None and choice != "edited"  # edited words are the reader's, whatever they were before
-    band = _band(drafted.confidence) if drafted and by_model else "rr-own-words"
+    kind, about_it = "rr-own-words", ""
+    if draft and drafted and by_model:
+        kind, about_it = band(draft, drafted)[0], about_html(draft, drafted)
     about = f' data-drafted="{line.drafted}"' if drafted else ""
     words = html.escape(line.text)
     said = f"<del>{words}</del>" if choice == "deleted" else words
     tags = tags_html(flags, line.section, *place) if place else ""
     changed = difference is not None and choice == "edited"
-    sure = f'<span class="rr-measure">model {percent(drafted.confidence)} sure</span>' if drafted and by_model else ""
+    measured = f'<span class="rr-measure">{about_it}</span>' if about_it else ""
     return (
-        f'<li class="rr-item rr-{choice} {band}" data-line="{line.id}"{about} data-text="{words}">'
+        f'<li class="rr-item rr-{choice} {kind}" data-line="{line.id}"{about} data-text="{words}">'
         f'<div class="rr-item-text" role="button" tabindex="0" data-deed="look" data-line="{line.id}">{said}</div>'
         + (
             f'<div class="rr-change" aria-label="Against the draft">{_pieces(difference)}</div>'
             if changed and difference
             else ""
         )
-        + f'<div class="rr-item-tools"><span class="rr-choice"><span aria-hidden="true">{mark}</span> {name}</span>{sure}{tags}'
+        + f'<div class="rr-item-tools"><span class="rr-choice"><span aria-hidden="true">{mark}</span> {name}</span>{measured}{tags}'
         + ("" if closed else _tools(line, choice))
         + "</div></li>"
     )
@@ -236,7 +238,3 @@ def _sign(report: "Report") -> str:
         f'<p class="rr-ends"><button type="button" class="rr-main" data-deed="sign" {"disabled" if asked else ""}>Sign off</button>'
         '<button type="button" data-deed="shut">Go back</button></p></dialog>'
     )
-
-
-def _band(confidence: float) -> str:
-    return next(kind for kind, _, _, least in BANDS if confidence >= least)

@@ -1,12 +1,14 @@
-"""The panels beside a draft: what it states, what contradicts itself, how sure each word is, and whether the film mattered.
+"""The panels beside a draft: what was read in the film, what the draft states, what contradicts itself, and whether the film mattered.
 
 Every function here takes what emrrg_core gives and returns HTML, escaped, for a `gr.HTML`; none knows Gradio or torch, and none
 keeps anything. What is told by a colour is told in words or by a line as well. Looks: panels.css.
 
+    read_html             Draft → every assessed finding with its probability, to be selected (in the browser: PICK_FINDING)
     findings_table_html   findings_table → the 14 labels, what is stated first
     flag_html, tags_html  flags → a list with reasons; the marks behind one sentence
     words_html            Draft → sentences and words to be selected (in the browser: PICK; on the server: `picked`)
-    tokens_html           the probabilities of the tokens of a selection
+    about_html            the probabilities of the findings that a sentence speaks of
+    tokens_html           the probabilities of the words of a selection, token by token
     gates_html            how far each hybrid layer's gate was open for a selection
     why_html              Why → the highlighted place beside random ones
     looking_html          Looking → blank film, noise, another chest
@@ -16,18 +18,20 @@ import html
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from emrrg_core import Draft, Flag, Looking, Row, Sentence, Why
+    from emrrg_core import Draft, Finding, Flag, Looking, Row, Sentence, Why
 
-# class, name, least confidence: the geometric mean of the tokens' probabilities
+# class, name, least probability: of a finding where the sentence states it, of its absence where it denies it
 BANDS = (
-    ("rr-sure", "sure", "80\N{NO-BREAK SPACE}% and more", 0.8),
-    ("rr-less", "less sure", "50 to 80\N{NO-BREAK SPACE}%", 0.5),
-    ("rr-unsure", "unsure", "below 50\N{NO-BREAK SPACE}%", 0.0),
+    ("rr-sure", "probable", "80\N{NO-BREAK SPACE}% and more", 0.8),
+    ("rr-less", "less probable", "50 to 80\N{NO-BREAK SPACE}%", 0.5),
+    ("rr-unsure", "doubtful", "below 50\N{NO-BREAK SPACE}%", 0.0),
 )
+UNKNOWN = ("rr-unknown", "not assessed")  # of a sentence about what no one reads
 _SECTIONS = ("findings", "impression")
 
 # For js_on_load of the gr.HTML that shows words_html: `.select(fn)` then gets a gr.SelectData whose index is what `picked` takes.
@@ -65,6 +69,188 @@ function pick(event) {
 element.addEventListener('keydown', move);
 element.addEventListener('click', pick);
 """
+
+# For the gr.HTML that shows read_html: the gr.SelectData's index is the name of a finding.
+PICK_FINDING = """
+element.addEventListener('click', (event) => {
+    const item = event.target.closest('.rr-find');
+    if (!item || !element.contains(item)) return;
+    for (const other of element.querySelectorAll('.rr-find')) other.setAttribute('aria-pressed', other === item);
+    trigger('select', {index: item.dataset.finding, value: null, selected: true});
+});
+"""
+
+
+# -------------------------------------------------------------------------------------------------- what was read of the film
+
+_PRESENCE = {  # of emrrg_core's Finding: sign, words, class
+    "present": ("+", "stated", "rr-positive"),
+    "open": ("?", "left open", "rr-uncertain"),
+    "absent": ("\N{MINUS SIGN}", "ruled out", "rr-negative"),
+}
+_SIZES = {"effusion": {"mild": "small", "moderate": "moderate", "severe": "large"}}  # severity in the words of a report
+_NOT_READ = {  # CheXpert's label: in plain words, where the label is none
+    "Enlarged Cardiomediastinum": "enlarged mediastinum",
+    "Cardiomegaly": "enlarged heart",
+    "Lung Opacity": "airspace opacity",
+    "Lung Lesion": "nodules and masses",
+    "Pleural Other": "other pleural findings",
+    "Fracture": "fractures",
+    "Support Devices": "devices (tubes, lines, pacemakers)",
+}
+_ENLARGED = 0.5  # cardiothoracic ratio, on a PA film
+
+
+def read_html(draft: "Draft | None", chosen: str | None = None) -> str:
+    """What the tower read in the film before a word was written: every assessed finding with its probability, and what is not assessed.
+
+    chosen: the name of the finding whose map is shown.
+    """
+    if draft is None:
+        return _empty("No draft yet: what was read in the film appears here, each finding with its probability.")
+    if draft.read is None:
+        return _empty("This checkpoint reads no findings: its drafts come without probabilities.")
+    rows = "".join(_read_row(finding, pressed=finding.name == chosen) for finding in draft.read)
+    counts = ", ".join(
+        f"{sum(f.presence.value == value for f in draft.read)} {words}" for value, (_, words, _) in _PRESENCE.items()
+    )
+    heads = "".join(
+        f'<th role="columnheader" scope="col">{name}</th>' for name in ("Finding", "Probability", "Read as", "Where")
+    )
+    return (
+        '<div class="rr-was-read"><table role="table" class="rr-table rr-states rr-readings"><caption>What was read in the film '
+        f"<small>{counts}. What is left open is neither stated nor denied. Select a finding to see its map.</small></caption>"
+        f'<thead role="rowgroup"><tr role="row">{heads}</tr></thead><tbody role="rowgroup">{rows}</tbody></table>'
+        f"{_ratio(draft)}{_not_assessed(draft)}"
+        '<p class="rr-hint">Measured on films kept apart from teaching: of those with 80\N{NO-BREAK SPACE}%, about 80 in 100 had the finding. '
+        "Elsewhere it may be otherwise.</p>"
+        "</div>"
+    )
+
+
+def name_of(finding: "Finding") -> str:
+    """A finding in plain words, without its place."""
+    return str(replace(finding, side="", zone=""))
+
+
+def where_of(finding: "Finding") -> str:
+    """Side, zone and severity in plain words; empty where none is named."""
+    place = str(finding)[len(name_of(finding)) :].removeprefix(", ")
+    size = _SIZES.get(finding.name, {}).get(finding.severity, finding.severity)
+    return ", ".join(part for part in (place, size, "may be pneumonia" if finding.pneumonia else "") if part)
+
+
+def _read_row(finding: "Finding", *, pressed: bool) -> str:
+    sign, words, kind = _PRESENCE[finding.presence.value]
+    share, least = finding.probability, finding.threshold
+    where = html.escape(where_of(finding)) or '<span aria-label="none">–</span>'
+    return (
+        f'<tr role="row" class="{kind}" data-presence="{finding.presence.value}"><th role="rowheader" scope="row">'
+        f'<button type="button" class="rr-find" data-finding="{finding.name}" aria-pressed="{str(pressed).lower()}">'
+        f"{html.escape(name_of(finding))}</button></th>"
+        f'<td role="cell" class="rr-likely" data-probability="{share!r}"><span class="rr-meter" aria-hidden="true">'
+        f'<i style="width:{100 * share:.1f}%"></i><b style="left:{100 * least:.1f}%"></b></span>{_likely(finding)}</td>'
+        f'<td role="cell" class="rr-state"><span aria-hidden="true">{sign}</span> {words}</td>'
+        f'<td role="cell" class="rr-by">{where}</td></tr>'
+    )
+
+
+def _likely(finding: "Finding") -> str:
+    return f"{percent(finding.probability)}, stated from {percent(finding.threshold)}"
+
+
+def _ratio(draft: "Draft") -> str:
+    """The cardiothoracic ratio, with a warning where the film makes the heart look larger than it is."""
+    if draft.ratio is None:
+        return '<p class="rr-ratio"><b>Cardiothoracic ratio:</b> not measured, because two lungs were not seen.</p>'
+    said = (
+        f"<b>Cardiothoracic ratio:</b> {draft.ratio:.2f} <small>(enlarged above {_ENLARGED:.2f} on a PA film)</small>"
+    )
+    views = [film.view or "" for film in draft.films]
+    if any(view.startswith("AP") for view in views):
+        said += '<span class="rr-tag">AP film: overestimates the heart</span>'
+    elif not any(views):
+        said += " The view is not known: on an AP film this overestimates the heart."
+    return f'<p class="rr-ratio">{said}</p>'
+
+
+def _not_assessed(draft: "Draft") -> str:
+    names = ", ".join(_NOT_READ.get(label, label.lower()) for label in draft.not_assessed)
+    said = (
+        f"{names}. A draft that does not name them has not looked for them." if names else "nothing of the 14 labels."
+    )
+    return f'<p class="rr-not-assessed"><b>Not assessed:</b> {html.escape(said)}</p>'
+
+
+def finding_caption(finding: "Finding", *, shown: bool) -> str:
+    """What the map of a finding means. shown: whether there is a film to lay it over."""
+    where = where_of(finding)
+    said = f"<b>{html.escape(name_of(finding))}{f', {html.escape(where)}' if where else ''}</b> · "
+    said += f"{_likely(finding)}: "
+    if not shown:
+        said += "drop the films again to see where: they are not stored."
+    elif finding.presence.value == "present":
+        said += "stated. The brighter a place, the more it speaks for the finding in the sum that its probability is made of."
+    else:
+        state = "ruled out" if finding.presence.value == "absent" else "left open, neither stated nor denied"
+        said += f"{state}. The brighter a place, the more it counted while the finding was looked for."
+    return f'<p role="status">{said}</p>'
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a sentence says of one finding: that it is there, or that it is not."""
+
+    finding: "Finding"
+    stated: bool
+
+    @property
+    def likely(self) -> float:
+        """How probable it is that this is so, 0 to 1."""
+        return self.finding.probability if self.stated else 1 - self.finding.probability
+
+
+def said_of(draft: "Draft", sentence: "Sentence") -> list[Said]:
+    """The assessed findings that a sentence speaks of; where it speaks of none, the film as a whole.
+
+    Empty where all that it speaks of is not assessed, and for a checkpoint that reads nothing.
+    """
+    mentions, abnormal = _mentions(sentence.text)
+    if not mentions and (whole := draft.finding("abnormal")):
+        return [Said(whole, abnormal)]
+    found = []
+    for finding in filter(None, map(draft.finding, sentence.findings)):
+        labels = {finding.label, "Pneumonia"} if finding.name == "opacity" else {finding.label}
+        positive = any(label in labels and status != "negative" for label, status in mentions)
+        # what is read of the film as a whole is that it is abnormal; the label says that it is normal
+        found.append(Said(finding, positive != (finding.name == "abnormal")))
+    return found
+
+
+@lru_cache(maxsize=512)
+def _mentions(text: str) -> tuple[tuple[tuple[str, str], ...], bool]:
+    """Label and status of every mention in a sentence, and whether it states anything abnormal."""
+    import emrrg_core
+
+    read = emrrg_core.read_report(text)
+    return tuple((mention["label"], mention["status"]) for mention in read["mentions"]), emrrg_core.is_abnormal(text)
+
+
+def band(draft: "Draft", sentence: "Sentence") -> tuple[str, str]:
+    """Class and name of a sentence's colour: by the least probable of what it says."""
+    found = said_of(draft, sentence)
+    return _band(min(each.likely for each in found)) if found else UNKNOWN
+
+
+def about_html(draft: "Draft", sentence: "Sentence") -> str:
+    """The findings that a sentence speaks of: "pleural effusion 83 %, stated from 61 %"; "" for a checkpoint that reads nothing."""
+    if draft.read is None:
+        return ""
+    found = [f"{html.escape(name_of(each.finding))} {_likely(each.finding)}" for each in said_of(draft, sentence)]
+    mentioned = dict.fromkeys(label for label, _ in _mentions(sentence.text)[0])
+    found += [f"{html.escape(_NOT_READ.get(label, label.lower()))}: not assessed" for label in mentioned
+              if label in draft.not_assessed]  # fmt: skip
+    return "; ".join(found) or "not assessed"
 
 
 # -------------------------------------------------------------------------------------------------------- what it states
@@ -272,13 +458,15 @@ def picked(draft: "Draft", index: Any) -> Selection | None:
 
 
 def words_html(draft: "Draft | None", selected: Selection | None = None, flags: "Sequence[Flag]" = ()) -> str:
-    """The draft as sentences and words that can be selected, coloured by confidence, with a legend.
+    """The draft as sentences and words that can be selected, each sentence with the probability of what it says, with a legend.
 
     flags: of the draft's own texts. One item is reached by Tab, the others by arrows (PICK); a sentence is selected by the
     number before it, a word by itself.
     """
     if draft is None or not draft.sentences:
-        return _empty("No draft yet: its sentences appear here, coloured by how sure the model was of each word.")
+        return _empty(
+            "No draft yet: its sentences appear here, each with the probability of the finding that it speaks of."
+        )
     legend = "".join(f'<li class="{kind}">{name} <small>{least}</small></li>' for kind, name, least, _ in BANDS)
     parts = []
     for section in _SECTIONS:
@@ -294,17 +482,12 @@ def words_html(draft: "Draft | None", selected: Selection | None = None, flags: 
             )
     return (
         '<div class="rr-words"><p class="rr-hint">Select a number for its sentence, or a word, to see where the model looked.</p>'
-        f'{_read(draft)}<div role="toolbar" aria-label="The draft: sentences and words to select">{"".join(parts)}</div>'
-        f'<ul class="rr-bands" aria-label="Colours: how sure the model was">{legend}</ul></div>'
+        f'<div role="toolbar" aria-label="The draft: sentences and words to select">{"".join(parts)}</div>'
+        f'<ul class="rr-bands" aria-label="Colours: {_LEGEND}">{legend}</ul><p class="rr-hint">Colours: {_LEGEND}.</p></div>'
     )
 
 
-def _read(draft: "Draft") -> str:
-    """What the tower read in the film before a word was written: what the draft was to state."""
-    if draft.read is None:
-        return ""
-    found = "; ".join(html.escape(str(fact)) for fact in draft.read) or "nothing abnormal above its limits"
-    return f'<p class="rr-read"><b>Read in the film:</b> {found}.</p>'
+_LEGEND = "how probable what a sentence says is, measured on films kept apart"
 
 
 def _sentence(draft: "Draft", number: int, selected: Selection | None, flags: "Sequence[Flag]") -> str:
@@ -319,27 +502,26 @@ def _sentence(draft: "Draft", number: int, selected: Selection | None, flags: "S
             f'tabindex="{0 if here == (at or (0, None)) else -1}" {label}>{text}</button>'
         )
 
-    kind, name = _band(sentence.confidence)
-    sure = percent(sentence.confidence)
-    label = f'aria-label="{number + 1} {sure}, {name}: {html.escape(sentence.text)}"'
-    pieces = [item(None, *sentence.tokens, f"rr-head {kind}", label, f"{number + 1} <small>{sure}</small>")]
+    kind, name = band(draft, sentence)
+    about = about_html(draft, sentence)
+    label = f'aria-label="{number + 1}, {name}{f" ({about})" if about else ""}: {html.escape(sentence.text)}"'
+    pieces = [item(None, *sentence.tokens, f"rr-head {kind}", label, f"{number + 1} <small>{name}</small>")]
     pieces.append('<span class="rr-told"><span class="rr-line">')
     place = sentence.start
     for place_in, word in enumerate(words(draft, sentence)):
-        share = confidence(draft, word.first, word.last)
-        kind, name = _band(share)
-        if any(f.kind.value == "prior" for f in _touching(flags, sentence.section, word.start, word.end)):
-            kind += " rr-flagged"
+        prior = any(f.kind.value == "prior" for f in _touching(flags, sentence.section, word.start, word.end))
+        kind = "rr-word rr-flagged" if prior else "rr-word"
         gap = sentence.text[place - sentence.start : word.start - sentence.start]
-        label = f'title="{percent(share)}, {name}"'
-        pieces += [gap, item(place_in, word.first, word.last, f"rr-word {kind}", label, html.escape(word.text))]
+        pieces += [gap, item(place_in, word.first, word.last, kind, "", html.escape(word.text))]
         place = word.end
     tags = tags_html(flags, sentence.section, sentence.start, sentence.end)
-    return f'<div class="rr-sentence" role="group" aria-label="Sentence {number + 1}">{"".join(pieces)}</span>{tags}</span></div>'
+    below = f'<small class="rr-about-it">{about}</small>' if about else ""
+    return f'<div class="rr-sentence" role="group" aria-label="Sentence {number + 1}">{"".join(pieces)}</span>{tags}{below}</span></div>'
 
 
 def tokens_html(draft: "Draft", first: int, last: int) -> str:
-    """The probability of each of draft.tokens[first:last], as columns; forced ones, which the model did not choose, say so."""
+    """The word inspector: how likely the words draft.tokens[first:last] were to the model, and each token; forced ones, which it did not
+    choose, say so."""
     columns = []
     for token in draft.tokens[first:last]:
         share = math.exp(token.log_prob)
@@ -354,7 +536,8 @@ def tokens_html(draft: "Draft", first: int, last: int) -> str:
     forced = any(token.forced for token in draft.tokens[first:last])
     note = " A forced token was set, not chosen by the model." if forced else ""
     return (
-        '<figure class="rr-chart rr-tokens"><figcaption>Probability of each token, given the film and the words before it.'
+        f'<figure class="rr-chart rr-tokens"><figcaption>Word confidence {percent(confidence(draft, first, last))}: how likely each token was, '
+        "given the film and the words before it. It is about the wording, not about the finding."
         f"{note}</figcaption><ol>{''.join(columns)}</ol></figure>"
     )
 
@@ -387,8 +570,8 @@ def gates_html(draft: "Draft", first: int, last: int) -> str:
     )
 
 
-def _band(sure: float) -> tuple[str, str]:
-    return next((kind, name) for kind, name, _, least in BANDS if sure >= least or not least)
+def _band(share: float) -> tuple[str, str]:
+    return next((kind, name) for kind, name, _, least in BANDS if share >= least or not least)
 
 
 def percent(share: float) -> str:
@@ -467,31 +650,62 @@ def _numbers(caption: str, rows: Iterable[tuple[str, float]]) -> str:
 
 
 def why_html(why: "Why | None", sentence: str) -> str:
-    """*Why this sentence?*: what it loses when the highlighted place is masked, beside each random place. None: it has no map."""
+    """*Why this sentence?*: what sentence and finding lose when the highlighted place is hidden, beside random places. None: it has no map."""
     title = f"<p><b>Why this sentence?</b> {_quote(sentence)}</p>"
     if why is None:
         return (
             f'<div class="rr-why rr-say rr-calm">{title}<p>Every gate was shut while this sentence was written, so there is no '
-            "highlighted place to mask: the model did not look at the film here.</p></div>"
+            "highlighted place to hide: the model did not look at the film here.</p></div>"
         )
     scale = _Scale.over([why.drop, why.mean, *why.random])
     mine, mean = scale.x(why.drop), scale.x(why.mean)
     dots = "".join(f'<circle class="rr-random" cx="{scale.x(d)}" cy="82" r="5" data-nats="{d!r}"/>' for d in why.random)
     inside = (
-        f"{scale.axis(106, 'nats the sentence loses when a place is masked')}"
+        f"{scale.axis(106, 'nats the sentence loses when a place is hidden')}"
         f'<text x="5%" y="16">Highlighted place: <tspan class="rr-strong">{_nats(why.drop)}</tspan></text>'
         f'<circle class="rr-here" cx="{mine}" cy="34" r="7" data-nats="{why.drop!r}"/>'
         f'<text x="5%" y="64">{len(why.random)} random places: mean <tspan class="rr-strong">{_nats(why.mean)}</tspan></text>{dots}'
         f'<line class="rr-mean" x1="{mean}" x2="{mean}" y1="70" y2="94" data-nats="{why.mean!r}"/>'
     )
     about = (
-        f"Chart. Masking the highlighted place costs {_nats(why.drop)} nats; {len(why.random)} random places cost "
+        f"Chart. Hiding the highlighted place costs {_nats(why.drop)} nats; {len(why.random)} random places cost "
         f"{_nats(min(why.random))} to {_nats(max(why.random))}, {_nats(why.mean)} on average."
     )
     return (
-        f'<div class="rr-why">{title}{_verdict(why.verdict, good=why.matters)}'
-        f'<figure class="rr-chart">{_picture(150, about, inside)}</figure>'
-        f"{_numbers('What the sentence loses with each place masked', why.bars)}{_what_nats_are()}</div>"
+        f'<div class="rr-why">{title}{_verdict(why.verdict, good=why.matters)}{_finding_before_and_after(why)}'
+        f'<figure class="rr-chart">{_picture(150, about, inside)}</figure>{_whole(why)}'
+        f"{_numbers('What the sentence loses with each place hidden', why.bars)}{_what_nats_are()}</div>"
+    )
+
+
+def _finding_before_and_after(why: "Why") -> str:
+    """How probable the sentence's finding is: in the film, with the highlighted place hidden, and with others hidden."""
+    told = (
+        ("In the film", why.probability),
+        ("With the highlighted place hidden", why.hidden),
+        ("With another place hidden, on average", why.elsewhere),
+    )
+    rows = "".join(
+        f'<tr><th scope="row">{name}</th><td class="rr-likely" data-probability="{share!r}"><span class="rr-meter" aria-hidden="true">'
+        f'<i style="width:{100 * share:.1f}%"></i></span>{percent(share)}</td></tr>'
+        for name, share in told
+        if share is not None
+    )
+    if why.finding is None or not rows:
+        return ""
+    return (
+        '<table class="rr-table rr-before-after"><caption>How probable the finding is that it speaks of '
+        f"<small>read anew in each changed film</small></caption><tbody>{rows}</tbody></table>"
+    )
+
+
+def _whole(why: "Why") -> str:
+    """What the place costs by every way, where that is not what it costs through the hybrid layers."""
+    if abs(why.whole - why.drop) < 0.005:
+        return ""
+    return (
+        '<p class="rr-whole">These numbers are of what comes through the hybrid layers. With the place hidden from the prompt too, the '
+        f"sentence loses {_nats(why.whole)} nats.</p>"
     )
 
 

@@ -103,6 +103,8 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", example: Callable[[], 
                 visible="hidden",
                 elem_id="earlier",
             )
+            with gr.Accordion("What was read in the film", open=True, elem_id="reading"):
+                reading = gr.HTML(panels.read_html(None), elem_id="was-read", js_on_load=panels.PICK_FINDING)
             with gr.Accordion("The model’s draft: sentences and words", open=True, elem_id="beside"):
                 words = gr.HTML(panels.words_html(None), elem_id="words", js_on_load=panels.PICK)
                 chosen = gr.HTML("", elem_id="chosen")
@@ -125,7 +127,7 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", example: Callable[[], 
             kept_id = gr.Textbox(visible="hidden", elem_id="session")
 
     film_parts = [figures, chips, notice]
-    report_parts = [report, words, flagged, table, menu, kept_id, earlier, looked]
+    report_parts = [report, reading, words, flagged, table, menu, kept_id, earlier, looked]
     evidence = [layers, caption, chosen, why]
     buttons = [write, stop, drop, try_example, new_study]
 
@@ -152,6 +154,7 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", example: Callable[[], 
         rows = core().findings_table(*texts) if any(texts) else ()
         return {
             report: editor.html_of(desk.report, desk.draft, marks, kept=notices.kept(desk)),
+            reading: panels.read_html(desk.draft, desk.found),
             words: panels.words_html(desk.draft, desk.picked, drafted),
             flagged: panels.flag_html(marks, *texts),
             table: panels.findings_table_html(rows, *texts),
@@ -245,6 +248,7 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", example: Callable[[], 
             status: say(first, busy=True),
             looked: "",
             report: editor.html_of(None, None),
+            reading: panels.read_html(None),
             words: panels.words_html(None),
             **buttons_of(idle=False),
             **without_map(),
@@ -267,7 +271,7 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", example: Callable[[], 
             with desk.lock:  # from here on the former report is over
                 begun = True
                 desk.earlier = "\n\n".join(text for text in (own_words(desk), desk.earlier) if text)
-                desk.draft = desk.looked = desk.picked = None
+                desk.draft = desk.looked = desk.picked = desk.found = None
                 desk.report = core().Report()
                 desk.keep(store())
             yield {
@@ -342,7 +346,7 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", example: Callable[[], 
             return {caption: gr.skip()}
         line = next((line for line in desk.report.lines if line.id == event._data.get("line")), None)
         if line is None or line.drafted is None or desk.draft is None:
-            desk.picked = None
+            desk.picked = desk.found = None
             words_there = (
                 "" if line is None else notices.told_of("You wrote this sentence: the model has no map of it.")
             )
@@ -359,7 +363,7 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", example: Callable[[], 
         """Its map over every film, its gates and probabilities beside them."""
         draft = desk.draft
         assert draft is not None
-        desk.picked = picked
+        desk.picked, desk.found = picked, None
         first, last = picked.first, picked.last
         maps = [core().heat_map(draft, place, (first, last)) for place in desk.places]
         drafted = core().flags(draft.findings, draft.impression, has_prior=desk.has_prior)
@@ -367,8 +371,29 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", example: Callable[[], 
             tab: desk,
             layers: viewer.layers(maps, core().overlay, within="#room"),
             caption: _caption(draft, picked, maps),
+            reading: panels.read_html(draft),
             words: panels.words_html(draft, picked, drafted),
             chosen: panels.tokens_html(draft, first, last) + panels.gates_html(draft, first, last) + _ask(desk),
+            why: "",
+            menu: exports.menu(desk),
+        }
+
+    def look_at_finding(desk: Desk, event: gr.SelectData) -> Any:
+        """A finding that was read was chosen: its own map, what its logit is made of, over every film."""
+        draft = desk.draft
+        finding = draft.finding(str(event.index)) if draft and not desk.busy else None
+        if draft is None or finding is None:
+            return {caption: gr.skip()}
+        desk.picked, desk.found = None, finding.name
+        maps = viewer.maps_of(draft, finding, desk.places)
+        drafted = core().flags(draft.findings, draft.impression, has_prior=desk.has_prior)
+        return {
+            tab: desk,
+            layers: viewer.layers(maps, core().overlay, within="#room"),
+            caption: panels.finding_caption(finding, shown=bool(maps)),
+            reading: panels.read_html(draft, finding.name),
+            words: panels.words_html(draft, None, drafted),
+            chosen: "",
             why: "",
             menu: exports.menu(desk),
         }
@@ -388,7 +413,7 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", example: Callable[[], 
                 if desk.picked is None or desk.picked.sentence != picked.sentence:
                     return  # another one is chosen by now
                 if found is None:
-                    yield {why: say(f"Masking places of the film: reading {done} of {every}…", busy=True)}
+                    yield {why: say(f"Hiding places of the film: reading {done} of {every}…", busy=True)}
                 else:
                     yield {why: panels.why_html(found[0], sentence)}
         except core().EmrrgError as error:
@@ -459,6 +484,7 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", example: Callable[[], 
         """What follows from there being no report, said without the core, which may still be loading."""
         return {
             report: editor.html_of(None, None),
+            reading: panels.read_html(None),
             words: panels.words_html(None),
             flagged: panels.flag_html((), "", ""),
             table: panels.findings_table_html((), "", ""),
@@ -501,7 +527,7 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", example: Callable[[], 
     write.click(
         begin,
         tab,
-        [tab, *film_parts, status, looked, report, words, *buttons, *evidence],
+        [tab, *film_parts, status, looked, report, reading, words, *buttons, *evidence],
         **hidden,
     ).then(
         draft_report,
@@ -514,10 +540,10 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", example: Callable[[], 
     new_study.click(ask_to_close, tab, closing, **hidden)
     # one at a time and in their order, none left out: an edit must never overtake another
     report.act(act, [tab, kept_id], [tab, *closing], trigger_mode="multiple", concurrency_limit=1, **hidden)
-    report.look(look_at_line, tab, [tab, *evidence, words, menu], trigger_mode="always_last", **hidden)
-    words.select(look_at_words, tab, [tab, *evidence, words, menu], trigger_mode="always_last", **hidden).then(
-        None, js=_SHOW_FILMS
-    )
+    looking_at = [tab, *evidence, reading, words, menu]
+    report.look(look_at_line, tab, looking_at, trigger_mode="always_last", **hidden)
+    for choice, look in ((words, look_at_words), (reading, look_at_finding)):
+        choice.select(look, tab, looking_at, trigger_mode="always_last", **hidden).then(None, js=_SHOW_FILMS)
     report.ask(why_this, tab, why, **model)
     report.save(export, [tab, name, place], [parcel, packing], **hidden).then(None, parcel, parcel, js=_SAVE)
 
@@ -574,13 +600,15 @@ def _ask(desk: Desk) -> str:
 
 
 def _caption(draft: "Draft", picked: panels.Selection, maps: Sequence[Any]) -> str:
-    said = f"<b>“{html.escape(picked.text)}”</b> · confidence {panels.percent(panels.confidence(draft, picked.first, picked.last))}. "
+    about = panels.about_html(draft, draft.sentences[picked.sentence])
+    said = f"<b>“{html.escape(picked.text)}”</b>{f' · {about}' if about else ''}. "
     if not maps:
         said += "Drop the films again to see where the model looked: they are not stored."
     elif all(heat is None for heat in maps):
         said += "No map: every gate was shut while this was written, so the model did not look at the film here."
     else:
         said += (
-            "The brighter a place, the more the model looked there while writing. It does not prove why it wrote this."
+            "The brighter a place, the more the model looked there while writing, at the place itself or at a finding that was read there. "
+            "It does not prove why it wrote this."
         )
     return f'<p role="status">{said}</p>'

@@ -149,6 +149,7 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", cases: Path | None = N
                     unsaved = gr.HTML("", elem_id="teach-saved")
                 with gr.Column(scale=5, min_width=320, visible=False) as looking:
                     gr.HTML("<h3>Where the model looked</h3>")
+                    reading = gr.HTML("", elem_id="teach-read", js_on_load=panels.PICK_FINDING)
                     words = gr.HTML("", elem_id="teach-words", js_on_load=panels.PICK)
                     caption = gr.HTML("", elem_id="teach-caption")
             with gr.Column(visible=False, elem_id="teach-seen") as seen:
@@ -164,8 +165,8 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", cases: Path | None = N
     learner_id = gr.Textbox(visible="hidden", elem_id="teach-id")
     case_id = gr.Textbox(visible="hidden", elem_id="teach-case-id")
 
-    parts = [head, status, compared, figures, layers, writing, findings, impression, unsaved, looking, words, caption]
-    parts += [seen, brush, moved]
+    parts = [head, status, compared, figures, layers, writing, findings, impression, unsaved, looking, reading, words]
+    parts += [caption, seen, brush, moved]
 
     # -- the cases -------------------------------------------------------------------------------------------------------
 
@@ -218,6 +219,7 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", cases: Path | None = N
             findings: "",
             impression: "",
             looking: gr.Column(visible=False),
+            reading: "",
             words: "",
             caption: "",
             seen: gr.Column(visible=False),
@@ -333,8 +335,9 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", cases: Path | None = N
     def revealed(room: Room, case: "Case", mine: "Comparison", draft: "Draft | None") -> dict[Any, Any]:
         room.draft = draft
         theirs = compared_draft(case, draft)
-        told = {} if draft is None else {words: panels.words_html(draft), moved: board.moved(draft, None)}
+        told: dict[Any, Any] = {}
         if draft is not None:
+            told = {reading: panels.read_html(draft), words: panels.words_html(draft), moved: board.moved(draft, None)}
             pixels = core().retouched(room.films[0].pixels, np.ones((1, 1), bool), core().Fill.CHEST)
             told[brush] = board.brush(room.films, viewer.picture(pixels))
         return {
@@ -368,9 +371,24 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", cases: Path | None = N
             else "The brighter a place, the more the model looked there. It does not prove why."
         )
         return {
+            reading: panels.read_html(room.draft),
             words: panels.words_html(room.draft, selection),
             layers: viewer.layers(maps, core().overlay, within="#teach-view"),
             caption: say(f"“{selection.text}”: {told}"),
+        }
+
+    def look_at_finding(room: Room, event: gr.SelectData) -> Any:
+        """A finding that was read was selected: its own map over the films."""
+        draft = room.draft
+        finding = draft.finding(str(event.index)) if draft else None
+        if draft is None or finding is None:
+            return {caption: gr.skip()}
+        maps = viewer.maps_of(draft, finding, range(len(draft.films)))
+        return {
+            reading: panels.read_html(draft, finding.name),
+            words: panels.words_html(draft),
+            layers: viewer.layers(maps, core().overlay, within="#teach-view"),
+            caption: f'<div class="rr-say rr-calm">{panels.finding_caption(finding, shown=True)}</div>',
         }
 
     def paint(room: Room, event: gr.EventData) -> Iterator[Any]:
@@ -526,7 +544,10 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", cases: Path | None = N
     commit.click(hand_in, [tab, case_id, findings, impression], opened, **many).then(reveal, tab, parts, **many).then(
         None, js=_SHOW
     )
-    words.select(look, tab, [words, layers, caption], trigger_mode="always_last", **hidden).then(None, js=_SHOW_FILMS)
+    for picks, show in ((words, look), (reading, look_at_finding)):
+        picks.select(show, tab, [reading, words, layers, caption], trigger_mode="always_last", **hidden).then(
+            None, js=_SHOW_FILMS
+        )
     brush.paint(paint, tab, moved, trigger_mode="always_last", **hidden)
     gr.on([join.click, code.submit, name.submit], enrol, [tab, code, name], [joined, code, name, *opened], **hidden)
     leave.click(forget, tab, opened, **hidden)

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from ui.desk import core
 from ui.pixels import address
 from ui.window import PRESETS, windows
 
 if TYPE_CHECKING:
-    from emrrg_core import Film
+    from emrrg_core import Draft, Film, Finding
 
 LONGEST_FILM = 1600  # pixels on the longer side of the picture inside the page
 LONGEST_MAP = 448  # a map has 14 × 14 patches; its layer is stretched over the film
@@ -198,6 +199,15 @@ def layers(maps: Sequence[np.ndarray | None], overlay: Callable[..., np.ndarray]
         return ""
     rules.append(f"{within} .rr-viewer{{--map-tools:flex;--map-colours:{_legend(overlay)}}}")
     return f"<style>{''.join(rules)}</style>"
+
+
+def maps_of(draft: "Draft", finding: "Finding", places: Sequence[int]) -> list[np.ndarray]:
+    """What was read of one finding on films of a draft, by their numbers: its own map over each, (height, width), sum 1."""
+    films = [draft.films[place] for place in places]
+    return [
+        core().lay_over(finding.maps[place], draft.grid, film.height, film.width)
+        for place, film in zip(places, films, strict=True)
+    ]
 
 
 def picture(pixels: np.ndarray) -> str:
