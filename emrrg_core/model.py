@@ -171,13 +171,13 @@ class Emrrg(nn.Module):
     def look_at(self, film: FilmTokens) -> Visual:
         """What the hybrid layers see, for a whole draft: keys and values of the patches and of the finding tokens.
 
-        As groups the two weigh the same before anything is learned: 197 patches would else drown a dozen findings.
+        Before anything is learned the patches as a group weigh `queries.patches` beside the finding tokens: 197 would else drown a dozen.
         """
         prior = None
         if self.config.queries.depth:
             patches = self.config.vision.tokens
             prior = film.visual.new_zeros(film.visual.shape[1], dtype=torch.float32)
-            prior[:patches] = math.log(len(NAMES) / patches)
+            prior[:patches] = math.log(self.config.queries.patches * len(NAMES) / patches)
         return self.hybrid.look_at(self.llm, film.visual.to(self.llm.dtype), film.mask, prior)
 
     @property

@@ -225,6 +225,12 @@ def test_made_up_findings_have_every_presence_and_every_side_of_every_finding():
     assert counts == {0, 1, 2, 3}
 
 
+def test_what_may_not_be_denied_is_never_made_up_to_be_absent():
+    drawn = [made_up(ALL, np.random.default_rng(seed), {"effusion", "heart"}) for seed in range(300)]
+    absent = {f.name for findings in drawn for f in findings if f.presence is Presence.ABSENT}
+    assert absent == {ABNORMAL, "effusion", "heart"}
+
+
 def test_whatever_is_made_up_can_be_told_and_is_read_as_it_is():
     for seed in range(150):
         rng = np.random.default_rng(seed)

@@ -136,7 +136,7 @@ def fit(
             first = _best(called[called > 0], _f1(called, true[known])) if called.any() else NEVER
             second = max(first, alone)
             denied = _denial(score[known], told[known], first)
-        elif by_drawn is not None and by_drawn >= DRAWN_AREA:
+        elif by_drawn is not None and by_drawn >= DRAWN_AREA and alone < NEVER:
             first = second = alone
         else:
             continue
@@ -144,7 +144,7 @@ def fit(
         thresholds[i] = torch.tensor([*clipped, denied])
         row |= {
             "assessed": True,
-            "by": "real films" if enough else "drawn findings",
+            "by": "real films" if enough or label == NO_FINDING else "drawn findings",
             "threshold": clipped[0],
             "threshold_alone": clipped[1],
             "denied_below": denied,

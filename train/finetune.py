@@ -44,6 +44,7 @@ from emrrg_core.finding_tokens import NAMES, Finding, Presence, select_findings
 from emrrg_core.findings import LABELS, is_abnormal, sentences
 from emrrg_core.hybrid import Look
 from emrrg_core.language import load_language_model, prefers_bfloat16
+from emrrg_core.layout import IMPRESSION
 from emrrg_core.metrics import text_scores
 from emrrg_core.model import IGNORED, Emrrg
 from emrrg_core.report import Sentence, compose, split
@@ -67,6 +68,7 @@ class Lessons(Settings):
     simulate: float = 0.0  # share of normal films on which a finding is drawn (with disease queries)
     made_up: float = 0.5  # share of films whose findings are made up (with disease queries)
     readings: float = 0.0  # weight of what the tower is to see, as train.tower taught it, in the loss
+    deciding: float = 1.0  # see `tokens_of`
     tower: bool = True  # the tower's adapters learn too; False: it is as `--begin` has left it
     gate_bias: float | None = None  # a gate that starts open on average; its size is the warm-up's to learn
 
@@ -119,18 +121,28 @@ def load_language(model: Emrrg, weights: Path) -> None:
 # --------------------------------------------------------------------------------------------------------------- texts
 
 
-def tokens_of(model: Emrrg, findings: Sequence[str], impression: Sequence[str]) -> tuple[list[int], list[float]]:
-    """Token ids of a report with its end symbol, and how much each counts."""
+def tokens_of(
+    model: Emrrg, findings: Sequence[str], impression: Sequence[str], deciding: float = 1.0
+) -> tuple[list[int], list[float]]:
+    """Token ids of a report with its end symbol, and how much each counts.
+
+    deciding: factor on the tokens at which it is decided what is said next: the first of every sentence and of the Impression's heading, and the end.
+    """
     text = compose(" ".join(findings), " ".join(impression))
     encoded = model.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    telling = np.zeros(len(text) + 1, dtype=bool)
+    telling, starts = np.zeros(len(text) + 1, dtype=bool), [max(text.find(IMPRESSION.rstrip()), 0)]
     for (start, _), section in zip(split(text).values(), (findings, impression), strict=True):
         for place, sentence in enumerate(section):
             end = start + len(sentence)
+            starts.append(start - 1)  # the space before it is the first token's
             telling[start:end] = place == 0 or is_abnormal(sentence)
             start = end + 1
     weights = [TELLING if telling[i:j].any() else 1.0 for i, j in encoded["offset_mapping"]]
-    return [*encoded["input_ids"], model.tokenizer.eos_token_id], [*weights, 1.0]
+    weights = [
+        weight * deciding if any(i <= start < j for start in starts) else weight
+        for weight, (i, j) in zip(weights, encoded["offset_mapping"], strict=True)
+    ]
+    return [*encoded["input_ids"], model.tokenizer.eos_token_id], [*weights, deciding]
 
 
 def pad(rows: Sequence[Sequence[float]], value: float, dtype: torch.dtype) -> Tensor:
@@ -183,9 +195,9 @@ def stack(studies: Sequence[Sequence[np.ndarray]]) -> tuple[Tensor, Tensor]:
 class WordLessons:
     """The loss of the report's words: shared by both kinds of recipe."""
 
-    def __init__(self, model: Emrrg) -> None:
+    def __init__(self, model: Emrrg, deciding: float = 1.0) -> None:
         self._model = model
-        self._encoded = functools.lru_cache(maxsize=20_000)(lambda f, i: tokens_of(model, f, i))
+        self._encoded = functools.lru_cache(maxsize=20_000)(lambda f, i: tokens_of(model, f, i, deciding))
 
     def loss(
         self,
@@ -240,9 +252,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if lessons.gate_bias is not None:
         for _, layer in model.hybrid.items():
             torch.nn.init.constant_(layer.gate_proj.bias, lessons.gate_bias)
-    if args.begin:
+    if args.begin and (args.begin / "last.pt").is_file():
         load_trained(model, args.begin / "last.pt")
-    words = WordLessons(model)
+    elif args.begin:
+        checkpoint.restore(model, args.begin)
+    words = WordLessons(model, lessons.deciding)
     truths = {s.id: truth_of(s, r) for s in [*learn, *develop] for r in [read_radiologists_of(args).get(s.id)]}
 
     if config.queries.depth:
@@ -301,16 +315,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,} trainable parameters", flush=True)
     dev = some([s for s in develop if s.source in run.sources], 80, run)
 
+    findings_read = config.queries.depth > 0
+
     def after(step: int) -> dict[str, float]:
         model.eval()
+        before = (
+            {name: value.clone() for name, value in model.calibration.state_dict().items()} if findings_read else {}
+        )
         training = {"recipe": recipe, "variant": args.variant, "step": step, "data": "see MODEL_CARD.md"}
-        if config.queries.depth:
+        if findings_read:
             training["calibration"] = _calibrate(model, develop, cache, truths)
         about = {"name": language.name, "sha256": language.sha256}
         checkpoint.save(model, args.out / "checkpoint", language=about, training=training)
         decoding = DecodeConfig.from_dict(recipe.get("decode", {"max_new_tokens": 100}))
         scores = develop_drafts(model, dev, cache, decoding)
         print(f"step {step}: development drafts {scores}", flush=True)
+        if before:  # what the steps to come are told by must not depend on where a run was stopped
+            model.calibration.load_state_dict(before)
         return scores
 
     train(model, run, loss_of, args.out, after=after)

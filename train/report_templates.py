@@ -90,7 +90,7 @@ def _check(table: dict[str, Any]) -> None:
         for told in row["findings"]:
             denied = {m.label for m in read_findings(told) if m.status is Status.NEGATIVE}
             _require(not is_abnormal(told) and denied and denied <= {NAMES[name] for name in row["of"]}, told, "a denial")  # fmt: skip
-    for told in (*table["whole"]["absent"], *table["whole"]["open"]):
+    for told in (text for texts in table["whole"].values() for text in texts):
         _require(not is_abnormal(told), told, "nothing abnormal")
 
 
@@ -129,6 +129,8 @@ def tell(findings: Sequence[Finding], rng: np.random.Generator) -> tuple[list[st
             continue  # "effusion or pneumothorax" where only one of them is assessed
         done.add(row["group"])
         said.append(one(row["findings"]))
+    if not said:
+        said.append(one(table["whole"]["findings"]))
     if not concluded:
         key = "absent" if whole is None or whole.presence is Presence.ABSENT else "open"
         concluded.append(one(table["whole"][key]))
