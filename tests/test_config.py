@@ -138,6 +138,7 @@ def test_a_whole_number_serves_as_a_number():
         (VisionConfig, {"stem": Stem.CONVOLUTION, "d_model": 96}),
         (QueryConfig, {"depth": -1}),
         (QueryConfig, {"heads": 0}),
+        (QueryConfig, {"patches": 0.0}),
         (QueryConfig, {"dropout": 1.0}),
         (LanguageLoraConfig, {"rank": -2}),
         (HybridConfig, {"every_n": -1}),

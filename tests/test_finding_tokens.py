@@ -235,13 +235,23 @@ def test_a_finding_is_noted_as_a_reader_would_note_it():
 
 
 def test_a_present_findings_map_is_what_speaks_for_it_and_else_where_it_was_looked_for():
-    seen = seen_of(ILL | {"Lung Opacity": 0.8}, {"Lung Opacity": [(UPPER, RIGHT), (MID, LEFT)]})
+    seen = seen_of(ILL | {"Lung Lesion": 0.8}, {"Lung Lesion": [(UPPER, RIGHT), (MID, LEFT)]})
     (found,) = select_findings(seen, Calibration())
     by_name = {f.name: f.maps[0].reshape(G, G) for f in found}
     expected = np.zeros((G, G))
     expected[UPPER, RIGHT] = expected[MID, LEFT] = 0.5
-    np.testing.assert_allclose(by_name["opacity"], expected, atol=1e-6)
+    np.testing.assert_allclose(by_name["nodule"], expected, atol=1e-6)
     np.testing.assert_allclose(by_name["edema"], 1 / G**2, rtol=1e-5)
+
+
+def test_the_map_of_an_opacity_is_also_what_speaks_for_pneumonia():
+    seen = seen_of(ILL)
+    opacity, pneumonia = (seen.evidence[0, LABELS.index(label)] for label in ("Lung Opacity", "Pneumonia"))
+    pneumonia[:] = 0.0
+    opacity[5], opacity[7], pneumonia[7] = 1.0, 1.0, 2.0
+    expected = np.zeros(G**2)
+    expected[[5, 7]] = 0.25, 0.75
+    np.testing.assert_allclose(finding_maps(seen)[0, LABELS.index("Lung Opacity"), 1], expected, atol=1e-6)
 
 
 def test_the_map_of_any_abnormality_is_what_speaks_against_a_normal_film():

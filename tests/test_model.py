@@ -216,6 +216,22 @@ def test_another_film_in_a_prompt_without_film_changes_nothing(reading, tiny, im
         assert same != changes
 
 
+@pytest.mark.parametrize("weight", [1.0, 0.25])
+def test_before_anything_is_learned_the_patches_as_a_group_weigh_beside_the_finding_tokens_as_the_settings_say(
+    reading, images, weight
+):
+    """Keys that are all alike leave nothing but that weight, however many patches there are."""
+    reading.config = replace(reading.config, queries=replace(reading.config.queries, patches=weight))
+    reading.calibration.thresholds[:] = 0.5  # every finding is assessed
+    for _, layer in reading.hybrid.items():
+        layer.kv_proj.weight.zero_()
+    looks: list[Look] = []
+    reading.log_probs(reading.encode(images), reports([[5, 9, 2]] * 3), looks=looks)
+    for look in looks:
+        on_patches = look.attention[..., :17].sum(-1)
+        torch.testing.assert_close(on_patches, torch.full((3, 3), weight / (1 + weight)))
+
+
 def test_all_of_another_film_is_that_film(reading, images):
     film = reading.encode(images)
     own, other = film.select([0]), film.select([1])

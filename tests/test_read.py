@@ -191,7 +191,7 @@ def test_a_sentence_of_the_report_shows_its_findings_probability_and_never_its_w
     assert shown == [
         "enlarged heart 2 %, stated from 55 %",
         "pleural effusion 83 %, stated from 61 %",
-        "pleural effusion 83 %, stated from 61 %",
+        "pleural effusion 83 %, stated from 61 % (read as present, yet denied)",
     ], "none of the reader's own words"
     assert rows == ["rr-sure", "rr-sure", "rr-own-words", "rr-unsure"]
     streaming = re.findall(r'<li class="rr-item (rr-\w+)"', editor.writing(desk.draft))

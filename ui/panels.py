@@ -203,11 +203,21 @@ class Said:
 
     finding: "Finding"
     stated: bool
+    named: bool = True  # False: the sentence names no finding, and is shown with what was read of the film as a whole
 
     @property
     def likely(self) -> float:
         """How probable it is that this is so, 0 to 1."""
         return self.finding.probability if self.stated else 1 - self.finding.probability
+
+    @property
+    def departs(self) -> str:
+        """Where the sentence says what was not read: "left open, yet denied"; empty where it says what was read."""
+        presence = self.finding.presence.value
+        if not self.named or presence == ("present" if self.stated else "absent"):
+            return ""
+        read = {"present": "read as present"}.get(presence, _PRESENCE[presence][1])
+        return f" ({read}, yet {'stated' if self.stated else 'denied'})"
 
 
 def said_of(draft: "Draft", sentence: "Sentence") -> list[Said]:
@@ -217,7 +227,7 @@ def said_of(draft: "Draft", sentence: "Sentence") -> list[Said]:
     """
     mentions, abnormal = _mentions(sentence.text)
     if not mentions and (whole := draft.finding("abnormal")):
-        return [Said(whole, abnormal)]
+        return [Said(whole, abnormal, named=abnormal)]
     found = []
     for finding in filter(None, map(draft.finding, sentence.findings)):
         labels = {finding.label, "Pneumonia"} if finding.name == "opacity" else {finding.label}
@@ -243,10 +253,16 @@ def band(draft: "Draft", sentence: "Sentence") -> tuple[str, str]:
 
 
 def about_html(draft: "Draft", sentence: "Sentence") -> str:
-    """The findings that a sentence speaks of: "pleural effusion 83 %, stated from 61 %"; "" for a checkpoint that reads nothing."""
+    """The findings that a sentence speaks of: "pleural effusion 83 %, stated from 61 %", and where it departs from what was read.
+
+    Empty for a checkpoint that reads nothing.
+    """
     if draft.read is None:
         return ""
-    found = [f"{html.escape(name_of(each.finding))} {_likely(each.finding)}" for each in said_of(draft, sentence)]
+    found = [
+        f"{html.escape(name_of(each.finding))} {_likely(each.finding)}{each.departs}"
+        for each in said_of(draft, sentence)
+    ]
     mentioned = dict.fromkeys(label for label, _ in _mentions(sentence.text)[0])
     found += [f"{html.escape(_NOT_READ.get(label, label.lower()))}: not assessed" for label in mentioned
               if label in draft.not_assessed]  # fmt: skip
