@@ -11,7 +11,7 @@ if _typing.TYPE_CHECKING:
     from emrrg_core.config import DecodeConfig
     from emrrg_core.consistency import Contradiction, Flag, Row, contradictions, findings_table, flags
     from emrrg_core.errors import CheckpointError, ConfigError, DataError, EmrrgError, FilmError, LanguageModelError
-    from emrrg_core.evidence import Looking, Why, gate_figure, heat_map, lay_over, overlay
+    from emrrg_core.evidence import Looking, Why, gate_figure, heat_map, lay_over, no_map, overlay
     from emrrg_core.export import KeyImage, version
     from emrrg_core.export.dicom import origin
     from emrrg_core.export.dicom_capture import to_dicom_capture
@@ -93,6 +93,7 @@ __all__ = [
     "heat_map",
     "is_abnormal",
     "lay_over",
+    "no_map",
     "origin",
     "overlay",
     "read_cases",
@@ -120,7 +121,7 @@ _HOMES = {
     "config": {"DecodeConfig"},
     "consistency": {"Contradiction", "Flag", "Row", "contradictions", "findings_table", "flags"},
     "errors": {"CheckpointError", "ConfigError", "DataError", "EmrrgError", "FilmError", "LanguageModelError"},
-    "evidence": {"Looking", "Why", "gate_figure", "heat_map", "lay_over", "overlay"},
+    "evidence": {"Looking", "Why", "gate_figure", "heat_map", "lay_over", "no_map", "overlay"},
     "export": {"KeyImage", "version"},
     "export.dicom": {"origin"},
     "export.dicom_capture": {"to_dicom_capture"},

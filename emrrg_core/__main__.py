@@ -227,7 +227,7 @@ def _save_maps(draft: "Draft", folder: Path) -> dict[int, list[str]]:
     saved: dict[int, list[str]] = {}
     for number, sentence in enumerate(draft.sentences):
         for film in range(len(draft.films)):
-            heat = heat_map(draft, film, sentence.tokens)
+            heat = heat_map(draft, film, sentence)
             if heat is not None:
                 path = folder / f"sentence-{number + 1:02}-film-{film + 1}.npy"
                 with _writing_to(folder):

@@ -22,8 +22,8 @@ from emrrg_core.errors import CheckpointError, ConfigError
 from emrrg_core.language import LanguageModel, load_language_model
 from emrrg_core.model import Emrrg
 
-SCHEMA = "emrrg.checkpoint/2"
-_EARLIER = "emrrg.checkpoint/1"
+SCHEMA = "emrrg.checkpoint/3"
+_EARLIER = ("emrrg.checkpoint/1", "emrrg.checkpoint/2")
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
 _EXACT = "calibration."  # kept in float32
 
@@ -78,7 +78,7 @@ def read_config(directory: Path | str) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise CheckpointError(f"{path} is damaged ({error}). Copy the checkpoint again.") from error
-    if isinstance(content, dict) and content.get("schema") == _EARLIER:
+    if isinstance(content, dict) and content.get("schema") in _EARLIER:
         raise CheckpointError(
             f"{path} was made by an earlier version of this software, which read a film otherwise: use the checkpoint that comes with this "
             "version, or train again."

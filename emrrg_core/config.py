@@ -259,7 +259,8 @@ class QueryConfig(Settings):
 
     depth: int = 0  # layers of the Q-Former
     heads: int = 4
-    stem: bool = False  # the heads also read what a convolutional stem saw, by mean and maximum of its channels
+    hidden: int = 256  # width of the heads' hidden layer
+    stem: bool = False  # the heads also read what a convolutional stem saw
     # what all patches weigh beside all finding tokens in a hybrid layer's attention before anything is learned
     patches: float = 1.0
     # of training films whose finding tokens are hidden, so that the language model learns to look at the patches too
@@ -268,6 +269,7 @@ class QueryConfig(Settings):
     def __post_init__(self) -> None:
         _require(self.depth >= 0, f"the Q-Former has 0 (off) or more layers, not {self.depth}")
         _require(self.heads >= 1, f"the Q-Former has 1 or more heads, not {self.heads}")
+        _require(self.hidden >= 1, f"the heads' hidden layer is 1 or more wide, not {self.hidden}")
         _require(self.patches > 0, f"patches must weigh more than 0, not {self.patches}")
         _require(0 <= self.dropout < 1, f"dropout {self.dropout} is not in [0, 1)")
 
@@ -319,7 +321,7 @@ MODEL_PRESETS: dict[str, ModelConfig] = {
     "small": ModelConfig(
         vision=VISION_PRESETS["small"],
         hybrid=HybridConfig(every_n=5),
-        queries=QueryConfig(depth=2, stem=True, patches=0.125),
+        queries=QueryConfig(depth=2, stem=True, patches=0.02),
         prompt=PromptConfig(tokens=PromptTokens.NONE),
         language="smollm2-135m",
     ),

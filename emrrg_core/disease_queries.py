@@ -3,13 +3,14 @@
 b films · f findings (the 14 labels) · l tower tokens · g patches along a side · d tower width · m cells along a side of the lung borders
 
 A learnable query a finding reads the tower's tokens through a small Q-Former (self-attention among the queries, cross-attention to the tokens). Its
-head gives every patch a logit of its own, e, and the query says how much each patch counts, α, which sums to 1. A head may also read what the tower's
-stem saw before the scans, by mean and maximum of its channels: a mean takes 1 / g² of every patch, a maximum is one patch's. So every patch has a
-part in the finding's logit, and the logit is exactly
+head gives every patch a logit of its own, e, and the query says how much each patch counts, α, which sums to 1. A patch is what the tower made of
+it and, where the settings say so, what the stem saw there before the scans. So every patch has a part in the finding's logit, which is exactly
 
-    Σ over patches of (α · e + the stem's part)  +  bias
+    Σ over patches of α · e  +  bias
 
-and a map of these parts is not a picture of the finding but what its logit is made of.
+and a map of these parts is not a picture of the finding but what its logit is made of. Two labels (WHOLE) are read of the film as a whole as well,
+by mean and maximum of the stem's channels: a mean takes 1 / g² of every patch, a maximum is one patch's. That adds a part to α · e. Without it
+effusions are told apart less well (docs/experiments.md 29).
 """
 
 from collections.abc import Callable
@@ -21,11 +22,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from emrrg_core.config import QueryConfig, Stem, VisionConfig
-from emrrg_core.findings import LABELS
+from emrrg_core.findings import LABELS, NO_FINDING
 from emrrg_core.vision import FineFeatures
 
 SIDES = ("right", "left")  # of the patient: as films are hung, the patient's right is at the left of the film
 ZONES = ("upper", "mid", "lower")  # thirds of a lung's height
+WHOLE = (NO_FINDING, "Pleural Effusion")  # labels that are read of the film as a whole too
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class Seen:
 
     tokens: (b, l, d), the tower's own. logits: (b, f), not calibrated. evidence: (b, f, g²), every patch's own logit. share: (b, f, g²), how much
     a patch counts, sum 1. bias: (f,). disease: (b, f, d), the queries after they have read. lungs: (b, 2, m, m), logits of the patient's right and
-    left lung. stem: (b, f, g²), what the stem's patches give by themselves; None where heads do not read them. Labels are in the order of LABELS.
+    left lung. stem: (b, f, g²), what the stem's channels give to the labels of WHOLE, 0 for others; None where heads do not read them.
+    Labels are in the order of LABELS.
     """
 
     tokens: Tensor
@@ -162,14 +165,21 @@ class DiseaseQueries(nn.Module):
         self.queries = nn.Parameter(torch.randn(len(LABELS), width) * 0.02)
         self.blocks = nn.ModuleList(_Block(width, config.heads) for _ in range(config.depth))
         self.norm = nn.LayerNorm(width)
-        self.key = nn.Linear(width, width, bias=False)
-        self.head = nn.Linear(width, len(LABELS))  # a patch's own logit of every finding
+        self.norms = nn.ModuleList(
+            nn.LayerNorm(width) for _ in range(1 + config.stem)
+        )  # the tower's patches, the stem's
+        seen = width * len(self.norms)
+        self.key = nn.Linear(seen, width, bias=False)
+        self.head = nn.Sequential(  # a patch's own logit of every finding
+            nn.Linear(seen, config.hidden), nn.GELU(), nn.Dropout(0.1), nn.Linear(config.hidden, len(LABELS))
+        )
         self.sharpness = nn.Parameter(torch.ones(len(LABELS)))  # how much a patch counts for being the strongest
-        nn.init.constant_(self.head.bias, -2.0)
+        self.even = nn.Parameter(torch.zeros(len(LABELS)))  # logit of the part of the share that all patches have alike
+        nn.init.constant_(self.head[-1].bias, -2.0)
         self.bias = nn.Parameter(torch.full((len(LABELS),), 2.0))  # at first the patches' own logits cancel out
         if config.stem:
-            self.stem_mean = nn.Parameter(torch.zeros(len(LABELS), width))
-            self.stem_max = nn.Parameter(torch.zeros(len(LABELS), width))
+            self.stem_mean = nn.Parameter(torch.zeros(len(WHOLE), width))
+            self.stem_max = nn.Parameter(torch.zeros(len(WHOLE), width))
 
     def forward(self, tokens: Tensor, middle: int, stem: Tensor | None = None) -> dict[str, Any]:
         """Tower tokens (b, l, d), the class token at index `middle`, and the stem's patches (b, g², d) where heads read them, to the fields of
@@ -177,16 +187,19 @@ class DiseaseQueries(nn.Module):
         queries = self.queries.to(tokens.dtype).expand(len(tokens), -1, -1)
         for block in self.blocks:
             queries = block(queries, tokens)
-        patches = torch.cat([tokens[:, :middle], tokens[:, middle + 1 :]], dim=1)  # (b, g², d)
-        evidence = self.head(patches).float().transpose(1, 2)  # (b, f, g²)
-        alike = self.norm(queries) @ self.key(patches).transpose(1, 2) * patches.shape[-1] ** -0.5  # (b, f, g²)
-        share = (alike.float() + self.sharpness[:, None].float() * evidence).softmax(-1)
-        attribution, part = share * evidence, None
+        read = [torch.cat([tokens[:, :middle], tokens[:, middle + 1 :]], dim=1)]
         if hasattr(self, "stem_mean"):
             if stem is None:
                 raise ValueError("these heads read the stem's patches too: pass them")
-            part = self.of_stem(stem.float())
-            attribution = attribution + part
+            read.append(stem)
+        patches = torch.cat([norm(part) for norm, part in zip(self.norms, read, strict=True)], -1)  # (b, g², d or 2d)
+        evidence = self.head(patches).float().transpose(1, 2)  # (b, f, g²)
+        alike = self.norm(queries) @ self.key(patches).transpose(1, 2) * queries.shape[-1] ** -0.5  # (b, f, g²)
+        own = (alike.float() + self.sharpness[:, None].float() * evidence).softmax(-1)
+        even = self.even.float().sigmoid()[:, None]
+        share = (1 - even) * own + even / own.shape[-1]
+        part = None if stem is None or len(read) == 1 else self.of_stem(stem.float())
+        attribution = share * evidence if part is None else share * evidence + part
         return {
             "logits": attribution.sum(-1) + self.bias.float(),
             "stem": part,
@@ -197,12 +210,15 @@ class DiseaseQueries(nn.Module):
         }
 
     def of_stem(self, patches: Tensor) -> Tensor:
-        """What every patch of the stem (b, g², d) gives to each logit, (b, f, g²): its 1 / g² of the mean, and the maxima that are its own."""
+        """What every patch of the stem (b, g², d) gives to each logit, (b, f, g²): of the labels of WHOLE its 1 / g² of the mean, and the maxima
+        that are its own."""
         with torch.autocast(patches.device.type, enabled=False):  # sums over many patches: in full precision
             mean = (patches @ self.stem_mean.float().T).transpose(1, 2) / patches.shape[1]
         top, at = patches.max(1)  # (b, d)
-        each = self.stem_max.float() * top.unsqueeze(1)  # (b, f, d)
-        return mean.scatter_add(2, at.unsqueeze(1).expand_as(each), each)
+        each = self.stem_max.float() * top.unsqueeze(1)  # (b, whole, d)
+        whole = mean.scatter_add(2, at.unsqueeze(1).expand_as(each), each)
+        rows = torch.tensor([LABELS.index(name) for name in WHOLE], device=patches.device)
+        return whole.new_zeros(len(whole), len(LABELS), whole.shape[2]).index_copy(1, rows, whole)
 
 
 class LungBorders(nn.Module):
@@ -232,4 +248,4 @@ class LungBorders(nn.Module):
         return lungs
 
 
-__all__ = ["SIDES", "ZONES", "DiseaseQueries", "LungBorders", "Seen"]
+__all__ = ["SIDES", "WHOLE", "ZONES", "DiseaseQueries", "LungBorders", "Seen"]

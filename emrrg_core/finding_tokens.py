@@ -62,6 +62,7 @@ SHOWN = {
 }
 _NAMED, _SECOND = 0.4, 0.5  # probabilities of a region from which a place is named, and from which a second one is
 HEART = (0.35, 0.77)  # of the lungs' height, from the top: rows in which the heart parts the lungs
+UNEVEN = 0.25  # of the taller lung's height, by which the other may end above it
 NEVER = 1.0  # a threshold that no probability reaches: not assessed
 
 
@@ -136,8 +137,9 @@ def cardiothoracic_ratio(lungs: np.ndarray) -> float | None:
 
     The heart reaches from the innermost border of the right lung to that of the left, in the rows HEART of the lungs' height: below it the domes of
     the diaphragm, not the heart, part the lungs. The chest reaches from the outermost border to the other (Danzer 1919; on a PA film a ratio above
-    0.5 means an enlarged heart; of the outlines of 224 normal films, 98 % are below). None where two lungs are not seen. Films are squashed to a
-    square, which changes no ratio of widths.
+    0.5 means an enlarged heart; of the outlines of 224 normal films, 98 % are below). None where two lungs are not seen, and where one ends far
+    above the other (UNEVEN): what hides its lower half hides the heart's border too. Films are squashed to a square, which changes no ratio of
+    widths.
     """
     m = lungs.shape[-1]
     rows = [np.flatnonzero((lung >= 0.5).any(1)) for lung in lungs]
@@ -145,7 +147,7 @@ def cardiothoracic_ratio(lungs: np.ndarray) -> float | None:
         return None
     top, bottom = max(r[0] for r in rows), min(r[-1] for r in rows)
     height = bottom - top
-    if height < m // 8:
+    if height < m // 8 or max(r[-1] for r in rows) - bottom > UNEVEN * max(r[-1] - r[0] for r in rows):
         return None
     first, last = (round(top + share * height) for share in HEART)
     outer, inner = [], []
@@ -196,7 +198,7 @@ class Calibration(nn.Module):
 
     curve: (14, 3): probability = σ(scale · logit + weight · (ratio of the heart - 0.5) + offset). thresholds: (14, 3): present in a film that is
     abnormal as a whole, present in any film, and the probability below which it may be denied (0: it is never denied). Labels in the order of
-    LABELS; the probability of "No Finding" is that of a normal film.
+    LABELS; the probability of "No Finding" is that of a normal film. A ratio that could not be measured counts as 0.5, so as nothing.
     """
 
     curve: Tensor
@@ -283,16 +285,19 @@ def select_findings(seen: Seen, calibration: Calibration) -> list[tuple[Finding,
 def finding_maps(seen: Seen) -> np.ndarray:
     """(b, 14, 2, g²) float32: where each finding was looked for, and what its logit is made of; each sums to 1.
 
-    The second is the part of the attribution that speaks for it, of "No Finding" the part that speaks against; of an opacity also what speaks for
-    pneumonia, which is seen as one and told in the same words. Where nothing does, it is the first.
+    The first is how much a patch counts more than the one that counts least. The second is the part of the attribution that speaks for it, of
+    "No Finding" the part that speaks against; of an opacity also what speaks for pneumonia, which is seen as one and told in the same words. Where
+    nothing speaks for it, it is the first.
     """
-    looked = seen.share.detach().float()
+    share = seen.share.detach().float()
+    looked = share - share.amin(-1, keepdim=True)  # what all patches count alike is no place
+    evenly = looked.sum(-1, keepdim=True)
+    looked = torch.where(evenly > 1e-6, looked / evenly.clamp_min(1e-6), share)
     signs = torch.ones(len(LABELS), 1, device=looked.device)
     signs[LABELS.index(NO_FINDING)] = -1
-    parts = seen.attribution.detach().float() * signs
+    for_it = (seen.attribution.detach().float() * signs).clamp_min(0)
     opacity = LABELS.index("Lung Opacity")
-    parts[:, opacity] = parts[:, opacity] + parts[:, LABELS.index(PNEUMONIA)]
-    for_it = parts.clamp_min(0)
+    for_it[:, opacity] = for_it[:, opacity] + for_it[:, LABELS.index(PNEUMONIA)]
     total = for_it.sum(-1, keepdim=True)
     made = torch.where(total > 1e-6, for_it / total.clamp_min(1e-6), looked)
     return torch.stack([looked, made], dim=2).cpu().numpy()

@@ -193,7 +193,9 @@ class Reporter:
         if regions < FEWEST_PLACES:
             raise ConfigError(f"At least {FEWEST_PLACES} random regions are needed to compare with; {regions} given.")
         first, last = draft.sentences[sentence].tokens
-        weights = np.mean([patch_weights(draft, (first, last), film) for film in range(len(draft.films))], axis=0)
+        weights = np.mean(
+            [patch_weights(draft, draft.sentences[sentence], film) for film in range(len(draft.films))], axis=0
+        )
         if not weights.sum() > 0:
             return None
         region = highlighted(weights)

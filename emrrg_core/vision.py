@@ -98,7 +98,6 @@ class FineFeatures:
     """
 
     patches: Tensor
-
     eighth: Tensor
     quarter: Tensor
 

@@ -120,7 +120,7 @@ def build(make_llm, tokenizer) -> Callable[..., Emrrg]:
     return make
 
 
-ZEROS = (".up.", ".lora_B.", ".stem_mean", ".stem_max")  # parameters that start at 0
+ZEROS = (".up.", ".lora_B.", ".stem_mean", ".stem_max", ".even")  # parameters that start at 0
 
 
 @pytest.fixture(scope="session")

@@ -89,7 +89,7 @@ def test_a_checkpoint_is_a_folder_of_two_files_that_others_may_read(checkpoint):
 def test_config_and_notes_can_be_read_without_the_weights(folder):
     (folder / "model.safetensors").unlink()
     content = checkpoints.read_config(folder)
-    assert content["schema"] == "emrrg.checkpoint/2"
+    assert content["schema"] == "emrrg.checkpoint/3"
     assert content["model"].vision.depth == 2
     assert (content["language_model"], content["training"]) == ({"name": "tiny-llama"}, {"steps": 0})
 
@@ -182,15 +182,16 @@ def test_a_damaged_config_is_refused(folder, content):
     assert "config.json" in refusal(folder)
 
 
-@pytest.mark.parametrize("schema", ["emrrg.checkpoint/3", None, 1])
+@pytest.mark.parametrize("schema", ["emrrg.checkpoint/4", None, 1])
 def test_a_checkpoint_of_another_form_is_refused(folder, schema):
     spoil(folder, schema=schema)
-    assert "not of the form emrrg.checkpoint/2" in refusal(folder)
+    assert "not of the form emrrg.checkpoint/3" in refusal(folder)
 
 
-def test_a_checkpoint_of_an_earlier_version_is_refused_with_what_to_do(folder):
+@pytest.mark.parametrize("schema", ["emrrg.checkpoint/1", "emrrg.checkpoint/2"])
+def test_a_checkpoint_of_an_earlier_version_is_refused_with_what_to_do(folder, schema):
     """Also where its settings would be unknown here."""
-    spoil(folder, schema="emrrg.checkpoint/1", model={"signs": {"tokens": 2}})
+    spoil(folder, schema=schema, model={"signs": {"tokens": 2}})
     said = refusal(folder)
     assert "an earlier version of this software, which read a film otherwise" in said
     assert "use the checkpoint that comes with this version, or train again" in said

@@ -7,7 +7,7 @@ import torch
 
 from emrrg_core.config import QueryConfig
 from emrrg_core.disease_queries import DiseaseQueries, Seen
-from emrrg_core.findings import LABELS
+from emrrg_core.findings import LABELS, NO_FINDING
 from tests.rounding import additions, rounding
 
 GRID, D = 4, 16
@@ -117,15 +117,40 @@ def test_the_class_token_is_no_patch_but_may_be_read(make):
     assert not torch.equal(one["share"], two["share"])
 
 
-def test_heads_may_read_mean_and_maximum_of_the_stem_and_each_patch_has_its_part(make):
+def test_whether_a_film_is_normal_is_read_by_mean_and_maximum_of_the_stem_too_and_each_patch_has_its_part(make):
     queries, tokens, stem = make(stem=True), some(2, PATCHES + 1, D), some(2, PATCHES, D, seed=1)
     read = queries(tokens, MIDDLE, stem)
-    by_channel = stem.mean(1) @ queries.stem_mean.T + stem.amax(1) @ queries.stem_max.T  # (b, f)
-    expected = (read["share"] * read["evidence"]).sum(-1) + by_channel + queries.bias
+    by_channel = stem.mean(1) @ queries.stem_mean.T + stem.amax(1) @ queries.stem_max.T  # (b, 1)
+    expected = (read["share"] * read["evidence"]).sum(-1) + queries.bias
+    expected[:, LABELS.index(NO_FINDING)] += by_channel[:, 0]
     most = rounding(float(expected.abs().max()) + 10, additions(queries) + PATCHES)
     torch.testing.assert_close(read["logits"], expected, rtol=0, atol=most)
     with pytest.raises(ValueError, match="stem's patches"):
         queries(tokens, MIDDLE)
+
+
+def test_a_patch_is_read_as_the_tower_and_as_the_stem_saw_it(make):
+    queries, tokens, stem = make(stem=True), some(1, PATCHES + 1, D), some(1, PATCHES, D, seed=1)
+    own = queries(tokens, MIDDLE, stem)["evidence"]
+    tower_5, stem_6 = tokens.clone(), stem.clone()
+    tower_5[0, 5] += some(D, seed=2)
+    stem_6[0, 6] += some(D, seed=3)
+    for at, (tower, of_stem) in ((5, (tower_5, stem)), (6, (tokens, stem_6))):
+        moved = (queries(tower, MIDDLE, of_stem)["evidence"] - own).abs().amax(1)[0]
+        assert moved[at] > 1e-3
+        assert moved.sum() - moved[at] < rounding(4, additions(queries)) * PATCHES, "read of that patch alone"
+
+
+def test_how_much_patches_count_lies_between_the_strongest_alone_and_all_alike(make):
+    queries, tokens = make(), some(2, PATCHES + 1, D)
+    with torch.no_grad():
+        queries.even.fill_(20.0)
+        alike = queries(tokens, MIDDLE)["share"]
+        queries.even.fill_(-20.0)
+        queries.sharpness.fill_(1e4)
+        one = queries(tokens, MIDDLE)
+    torch.testing.assert_close(alike, torch.full_like(alike, 1 / PATCHES), rtol=0, atol=1e-6)
+    assert torch.equal(one["share"].argmax(-1), one["evidence"].argmax(-1))
 
 
 def test_films_do_not_depend_on_their_neighbours(make):

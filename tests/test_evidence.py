@@ -20,7 +20,9 @@ from emrrg_core.evidence import (
     heat_map,
     highlighted,
     lay_over,
+    look_on_findings,
     masked,
+    no_map,
     overlay,
     patch_weights,
     places,
@@ -134,6 +136,43 @@ def test_sentences_that_look_at_different_findings_have_different_maps():
     assert one.argmax() == 0
     assert other.argmax() > 32
     assert np.corrcoef(one.ravel(), other.ravel())[0, 1] < 0
+
+
+def sentence(text: str, *findings: str) -> Sentence:
+    return Sentence(text, "findings", 0, len(text), (0, 1), 0.9, (1.0,), findings)
+
+
+def test_the_map_of_a_sentence_is_of_the_findings_that_it_speaks_of_and_that_of_a_word_of_all():
+    tokens = [token((0.5,), attending([0.05, 0, 0, 0.05], nodule=0.6, effusion=0.3))]
+    made = reading(draft(tokens, [(8, 8)], 2, layers=(3,)), nodule=([0, 1, 0, 0],), effusion=([0, 0, 1, 0],))
+    one, both = sentence("No effusion.", "effusion"), sentence("A nodule, no effusion.", "nodule", "effusion")
+    np.testing.assert_allclose(patch_weights(made, one), [0.025, 0, 0.15, 0.025], rtol=1e-6)
+    assert look_on_findings(made, one) == pytest.approx(0.4)
+    np.testing.assert_allclose(patch_weights(made, both), [0.025, 0.3, 0.15, 0.025], rtol=1e-6)
+    assert look_on_findings(made, both) == pytest.approx(1)
+    whole = sentence("No acute disease.", "abnormal")
+    for what in ((0, 1), whole, sentence("The film is rotated.")):  # speak of no single finding
+        np.testing.assert_allclose(patch_weights(made, what), [0.025, 0.3, 0.15, 0.025], rtol=1e-6)
+    assert look_on_findings(made, whole) is None
+    # a finding that was not read has no token that could have been looked at
+    np.testing.assert_allclose(patch_weights(made, sentence("No fracture.", "fracture")), patch_weights(made, (0, 1)))
+
+
+def test_a_sentence_that_hardly_looks_at_its_finding_has_no_map_and_says_so():
+    tokens = [token((0.5,), attending([0.01, 0, 0, 0], nodule=0.92, effusion=0.07))]
+    made = reading(draft(tokens, [(8, 8)], 2, layers=(3,)), nodule=([0, 1, 0, 0],), effusion=([0, 0, 1, 0],))
+    denial = sentence("No effusion.", "effusion")
+    assert heat_map(made, 0, denial) is None
+    assert (
+        no_map(made, denial)
+        == "No map: only 8% of what the model looked at while it wrote this was about this finding."
+    )
+    assert heat_map(made, 0, (0, 1)) is not None
+    shut = reading(
+        draft([token((0.0,), attending([0.2] * 4, effusion=0.2))], [(8, 8)], 2, layers=(3,)), effusion=([1, 0, 0, 0],)
+    )
+    assert heat_map(shut, 0, denial) is None
+    assert "every gate was shut" in no_map(shut, denial)
 
 
 def test_a_finding_that_is_looked_at_without_any_map_leaves_the_patches_as_they_are():

@@ -265,6 +265,14 @@ def test_the_map_of_any_abnormality_is_what_speaks_against_a_normal_film():
     np.testing.assert_allclose(maps.sum(-1), 1, rtol=1e-5)
 
 
+def test_what_speaks_against_pneumonia_takes_nothing_from_the_map_of_an_opacity():
+    seen = seen_of({**ILL, "Lung Opacity": 0.9})
+    seen.evidence[0, LABELS.index("Lung Opacity"), 30] = 4.0
+    alone = finding_maps(seen)[0, LABELS.index("Lung Opacity"), 1]
+    seen.evidence[0, LABELS.index("Pneumonia")] = -50.0
+    np.testing.assert_allclose(finding_maps(seen)[0, LABELS.index("Lung Opacity"), 1], alone, atol=1e-6)
+
+
 # -------------------------------------------------------------------------------------------------- cardiothoracic ratio
 
 
@@ -300,9 +308,15 @@ def test_there_is_no_ratio_without_two_lungs():
     both = lungs_of()
     for lungs in (both * np.array([1, 0])[:, None, None], both * np.array([0, 1])[:, None, None], both * 0, both * 0.4):
         assert cardiothoracic_ratio(lungs) is None
-    low = both.copy()
-    low[0, 20:] = 0  # the right lung ends where the left has hardly begun
-    assert cardiothoracic_ratio(low) is None
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_there_is_no_ratio_where_the_lower_part_of_a_lung_is_hidden(side):
+    """What hides it hides the heart's border too: the rows that are left show the upper mediastinum."""
+    for row, measured in ((20, False), (50, False), (65, False), (85, True)):
+        lungs = lungs_of(heart=(0.3, 0.8))
+        lungs[side, row:] = 0
+        assert (cardiothoracic_ratio(lungs) is not None) == measured, row
 
 
 @pytest.mark.parametrize(("ratio", "severity"), [(0.52, "mild"), (0.57, "moderate"), (0.65, "severe")])

@@ -8,7 +8,20 @@ import pytest
 
 from emrrg_core.errors import ConfigError
 from train.ablation import COMPARED, best, read_results
-from train.results import MARKS, cell, finding_table, in_words, insert, main, page, reliability, summary, table, tables
+from train.results import (
+    MARKS,
+    brief,
+    cell,
+    finding_table,
+    in_words,
+    insert,
+    main,
+    page,
+    reliability,
+    summary,
+    table,
+    tables,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 CARD = json.loads((ROOT / "docs/results/small.json").read_text())
@@ -37,18 +50,18 @@ def test_the_reliability_diagram_is_drawn_from_the_card():
         assert (ROOT / "docs/reliability.svg").read_text() == reliability(CARD)
 
 
-@pytest.mark.parametrize("name", ["README.md", "MODEL_CARD.md"])
-def test_readme_and_model_card_say_what_the_card_says(name):
+@pytest.mark.parametrize(("name", "words"), [("README.md", brief), ("MODEL_CARD.md", summary)])
+def test_readme_and_model_card_say_what_the_card_says(name, words):
     text = (ROOT / name).read_text()
-    assert insert(text, summary(CARD)) == text
+    assert insert(text, words(CARD)) == text
 
 
 def test_a_summary_replaces_the_one_before_and_nothing_else(tmp_path):
     path = tmp_path / "page.md"
     path.write_text(f"# A page\n{MARKS[0]}\nold\n{MARKS[1]}\nthe rest\n")
-    for _ in range(2):
-        main([str(ROOT / "docs/results/small.json"), "--into", str(path)])
-        assert path.read_text() == f"# A page\n{MARKS[0]}\n{summary(CARD)}\n{MARKS[1]}\nthe rest\n"
+    for option, words in (("--into", summary), ("--brief-into", brief)) * 2:
+        main([str(ROOT / "docs/results/small.json"), option, str(path)])
+        assert path.read_text() == f"# A page\n{MARKS[0]}\n{words(CARD)}\n{MARKS[1]}\nthe rest\n"
 
 
 @pytest.mark.parametrize("text", ["", MARKS[0], MARKS[1], MARKS[1] + MARKS[0]])
@@ -60,7 +73,8 @@ def test_a_page_without_both_marks_is_refused(text):
 def test_what_was_not_scored_is_never_a_number():
     assert cell(None) == cell({"value": None, "n": 0}) == "–"
     assert cell({"value": None, "n": 3, "reason": "no weights"}) == "not computed"
-    assert cell({"value": 0.125, "low": 0.0, "high": 0.25, "n": 8}) == "0.12 [0.00, 0.25] (n 8)"
+    assert cell({"value": 0.125, "low": 0.0, "high": 0.25, "n": 8}) == "0.12 (0.00–0.25; n\u202f8)"
+    assert cell({"value": 0.125, "low": 0.0, "high": 0.25, "n": 8}, 8) == "0.12 (0.00–0.25)"
 
 
 # ------------------------------------------------------------------------------------------------------- a card of our own
@@ -124,7 +138,7 @@ def test_a_page_and_a_summary_begin_with_what_carries_a_draft():
     said = in_words(PATHS)
     for text in (tables(OURS), summary(OURS)):
         assert text.startswith(said)
-        assert "| every gate shut | 0.40 [0.40, 0.40] (n 60) |" in text
+        assert "| every gate shut | 60 | 0.40 (0.40–0.40) |" in text
         assert text.index("| changed |") < text.index("| source |")
     assert page(OURS).count(said) == 1
     assert "MORE.jsonl are rows of their own" in page(OURS)
@@ -153,15 +167,15 @@ def test_the_sentence_about_the_paths_follows_from_their_numbers():
 def test_every_part_of_a_card_is_a_table():
     text = tables(OURS)
     for said in (
-        "| overall | 0.74 [0.74, 0.74] (n 60) |",  # pointing
-        "| nodule | 7 | 0.40, 0.80 alone | never | 0.88 [0.88, 0.88] (n 60) |",
+        "| overall | 60 | 0.74 (0.74–0.74) |",  # pointing
+        "| nodule | 7 | 0.40, 0.80 alone | never | 0.88 (0.88–0.88; n\u202f60) |",
         "| abnormal | 7 | 0.40 | never |",
         "Not assessed, so neither stated nor denied: fracture.",
-        "| finding | more | ours |",
-        "| effusion | 0.76 [0.76, 0.76] (n 60) | – |",
-        "| AP | 0.79 [0.79, 0.79] (n 18) | – |",
-        "| more | 0.76 [0.76, 0.76] (n 60) | 0.52 [0.52, 0.52] (n 60) | 0.04 [0.04, 0.04] (n 60) |",
-        "| nodule | – | – | – | 0.01 [0.01, 0.01] (n 60) |",
+        "| finding | n | more | ours |",
+        "| effusion | 60 | 0.76 (0.76–0.76) | – |",
+        "| AP | 18 | 0.79 (0.79–0.79) | – |",
+        "| more | 60 | 0.76 (0.76–0.76) | 0.52 (0.52–0.52) | 0.04 (0.04–0.04) |",
+        "| nodule | 60 | – | – | – | 0.01 (0.01–0.01) |",
         "![How often a finding is there, by its probability](reliability.svg)",
     ):
         assert said in text, said
@@ -172,7 +186,7 @@ def test_every_part_of_a_card_is_a_table():
 
 def test_a_row_without_any_score_is_left_out():
     made = table("source", {"a": {"x": score(0.5)}, "b": {"x": _NOTHING}, "c": {}}, {"x": "X"})
-    assert made == "| source | X |\n|---|---|\n| a | 0.50 [0.50, 0.50] (n 60) |"
+    assert made == "| source | n | X |\n|---|---|---|\n| a | 60 | 0.50 (0.50–0.50) |"
 
 
 def test_the_reliability_diagram_has_a_disc_a_bin_at_its_height(tmp_path):

@@ -82,8 +82,11 @@ class Chain:
         start = ["--start", f"{self.folder}/tower", "--out", f"{self.folder}/{out}", *more]
         finetune.main([*self.common, *self.recipe(stop), *start, "--language-model", f"{self.language}"])
 
+    def heads(self, out: str, stop: int = 0) -> None:
+        self.finetune(out, stop, "--section", "heads", "--begin", f"{self.folder}/finetune")
+
     def tell(self, out: str, stop: int = 0) -> None:
-        self.finetune(out, stop, "--section", "tell", "--begin", f"{self.folder}/finetune")
+        self.finetune(out, stop, "--section", "tell", "--begin", f"{self.folder}/heads/checkpoint")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -104,6 +107,7 @@ def made(tmp_path_factory, language_folder) -> Chain:
     chain.contrast("contrast")
     chain.tower("tower")
     chain.finetune("finetune")
+    chain.heads("heads")
     chain.tell("tell")
     # the recipe names its language model by name; here there is only a folder of another
     first = chain.folder / "tell" / "checkpoint"
@@ -124,7 +128,8 @@ def test_every_stage_logs_what_it_learned_from(made):
         ("contrast", {"loss", "norm"}),
         ("tower", {"labels", "normal", "absent", "present", "lungs"}),
         ("finetune", {"nll", "gate", "on_findings", "readings"}),
-        ("tell", {"nll", "gate", "on_findings"}),
+        ("heads", {"labels", "normal", "absent"}),
+        ("tell", {"nll", "gate", "on_findings", "looking"}),
     ):
         rows = columns(made.folder / stage / "log.csv")
         assert [row["step"] for row in rows] == [0, 1]
@@ -173,15 +178,22 @@ def test_the_checkpoint_is_the_recipes_model_reads_findings_and_writes_a_draft(m
 
 
 def test_the_words_are_learned_on_with_the_tower_as_it_is(made):
-    first, second = (
-        load_file(made.folder / stage / "checkpoint" / "model.safetensors") for stage in ("finetune", "tell")
-    )
+    first, second = (load_file(made.folder / stage / "checkpoint" / "model.safetensors") for stage in ("heads", "tell"))
     for name, value in first.items():
         if name.startswith(("visual_encoder.", "disease.", "lungs.")):
             assert torch.equal(second[name], value), name
     for name in ("llama_proj.weight", "finding_tokens.tables.0.weight", "hybrid.layers.0.gate_proj.weight"):
         moved = (second[name].float() - first[name].float()).abs().max()
         assert 0 < moved < 0.05, name
+
+
+def test_what_is_read_is_learned_on_with_tower_and_words_as_they_are(made):
+    first, second = (
+        load_file(made.folder / stage / "checkpoint" / "model.safetensors") for stage in ("finetune", "heads")
+    )
+    moved = {name for name, value in first.items() if not torch.equal(second[name], value)}
+    assert {"disease.head.0.weight", "disease.queries", "disease.stem_mean"} <= moved
+    assert {name for name in moved if not name.startswith(("disease.", "calibration."))} == set()
 
 
 def test_calibrating_again_changes_no_weight(made):
@@ -191,7 +203,7 @@ def test_calibrating_again_changes_no_weight(made):
     assert changed <= {"calibration.curve", "calibration.thresholds"}
 
 
-@pytest.mark.parametrize("stage", ["tower", "finetune", "tell"])
+@pytest.mark.parametrize("stage", ["tower", "finetune", "heads", "tell"])
 def test_a_stage_that_was_stopped_ends_as_an_unbroken_one(made, stage):
     run: Callable[..., None] = getattr(made, stage)
     run(f"{stage} broken", stop=1)
@@ -229,6 +241,7 @@ def test_every_learning_rate_of_the_shipped_recipe_is_taken_by_something(make_ll
     model = Emrrg(config, make_llm(), tokenizer)
     assert rates(run, model) == set(run.learning_rates)
     _, run = apart(finetune.Lessons, recipe["tell"])
+    assert recipe["heads"]["heads"]
     model.visual_encoder.requires_grad_(False)
     assert rates(run, model) == set(run.learning_rates)
 

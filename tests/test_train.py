@@ -21,6 +21,7 @@ from emrrg_core.decode import Token, Writing, write
 from emrrg_core.errors import CheckpointError, ConfigError
 from emrrg_core.evidence import heat_map, lay_over, patch_weights
 from emrrg_core.findings import read_findings
+from emrrg_core.hybrid import Look
 from emrrg_core.model import IGNORED, Emrrg
 from emrrg_core.report import compose, sections
 from emrrg_core.reporter import Reporter
@@ -28,7 +29,18 @@ from emrrg_core.vision import VisionMamba
 from tests import tiny
 from tests.conftest import READING
 from tests.phantom import Phantom, make_phantom
-from train.finetune import TELLING, Texts, WordLessons, load_language, load_start, pad, some, stack, tokens_of
+from train.finetune import (
+    TELLING,
+    Texts,
+    WordLessons,
+    cost_of_looking,
+    load_language,
+    load_start,
+    pad,
+    some,
+    stack,
+    tokens_of,
+)
 from train.loop import Part, Run, groups, schedule, train
 from train.tower import Eye
 
@@ -378,6 +390,29 @@ def test_the_loss_of_words_is_the_models_own_and_says_how_much_is_looked_at_find
         assert numbers["nll"] == pytest.approx(model(images, None, ids).item(), rel=1e-4)
     assert 0 < numbers["on_findings"] < 1
     assert numbers["gate"] > 0
+
+
+def test_looking_costs_what_the_gate_lets_through_and_more_the_more_it_looks_at():
+    def cost(gate: float, *attention: float, real: bool = True) -> float:
+        looks = [Look(layer, torch.tensor([[gate, 0.9]]), torch.tensor([[attention, (1.0, 0.0)]])) for layer in (0, 5)]
+        return float(cost_of_looking(looks, torch.tensor([[True, not real]])))
+
+    assert cost(0.5, 1.0, 0.0) == pytest.approx(0.5, abs=1e-4)  # one thing alone
+    assert cost(0.5, 0.5, 0.5) == pytest.approx(0.5 * (1 + np.log(2)), abs=1e-4)
+    assert cost(-0.5, 0.5, 0.5) == pytest.approx(cost(0.5, 0.5, 0.5), abs=1e-6)
+    assert cost(0.0, 0.5, 0.5) == pytest.approx(0, abs=1e-4)
+    assert cost(0.5, 1.0, 0.0, real=False) == pytest.approx((0.5 + 0.9) / 2, abs=1e-4)
+
+
+def test_where_looking_costs_the_loss_is_higher_by_it(build, open_gates, images):
+    model = open_gates(build(queries=True))
+    told = [(FINDINGS, IMPRESSION)] * 3
+    with torch.no_grad():
+        seen, part = model.see(images), Part(0, 0, 1, torch.device("cpu"))
+        free, _ = WordLessons(model).loss(seen, told, part)
+        costly, numbers = WordLessons(model, focus=0.5).loss(seen, told, part)
+    assert numbers["looking"] > 0
+    assert float(costly) == pytest.approx(float(free) + 0.5 * numbers["looking"], rel=1e-4)
 
 
 # ------------------------------------------------------------------------------------------------- what it starts from

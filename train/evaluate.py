@@ -40,6 +40,7 @@ Does the map mean something (train/maps.py)?
                                      the draft names, both saw something. `zones_present`: both saw something, whatever is named
     deletion_drop                    nats that the first abnormal sentence loses when the top tenth of its map is hidden from the hybrid layers,
                                      filled from its surroundings, less the mean loss over other places of the same shape;
+                                     `deletion_log_odds`: how much more the log odds of its finding fall;
                                      `deletion_falls`: the finding's probability then falls below its threshold, `…_elsewhere`: with another place
 The source `simulated` is real normal films of this split with a finding drawn on them (emrrg_core.simulate): there `found` is the share of
 drafts that state it, `side` the share of right sides among drafts that name one, `pointing` is over drafts that state it, and `false_alarms`
@@ -396,9 +397,9 @@ def evaluate(
         found |= columns(studies, drafts, read, truths)
     with clock("deletion"):
         told = to_test(films, drafts, read.film, first, deletions, rng)
-        tested = np.full((len(studies), 3), np.nan)
+        tested = np.full((len(studies), 4), np.nan)
         tested[list(told)] = deletion(judge, list(told.values()), rng)
-        names = ("deletion_drop", "deletion_falls", "deletion_falls_elsewhere")
+        names = ("deletion_drop", "deletion_log_odds", "deletion_falls", "deletion_falls_elsewhere")
         found |= dict(zip(names, tested.T, strict=True))
     sources = np.array([s.source for s in studies])
     groups = {source: np.flatnonzero(sources == source) for source in sorted(set(sources))} | {
@@ -465,7 +466,7 @@ def _said_of_cleaning(cleaning: str) -> dict[str, str]:
     if cleaning == AS_WRITTEN:
         return {"cleaning": "none: references and drafts as written", "truncation": "none"}
     return {
-        "cleaning": f"the released rule for {cleaning} (METHOD §6), references and drafts alike",
+        "cleaning": f"the released rule for {cleaning} (docs/method.md 6), references and drafts alike",
         "truncation": f"none; scores named …_truncated: references cut after {_TRUNCATED[cleaning]} tokens, as the released code does",
     }
 

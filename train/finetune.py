@@ -66,10 +66,15 @@ class Lessons(Settings):
 
     views: int = 1  # films of a study at most
     simulate: float = 0.0  # share of normal films on which a finding is drawn (with disease queries)
+    mirror: float = 0.0  # see train.tower
+    places: float = 1.0
+    distil: float = 0.3
     made_up: float = 0.5  # share of films whose findings are made up (with disease queries)
     readings: float = 0.0  # weight of what the tower is to see, as train.tower taught it, in the loss
     deciding: float = 1.0  # see `tokens_of`
+    focus: float = 0.0  # weight of `cost_of_looking`
     tower: bool = True  # the tower's adapters learn too; False: it is as `--begin` has left it
+    heads: bool = False  # only what is read learns, on the tower as it is, and no word (with disease queries)
     gate_bias: float | None = None  # a gate that starts open on average; its size is the warm-up's to learn
 
 
@@ -195,8 +200,8 @@ def stack(studies: Sequence[Sequence[np.ndarray]]) -> tuple[Tensor, Tensor]:
 class WordLessons:
     """The loss of the report's words: shared by both kinds of recipe."""
 
-    def __init__(self, model: Emrrg, deciding: float = 1.0) -> None:
-        self._model = model
+    def __init__(self, model: Emrrg, deciding: float = 1.0, focus: float = 0.0) -> None:
+        self._model, self._focus = model, focus
         self._encoded = functools.lru_cache(maxsize=20_000)(lambda f, i: tokens_of(model, f, i, deciding))
 
     def loss(
@@ -222,7 +227,23 @@ class WordLessons:
             first = self._model.config.vision.tokens
             share = torch.stack([look.attention.detach()[..., first:].sum(-1).mean() for look in looks])
             numbers["on_findings"] = share.mean().item()
+        if looks and self._focus:
+            cost = cost_of_looking(looks, ids != IGNORED)
+            words, numbers["looking"] = words + self._focus * cost, cost.item()
         return words * part.share(weights.sum().item()), numbers
+
+
+def cost_of_looking(looks: Sequence[Look], real: Tensor) -> Tensor:
+    """How far the gates are open, and at how much at once the words look: gate × (1 + entropy of gate × attention in nats), the mean over the words
+    (b, t) that are real and the hybrid layers.
+
+    It asks for gates that open where the film is needed, and there for one thing to look at. At which, and for which word, nothing says.
+    """
+    seen = torch.stack([look.gate.abs()[..., None] * look.attention for look in looks]).mean(0)[real]  # (words, v)
+    gate = seen.sum(-1)
+    share = seen / gate.clamp_min(1e-6)[:, None]
+    entropy = -(share * share.clamp_min(1e-9).log()).sum(-1)
+    return (gate * (1 + entropy)).mean()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -256,14 +277,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         load_trained(model, args.begin / "last.pt")
     elif args.begin:
         checkpoint.restore(model, args.begin)
-    words = WordLessons(model, lessons.deciding)
+    words = WordLessons(model, lessons.deciding, lessons.focus)
     truths = {s.id: truth_of(s, r) for s in [*learn, *develop] for r in [read_radiologists_of(args).get(s.id)]}
 
     if config.queries.depth:
         copies = near_copies(learn, [*develop, *(s for s in studies if s.split != "train")], cache)
         learn = [s for s in learn if s.id not in copies]
-        _calibrate(model, develop, cache, truths)
-        kinds = tower.Lessons(simulate=lessons.simulate)
+        kinds = tower.Lessons(
+            simulate=lessons.simulate, mirror=lessons.mirror, places=lessons.places, distil=lessons.distil
+        )
+        if lessons.heads:
+            model.requires_grad_(False)
+            model.disease.requires_grad_(True)
+        else:
+            _calibrate(model, develop, cache, truths)
         films = tower.Films(learn, cache, truths, Readings(args.teacher) if args.teacher else None, kinds)
         sampler = tower.Sampler(learn, run.sources, run.seed)
         assessed = [name for name in NAMES if model.calibration.assessed(name)]
@@ -275,8 +302,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             chosen, rng = sampler.step(part.step, run.batch)
             drawn = part.of([(films.example(s, rng), int(rng.integers(1 << 31))) for s in chosen])
             images = torch.from_numpy(normalise(np.stack([e.film for e, _ in drawn]))).unsqueeze(1)
-            with torch.set_grad_enabled(lessons.tower):
+            with torch.set_grad_enabled(lessons.tower or lessons.heads):
                 seen = model.see(images.to(part.device))
+            if lessons.heads:
+                return tower.loss_of_seen(seen, [e for e, _ in drawn], kinds, part.share)
             read = select_findings(seen, model.calibration)
             told, findings = [], []
             for (_, seed), mine in zip(drawn, read, strict=True):

@@ -90,7 +90,7 @@ def drafts_of(writings: Sequence[Writing], film: FilmTokens, grid: int) -> list[
 
 def map_of(draft: Draft, chosen: Iterable[Sentence]) -> np.ndarray | None:
     """The map of some sentences on the patches (g²,), sum 1; None when there is none."""
-    weights = sum((patch_weights(draft, s.tokens) for s in chosen), np.zeros(draft.grid**2))
+    weights = sum((patch_weights(draft, s) for s in chosen), np.zeros(draft.grid**2))
     return weights / weights.sum() if weights.sum() > 0 else None
 
 
@@ -110,7 +110,7 @@ def correlations(draft: Draft) -> list[tuple[float, str]]:
     spoken = []
     for sentence in draft.sentences:
         if sentence.section == "findings" and sentence.findings:
-            weights = patch_weights(draft, sentence.tokens)
+            weights = patch_weights(draft, sentence)
             if weights.std() > 0:
                 spoken.append((sentence, weights, "stated" if is_abnormal(sentence.text) else "denied"))
     found = []
@@ -242,11 +242,11 @@ class Told:
 
 
 def deletion(judge: "Judge", told: Sequence[Told], rng: np.random.Generator) -> np.ndarray:
-    """What each sentence loses when the top tenth of its map is hidden, beside what it loses when other places of the same shape are: (n, 3).
+    """What each sentence loses when the top tenth of its map is hidden, beside what it loses when other places of the same shape are: (n, 4).
 
-    How many nats more it loses than, on average, with ELSEWHERE other places hidden; whether the probability of its finding then falls below the
-    threshold; and in what share of the other places it does. NaN for a sentence of no finding that was read. What is hidden is filled from its
-    surroundings, as for *Why this sentence?*, and only what the hybrid layers see is changed.
+    How many nats more it loses than, on average, with ELSEWHERE other places hidden; how much more the log odds of its finding fall; whether its
+    probability falls below the threshold; and in what share of the other places it does. NaN for a sentence of no finding that was read. What is
+    hidden is filled from its surroundings, as for *Why this sentence?*, and only what the hybrid layers see is changed.
     """
     rows = []
     size = 12  # so many at once that batches are full, and so few that their films fit into memory
@@ -264,15 +264,17 @@ def deletion(judge: "Judge", told: Sequence[Told], rng: np.random.Generator) -> 
         for one, end, count in zip(some, np.cumsum(counts), counts, strict=True):
             mine = range(end - count, end)
             top, *others = (float(scores[k][slice(*one.sentence.tokens)].sum()) for k in mine)
-            row = [float(np.mean(others)) - top, np.nan, np.nan]  # what the whole film gives cancels out
+            row = [float(np.mean(others)) - top, np.nan, np.nan, np.nan]  # what the whole film gives cancels out
             spoken = [f for name in one.sentence.findings if (f := one.draft.finding(name)) is not None]
             present = [f for f in spoken if f.presence is Presence.PRESENT]
             if present and seen.findings:
                 name, threshold = present[0].name, present[0].threshold
-                falls = [next(f.probability for f in seen.findings[k] if f.name == name) < threshold for k in mine]
-                row[1:] = float(falls[0]), float(np.mean(falls[1:]))
+                p = np.array([next(f.probability for f in seen.findings[k] if f.name == name) for k in mine])
+                falls, q = p < threshold, p.clip(1e-6, 1 - 1e-6)
+                odds = np.log(q / (1 - q))
+                row[1:] = odds[1:].mean() - odds[0], float(falls[0]), falls[1:].mean()
             rows.append(row)
-    return np.array(rows, float).reshape(len(told), 3)
+    return np.array(rows, float).reshape(len(told), 4)
 
 
 def to_test(films: Sequence[np.ndarray], drafts: Sequence[Draft], film: FilmTokens, rows: Sequence[int], count: int,

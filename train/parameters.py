@@ -138,11 +138,11 @@ def verdict(counted: dict[str, Counts], combined: Counts) -> str:
         for whole in WHOLES
     )
     return (
-        f"The paper says {CLAIM} % of full fine-tuning. Ours, LoRA_p(X) and LoRA(in_proj) of rank 16 with the projector: "
-        f"{tuned:,} parameters, {combined.percent('full fine-tuning', tuned):.2f} % of full fine-tuning. With all that "
-        f"learns beside them, most of it hybrid layers: {combined.learned:,}, {combined.percent('full fine-tuning'):.2f} % "
-        f"of full fine-tuning, {combined.percent('tower + LLM'):.2f} % of tower and language model together. The adapters "
-        f"alone: {combined.percent('tower', adapters):.2f} % of the tower. Nearest to {CLAIM} in this table: {nearest[1]}."
+        f"The paper says {CLAIM} %. Adapters and projector: {tuned:,} parameters, "
+        f"{combined.percent('full fine-tuning', tuned):.2f} % of full fine-tuning. With hybrid layers and the rest: "
+        f"{combined.learned:,}, {combined.percent('full fine-tuning'):.2f} % of full fine-tuning, "
+        f"{combined.percent('tower + LLM'):.2f} % of tower and language model together. Adapters alone: "
+        f"{combined.percent('tower', adapters):.2f} % of the tower. Nearest to {CLAIM}: {nearest[1]}."
     )
 
 
@@ -150,15 +150,13 @@ PARTS_SHOWN = ("tower", "adapters", "projector", "hybrid", "finding tokens", "LL
 INTRODUCTION = f"""\
 # What learns
 
-`python train/parameters.py` builds every model of the recipes, without values, and prints this page; `--json` has the same numbers.
+`python train/parameters.py` counts the parameters of every recipe's model and prints this page; `--json` gives the same numbers.
 
-A percentage is of something: of the **tower** without its adapters; of **full fine-tuning**, which trains tower and projector (MambaXray-VL's
-third stage); of **tower + LLM**; or of **everything** that the model holds. The projector (`llama_proj` and `layer_norm`) learns in every design,
-and so do finding tokens where a recipe has disease queries; the queries themselves are taught before (`train/tower.py`) and stay as they are, and
-are in **everything**. The eleven rows of the ablation, LoRA(LLM) to LoRA_p(X), have rank 16 and no hybrid
-layers; LoRA(LLM) is the paper's LoRA(Llama2). A language model counts with its published size.
+A percentage is of the **tower** without its adapters, of **full fine-tuning** (tower and projector), of **tower + LLM**, or of **everything** in
+the model. The projector learns in every design. So do the finding tokens where a recipe has disease queries; the queries themselves stay frozen.
+The rows LoRA(LLM), the paper's LoRA(Llama2), to LoRA_p(X) have rank 16 and no hybrid layers. A language model counts with its published size.
 
-The paper's "{CLAIM} % of the parameters compared to full fine-tuning" comes without a table that it could be traced to; ours is below each table.
+The paper claims {CLAIM} % of full fine-tuning and shows no table for it. Our share is below each table.
 """
 
 

@@ -1,13 +1,14 @@
 """Tables for people from the card that train.evaluate --json wrote, and from the results of train.ablation.
 
 python -m train.results docs/results/small.json --ablation docs/results/ablation > docs/results.md
-python -m train.results docs/results/small.json --into README.md MODEL_CARD.md   # a summary, between their two marks
+python -m train.results docs/results/small.json --into MODEL_CARD.md --brief-into README.md   # a summary, between their two marks
 python -m train.results docs/results/small.json --reliability docs/reliability.svg   # how often what is given a probability is there
 """
 
 import argparse
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,7 @@ _LOOKS = {
     "map_correlation_stated": "both stated",
     "map_correlation_denied": "both denied",
     "deletion_drop": "hiding the map's top tenth, nats more than other places of its shape",
+    "deletion_log_odds": "and the finding's log odds fall by, more than with other places",
     "deletion_falls": "then the finding falls below its threshold",
     "deletion_falls_elsewhere": "with another place hidden",
     "blank_drop": "grey film, nats a token",
@@ -113,21 +115,24 @@ _RADIOLOGISTS = {
 }
 
 
-def cell(score: Mapping[str, Any] | None) -> str:
-    """value [low, high] (n); a dash where there is nothing to score, "not computed" where it could not be."""
+def cell(score: Mapping[str, Any] | None, usual: int | None = None) -> str:
+    """value (low–high; n); a dash where there is nothing to score, "not computed" where it could not be. usual: an n that need not be said."""
     if not score or score.get("value") is None:
         return "not computed" if score and score["n"] and score.get("reason") else "–"
-    spread = "" if score.get("low") is None else f" [{score['low']:.2f}, {score['high']:.2f}]"
-    return f"{score['value']:.2f}{spread} (n {score['n']})"
+    about = [] if score.get("low") is None else [f"{score['low']:.2f}–{score['high']:.2f}"]
+    about += [] if score["n"] == usual else [f"n {score['n']}"]
+    return f"{score['value']:.2f}" + (f" ({'; '.join(about)})" if about else "")
 
 
 def table(first: str, rows: Mapping[str, Mapping[str, Any]], columns: Mapping[str, str]) -> str:
-    """A Markdown table: one row a name, one column a score. Rows without any score are left out."""
-    lines = [f"| {first} | " + " | ".join(columns.values()) + " |", "|---" * (len(columns) + 1) + "|"]
+    """A Markdown table: one row a name, one column a score, and how many films most of them are of. Rows without any score are left out."""
+    lines = [f"| {first} | n | " + " | ".join(columns.values()) + " |", "|---" * (len(columns) + 2) + "|"]
     for name, row in rows.items():
-        cells = [cell(row.get(score)) for score in columns]
+        counts = Counter(s["n"] for c in columns if (s := row.get(c)) and s["n"])
+        usual = counts.most_common(1)[0][0] if counts else None
+        cells = [cell(row.get(score), usual) for score in columns]
         if set(cells) != {"–"}:
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+            lines.append(f"| {name} | {usual} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -186,7 +191,7 @@ def finding_table(card: Mapping[str, Any]) -> str:
     for name, row in told.items():
         limits = f"{row['threshold']:.2f}, {row['threshold_alone']:.2f} alone" if name != "abnormal" else f"{row['threshold']:.2f}"  # fmt: skip
         denied = f"{row['denied_below']:.2f}" if row["denied_below"] else "never"
-        cells = " | ".join(cell(row[score]) for score in _FINDINGS)
+        cells = " | ".join(cell(row[score], row["positive"]) for score in _FINDINGS)
         lines.append(f"| {name} | {row['positive']} | {limits} | {denied} | {cells} |")
     silent = [name for name, row in rows.items() if not row["assessed"]]
     parts = ["\n".join(lines)]
@@ -228,7 +233,7 @@ def tables(card: Mapping[str, Any]) -> str:
     if others := card.get("baselines"):
         compared = {"label_micro_f1": "label micro-F1", "label_macro_f1": "label macro-F1", "normal_balanced_accuracy": "balanced accuracy",
                     "bleu4": "BLEU-4", "rouge_l": "ROUGE-L"}  # fmt: skip
-        for source in [name for name, row in scores.items() if row["normal_balanced_accuracy"]["n"] >= 50]:
+        for source in [name for name in scores if name == "overall"]:
             rows = {"this checkpoint": scores[source]} | {name: own[source] for name, own in others.items()}
             parts.append(f"{source}:\n\n" + table("report from", rows, compared))
     spent = ", ".join(f"{section} {seconds:.0f}" for section, seconds in card.get("seconds_of", {}).items())
@@ -256,14 +261,15 @@ Printed by `python -m train.results` from the card that `train.evaluate --json` 
 {tables(card)}"""
 
 
+def large_sources(card: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The sources with at least 50 films whose normal and abnormal ones are told apart."""
+    told = {name: row["normal_balanced_accuracy"] for name, row in card["scores"].items() if name != "simulated"}
+    return {name: card["scores"][name] for name, s in told.items() if s["value"] is not None and s["n"] >= 50}
+
+
 def summary(card: Mapping[str, Any]) -> str:
     """Which path carries a draft, the larger sources, the findings, then drawings and maps in words."""
-    scores = card["scores"]
-    large = {
-        name: row
-        for name, row in scores.items()
-        if name != "simulated" and (both := row["normal_balanced_accuracy"])["value"] is not None and both["n"] >= 50
-    }
+    scores, large = card["scores"], large_sources(card)
     whole = scores["overall"]
     drawn = {name: cell(scores.get("simulated", {}).get(name)) for name in _DRAWN}
     maps = {name: cell(whole.get(name)) for name in (*_POINTS, *_LOOKS)}
@@ -277,10 +283,32 @@ def summary(card: Mapping[str, Any]) -> str:
         f"finding peaks in a radiologist's box in {maps['pointing']} of films with one, what the finding's logit is made of in "
         f"{maps['pointing_evidence']}; the boxes are {maps['pointing_chance']} of the film. The map of sentences about the lungs lies in the lungs "
         f"{maps['mask_share_over_chance']} times as much as chance. Hiding the top tenth of the first abnormal sentence's map (filled from its "
-        f"surroundings) costs it {maps['deletion_drop']} nats more than hiding other places of the same shape.",
+        f"surroundings) costs it {maps['deletion_drop']} nats more than hiding other places of the same shape; the log odds of its finding fall by "
+        f"{maps['deletion_log_odds']} more.",
         f"Simulated findings on real normal films: stated in {drawn['found']}, side right in {drawn['side']} of the drafts that name one, the map "
         f"peaks on the finding in {drawn['pointing']}; of the same films, undrawn, such a finding is stated in {drawn['false_alarms']}.",
         f"    {card['command']}",
+    ]
+    return "\n\n".join(filter(None, parts))
+
+
+def brief(card: Mapping[str, Any]) -> str:
+    """Which path carries a draft, and the larger sources, without intervals."""
+
+    def plain(rows: Mapping[str, Mapping[str, Any]], first: str, columns: Mapping[str, str]) -> str:
+        lines = [f"| {first} | {' | '.join(columns.values())} |", "|---" * (len(columns) + 1) + "|"]
+        for name, row in rows.items():
+            values = [(row.get(score) or {}).get("value") for score in columns]
+            lines.append(f"| {name} | {' | '.join('–' if v is None else f'{v:.2f}' for v in values)} |")
+        return "\n".join(lines)
+
+    paths, large = card.get("paths", {}), large_sources(card)
+    parts = [
+        f"{in_words(paths)}\n\n" + plain({_PATHS[name]: row for name, row in paths.items()}, "changed", _OF_A_PATH)
+        if paths
+        else "",
+        f"The whole validation split, checkpoint `{card['checkpoint_sha256'][:12]}…`:",
+        plain(large, "source", _COLUMNS),
     ]
     return "\n\n".join(filter(None, parts))
 
@@ -338,17 +366,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--ablation", type=Path, help="folder of train.ablation, whose page then follows that of the card"
     )
     parser.add_argument("--reliability", type=Path, help="where to draw the reliability diagram, as SVG")
-    parser.add_argument("--into", type=Path, nargs="+", help="pages to put the summary into")
+    parser.add_argument("--into", type=Path, nargs="+", default=[], help="pages to put the summary into")
+    parser.add_argument(
+        "--brief-into", type=Path, nargs="+", default=[], help="pages to put the summary's two first tables into"
+    )
     args = parser.parse_args(argv)
     card = json.loads(args.card.read_text())
     if args.reliability:
         args.reliability.write_text(reliability(card))
-    elif not args.into:
+    elif not (args.into or args.brief_into):
         print(page(card))
         if args.ablation:
             print(f"\n{re.sub('^#', '##', ablation.page(ablation.read_results(args.ablation)), flags=re.MULTILINE)}")
-    for path in args.into or []:
-        path.write_text(insert(path.read_text(), summary(card)))
+    for paths, words in ((args.into, summary), (args.brief_into, brief)):
+        for path in paths:
+            path.write_text(insert(path.read_text(), words(card)))
 
 
 if __name__ == "__main__":

@@ -56,8 +56,11 @@ stage tower "$mark" finish "$python" -m train.tower --recipe $recipe "${films[@]
 mark=$runs/finetune/done
 stage finetune "$mark" finish "$python" -m train.finetune --recipe $recipe "${films[@]}" "${doctors[@]}" "${teacher[@]}" --start "$runs/tower" \
     "${language[@]}" --out "$runs/finetune"
+mark=$runs/heads/done
+stage heads "$mark" finish "$python" -m train.finetune --recipe $recipe --section heads --begin "$runs/finetune" "${films[@]}" "${doctors[@]}" \
+    "${teacher[@]}" --start "$runs/tower" --out "$runs/heads"
 mark=$runs/tell/done
-stage tell "$mark" finish "$python" -m train.finetune --recipe $recipe --section tell --begin "$runs/finetune" "${films[@]}" "${doctors[@]}" \
+stage tell "$mark" finish "$python" -m train.finetune --recipe $recipe --section tell --begin "$runs/heads/checkpoint" "${films[@]}" "${doctors[@]}" \
     "${teacher[@]}" --start "$runs/tower" --out "$runs/tell"
 stage calibrate "$runs/small" "$python" -m train.calibrate --checkpoint "$runs/tell/checkpoint" "${films[@]}" "${doctors[@]}" --out "$runs/small"
 stage "detector of chest films" "$runs/small/looks.safetensors" "$python" -m train.looks --checkpoint "$runs/small" --films "$data/films.jsonl" \

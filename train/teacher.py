@@ -23,10 +23,11 @@ from emrrg_core.adapters import attach
 from emrrg_core.config import VISION_PRESETS, AdapterConfig
 from emrrg_core.data import FilmCache, Study, normalise, read_studies
 from emrrg_core.errors import CheckpointError
-from emrrg_core.findings import LABELS
+from emrrg_core.findings import LABELS, NO_FINDING
 from emrrg_core.language import prefers_bfloat16
 from emrrg_core.vision import ConvolutionalStem, VisionMamba
 
+LEARNED = (NO_FINDING, "Lung Opacity", "Pneumonia")  # labels that it had learned well
 PLACES = ("right lung", "left lung", "nodule", "opacity", "effusion")  # what it read in every patch
 STEM = "second.stems.2."  # of its three stems the one that reads nearly as well alone
 
@@ -79,7 +80,8 @@ def weights_of(path: Path) -> dict[str, Tensor]:
 
 
 class Readings:
-    """What the teacher read, by study: `labels` (14,) and `places` (g², 5), logits; None for a study that it did not read."""
+    """What the teacher read, by study: `labels` (14,), NaN where it had not learned one, and `places` (g², 5), logits; None for a study that it did
+    not read."""
 
     def __init__(self, folder: Path) -> None:
         path = folder / "readings.safetensors"
@@ -99,7 +101,7 @@ class Readings:
 
 @torch.inference_mode()
 def read(teacher: Teacher, studies: Sequence[Study], cache: FilmCache) -> tuple[Tensor, Tensor]:
-    """Labels (n, 14) and places (n, g², 5) of the first film of every study, float16 on the CPU."""
+    """Labels (n, 14), NaN but for LEARNED, and places (n, g², 5) of the first film of every study, float16 on the CPU."""
     device = teacher.labels.weight.device
     labels, places = [], []
     for i in range(0, len(studies), 32):
@@ -110,7 +112,9 @@ def read(teacher: Teacher, studies: Sequence[Study], cache: FilmCache) -> tuple[
         places.append(found[1].half().cpu())
         if i % 960 == 0:
             print(f"{i} of {len(studies)} films", flush=True)
-    return torch.cat(labels), torch.cat(places)
+    every = torch.cat(labels)
+    every[:, [i for i, name in enumerate(LABELS) if name not in LEARNED]] = float("nan")
+    return every, torch.cat(places)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

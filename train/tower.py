@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from emrrg_core.config import QueryConfig, Settings, VisionConfig
 from emrrg_core.data import NO_FINDING, FilmCache, Study, development, lung_mask, normalise, read_studies
-from emrrg_core.disease_queries import DiseaseQueries, LungBorders, Seen
+from emrrg_core.disease_queries import WHOLE, DiseaseQueries, LungBorders, Seen
 from emrrg_core.errors import CheckpointError, ConfigError
 from emrrg_core.findings import LABELS
 from emrrg_core.language import prefers_bfloat16
@@ -87,11 +87,11 @@ def load_stem(eye: Eye, folder: Path) -> None:
         mine = {name.removeprefix("stem."): value for name, value in state.items() if name.startswith("stem.")}
         eye.visual_encoder.patch_embed.load_state_dict(mine)
         if "labels.weight" in state and hasattr(eye.disease, "stem_mean"):
-            width = eye.disease.stem_mean.shape[1]
+            width, rows = eye.disease.stem_mean.shape[1], [LABELS.index(name) for name in WHOLE]
             with torch.no_grad():
-                eye.disease.stem_mean.copy_(state["labels.weight"][:, :width])
-                eye.disease.stem_max.copy_(state["labels.weight"][:, width:])
-                eye.disease.bias += state["labels.bias"]
+                eye.disease.stem_mean.copy_(state["labels.weight"][rows, :width])
+                eye.disease.stem_max.copy_(state["labels.weight"][rows, width:])
+                eye.disease.bias[rows] += state["labels.bias"][rows]
     except (OSError, SafetensorError, RuntimeError) as error:
         raise CheckpointError(f"{path} holds no stem for this tower: {error}") from error
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from emrrg_core.evidence import lay_over, overlay, patch_weights
+from emrrg_core.evidence import lay_over, no_map, overlay, patch_weights
 from emrrg_core.report import DISCLAIMER, NOT_REVIEWED, Choice, Draft, FilmRecord, Report
 
 UNSIGNED = "PRELIMINARY, NOT SIGNED OFF"  # every sentence was reviewed, or there is none
@@ -133,13 +133,13 @@ def figures(report: Report, draft: Draft, image: KeyImage) -> Iterator[Figure]:
     quoted = clean(sentence.text)
     quoted = quoted if len(quoted) <= _QUOTED else f"{quoted[: _QUOTED - 1]}…"
     quoted = f"“{quoted}”{since.get(line.choice, '') if line else ''}"
-    weights = patch_weights(draft, sentence.tokens, image.film)
+    weights = patch_weights(draft, sentence, image.film)
     heat = None
     if weights.sum() > 0:
         heat = lay_over(weights, draft.grid, *shown.shape[:2])
         words = f"Map on {name} of the drafted sentence {quoted}: where the model looked while it wrote, not why it wrote it."
     else:
-        words = f"{name} without a map of the drafted sentence {quoted}: every gate was shut, the model did not look."
+        words = f"{name}; the drafted sentence {quoted} has no map. {no_map(draft, sentence)}"
     grey = shown if shown.ndim == 2 else shown.mean(axis=2)
     yield Figure(_jpeg(overlay(grey / 255, heat)), (film.width, film.height), width_mm, words, f"Chest X-ray: {words}")
 
