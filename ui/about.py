@@ -281,15 +281,16 @@ def _drawing(svg: str | None) -> str:
         "was taught first, together with the disease queries, and is kept; what it still learns in fine-tuning are two low-rank updates in "
         "every block: LoRA on the whole input projection, and partial LoRA on its X half alone, the half that is scanned.</p>"
         "<p>Learned queries, one a finding, read the tower’s tokens. A finding’s logit is the sum over the patches of how much a patch counts "
-        "times what it shows, of what the stem saw there by itself, and a constant. So it is known exactly what each patch gives to it; what "
-        "speaks for the finding is its map. Calibrated on films kept apart from teaching, logits become "
-        "probabilities; by its thresholds a finding is stated, ruled out or left open. What could not be taught well enough is "
-        "not assessed, and neither stated nor denied.</p><p>Every assessed finding becomes one token: what, whether, on which side, in which zone "
-        "and how severe. These tokens and the patches are all that the language model may see of a film, and it sees them in its hybrid "
+        "times what it shows, and a constant. Whether the film is normal, and whether there is an effusion, is read from the stem’s whole "
+        "picture too. It is known exactly what each patch gives to a finding; what speaks for it is its map. Calibrated on films "
+        "kept apart from teaching, logits become probabilities; by its thresholds a finding is stated, ruled out or left open. What could "
+        "not be taught well enough is not assessed, and neither stated nor denied.</p><p>Every assessed finding becomes one token: what, whether, "
+        "on which side, in which zone and how severe. These tokens and the patches are all that the language model may see of a film, "
+        "and it sees them in its hybrid "
         "layers only; the prompt holds text. There, cross-attention is weighed by a gate and added before the output projection, at every "
         "token that is read or written. A gate of 0 is the language model without a film. The language model is frozen; LoRA teaches it the "
-        "language of reports.</p><p>The map of a sentence goes back along the same path: gate times attention on the patches, and what goes to a "
-        "finding’s token is laid over the patches by that finding’s own map.</p></figcaption></figure>"
+        "language of reports.</p><p>The map of a sentence goes back along the same path: gate times attention on the patches and on the "
+        "findings that it speaks of; what goes to a finding’s token is laid over the patches by that finding’s own map.</p></figcaption></figure>"
     )
 
 

@@ -86,14 +86,14 @@ def endpoints(demo: gr.Blocks, reporter: "Future[Reporter]") -> None:
     def heat_map(film: gr.FileData, draft: dict[str, Any], sentence: int, opacity: float = 0.5) -> gr.FileData:
         """The film with the map of one sentence of the draft laid over it, on the film's own pixels: a PNG file."""
         asked = _draft_of(draft)
-        tokens = _sentence_of(asked, sentence).tokens
+        said = _sentence_of(asked, sentence)
         if not (isinstance(opacity, int | float) and 0 <= opacity <= 1):
             raise core().ConfigError(f"opacity must be from 0 to 1, not {opacity!r}.")
         (held,) = _films([film])
         number = _number(asked, held.film)
-        heat = core().heat_map(asked, number, tokens)
+        heat = core().heat_map(asked, number, said)
         if heat is None:
-            raise core().EmrrgError(f"Sentence {sentence} has no map: every gate was shut while it was written.")
+            raise core().EmrrgError(f"Sentence {sentence}: {core().no_map(asked, said)}")
         out = io.BytesIO()
         Image.fromarray(core().overlay(held.film.pixels, heat, float(opacity))).save(out, "PNG")
         return _file("emrrg-map.png", out.getvalue())

@@ -149,12 +149,12 @@ def key_images(desk: Desk, draft: "Draft") -> "list[KeyImage]":
 def capture(desk: Desk, draft: "Draft", files: "Sequence[bytes | None]", at: datetime) -> bytes:
     """The heat map of the selected sentence, or of the whole draft, over the first film that is on the desk."""
     sentence = desk.picked.sentence if desk.picked else None
-    tokens = draft.sentences[sentence].tokens if sentence is not None else (0, len(draft.tokens))
+    what = draft.sentences[sentence] if sentence is not None else (0, len(draft.tokens))
     number = desk.places[0]
     film = desk.film(number)
     if film is None:
         raise core().EmrrgError("Drop the film again: films are not stored.")
-    heat = core().heat_map(draft, number, tokens)
+    heat = core().heat_map(draft, number, what)
     picture = core().overlay(_reduced(film.pixels), None if heat is None else _reduced(heat))
     return core().to_dicom_capture(picture, draft, files, film=number, sentence=sentence, at=at, burned_in=burned(desk))
 

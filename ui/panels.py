@@ -457,6 +457,10 @@ class Selection:
     last: int
     text: str
 
+    def what(self, draft: "Draft") -> "Sentence | tuple[int, int]":
+        """What a map is asked of: the sentence, or the word's tokens."""
+        return draft.sentences[self.sentence] if self.word is None else (self.first, self.last)
+
 
 def picked(draft: "Draft", index: Any) -> Selection | None:
     """The selection that a browser names, [sentence, word or null] (PICK); None where the draft has no such place."""

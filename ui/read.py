@@ -365,7 +365,7 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", example: Callable[[], 
         assert draft is not None
         desk.picked, desk.found = picked, None
         first, last = picked.first, picked.last
-        maps = [core().heat_map(draft, place, (first, last)) for place in desk.places]
+        maps = [core().heat_map(draft, place, picked.what(draft)) for place in desk.places]
         drafted = core().flags(draft.findings, draft.impression, has_prior=desk.has_prior)
         return {
             tab: desk,
@@ -605,7 +605,7 @@ def _caption(draft: "Draft", picked: panels.Selection, maps: Sequence[Any]) -> s
     if not maps:
         said += "Drop the films again to see where the model looked: they are not stored."
     elif all(heat is None for heat in maps):
-        said += "No map: every gate was shut while this was written, so the model did not look at the film here."
+        said += html.escape(core().no_map(draft, picked.what(draft)))
     else:
         said += (
             "The brighter a place, the more the model looked there while writing, at the place itself or at a finding that was read there. "

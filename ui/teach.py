@@ -362,11 +362,11 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", cases: Path | None = N
         selection = room.draft and panels.picked(room.draft, event.index)
         if not (room.draft and selection):
             return {caption: gr.skip()}
-        tokens = (selection.first, selection.last)
-        maps = [core().heat_map(room.draft, film, tokens) for film in range(len(room.draft.films))]
+        what = selection.what(room.draft)
+        maps = [core().heat_map(room.draft, film, what) for film in range(len(room.draft.films))]
         blind = maps[0] is None
         told = (
-            "No map: every gate was shut here."
+            core().no_map(room.draft, what)
             if blind
             else "The brighter a place, the more the model looked there. It does not prove why."
         )
