@@ -50,11 +50,10 @@ def patch_weights(draft: Draft, what: Sentence | tuple[int, int], film: int = 0)
     tokens all of it, of a sentence that on the findings that it speaks of. All zero of a sentence that hardly looks at these.
     """
     patches, looked = draft.grid**2, _looked(draft, what)
-    if isinstance(what, Sentence) and own_findings(draft, what):
-        if (look_on_findings(draft, what) or 0) < ON_FINDINGS:
+    if isinstance(what, Sentence) and (share := look_on_findings(draft, what)) is not None:
+        if share < ON_FINDINGS:
             return np.zeros(patches)
-        other = [patches + i for i, name in enumerate(NAMES) if name not in own_findings(draft, what)]
-        looked[[i for i in other if i < len(looked)]] = 0
+        looked[[patches + i for i, name in enumerate(NAMES) if name not in own_findings(draft, what)]] = 0
     total = looked[:patches].copy()
     for name, weight in zip(NAMES, looked[patches:], strict=False):
         if (finding := draft.finding(name)) is not None and finding.maps:

@@ -154,7 +154,7 @@ def reading(build, open_gates) -> Emrrg:
 
 def surely(model: Emrrg) -> Emrrg:
     """Probabilities are spread, for a reader that has not learned is sure of nothing; fractures are not assessed."""
-    model.calibration.curve[:] = torch.tensor([6.0, 0.0, -2.0])
+    model.calibration.curve[:] = torch.tensor([20.0, 0.0, 0.0])
     model.calibration.thresholds[:] = torch.tensor([0.5, 0.9, 0.3])
     model.calibration.thresholds[LABELS.index("Fracture")] = torch.tensor([NEVER, NEVER, 0.0])
     return model

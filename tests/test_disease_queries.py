@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from emrrg_core.config import QueryConfig
-from emrrg_core.disease_queries import DiseaseQueries, Seen
-from emrrg_core.findings import LABELS, NO_FINDING
+from emrrg_core.disease_queries import WHOLE, DiseaseQueries, Seen
+from emrrg_core.findings import LABELS
 from tests.rounding import additions, rounding
 
 GRID, D = 4, 16
@@ -120,9 +120,9 @@ def test_the_class_token_is_no_patch_but_may_be_read(make):
 def test_whether_a_film_is_normal_is_read_by_mean_and_maximum_of_the_stem_too_and_each_patch_has_its_part(make):
     queries, tokens, stem = make(stem=True), some(2, PATCHES + 1, D), some(2, PATCHES, D, seed=1)
     read = queries(tokens, MIDDLE, stem)
-    by_channel = stem.mean(1) @ queries.stem_mean.T + stem.amax(1) @ queries.stem_max.T  # (b, 1)
+    by_channel = stem.mean(1) @ queries.stem_mean.T + stem.amax(1) @ queries.stem_max.T  # (b, 2)
     expected = (read["share"] * read["evidence"]).sum(-1) + queries.bias
-    expected[:, LABELS.index(NO_FINDING)] += by_channel[:, 0]
+    expected[:, [LABELS.index(name) for name in WHOLE]] += by_channel
     most = rounding(float(expected.abs().max()) + 10, additions(queries) + PATCHES)
     torch.testing.assert_close(read["logits"], expected, rtol=0, atol=most)
     with pytest.raises(ValueError, match="stem's patches"):
