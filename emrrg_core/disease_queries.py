@@ -170,12 +170,12 @@ class DiseaseQueries(nn.Module):
         )  # the tower's patches, the stem's
         seen = width * len(self.norms)
         self.key = nn.Linear(seen, width, bias=False)
-        self.head = nn.Sequential(  # a patch's own logit of every finding
-            nn.Linear(seen, config.hidden), nn.GELU(), nn.Dropout(0.1), nn.Linear(config.hidden, len(LABELS))
-        )
+        out = nn.Linear(config.hidden, len(LABELS))
+        nn.init.constant_(out.bias, -2.0)
+        # a patch's own logit of every finding
+        self.head = nn.Sequential(nn.Linear(seen, config.hidden), nn.GELU(), nn.Dropout(0.1), out)
         self.sharpness = nn.Parameter(torch.ones(len(LABELS)))  # how much a patch counts for being the strongest
         self.even = nn.Parameter(torch.zeros(len(LABELS)))  # logit of the part of the share that all patches have alike
-        nn.init.constant_(self.head[-1].bias, -2.0)
         self.bias = nn.Parameter(torch.full((len(LABELS),), 2.0))  # at first the patches' own logits cancel out
         if config.stem:
             self.stem_mean = nn.Parameter(torch.zeros(len(WHOLE), width))
