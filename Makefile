@@ -8,7 +8,7 @@ PY := $(VENV)/bin/python
 sum = $(shell cat $(1) | cksum | cut -d' ' -f1)
 RUNTIME := $(VENV)/.runtime-$(call sum,requirements.txt)
 DEV := $(VENV)/.dev-$(call sum,requirements.txt requirements-dev.txt)
-CACHE := $(shell echo '$(EMRRG_HOME)|$(XDG_CACHE_HOME)|$(HOME)' | cat - emrrg_core/language.py | cksum | cut -d' ' -f1)
+CACHE := $(shell echo '$(EMRRG_HOME)|$(XDG_CACHE_HOME)|$(HOME)' | cat - emrrg_core/model/language_model.py | cksum | cut -d' ' -f1)
 READY := $(VENV)/.ready-$(CACHE)
 
 PIP := $(PY) -m pip install --disable-pip-version-check --no-input
@@ -39,8 +39,8 @@ bench: $(DEV) $(READY)
 	$(PY) benchmarks/scan.py
 
 define prepare
-$(PY) -c "from emrrg_core import language, scan; \
-	print('selective scan:', scan.chosen_backend('cpu')); raise SystemExit(language.main())"
+$(PY) -c "from emrrg_core.model import language_model, selective_scan; \
+	print('selective scan:', selective_scan.chosen_backend('cpu')); raise SystemExit(language_model.main())"
 @touch $(READY)
 endef
 

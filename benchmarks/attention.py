@@ -22,8 +22,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from emrrg_core.hybrid import grouped_film, grouped_self
-from emrrg_core.language import prefers_bfloat16
+from emrrg_core.model.hybrid_decoder import grouped_film, grouped_self
+from emrrg_core.model.language_model import prefers_bfloat16
 
 HEADS, SHARED, WIDTH, VISUAL = 9, 3, 64, 197 + 12
 MODULE = SimpleNamespace(num_key_value_groups=HEADS // SHARED, is_causal=True, training=False)

@@ -27,8 +27,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from emrrg_core.consistency import Contradiction, Kind, contradictions
-from emrrg_core.findings import Status, read_findings
+from emrrg_core.text.consistency import Contradiction, Kind, contradictions
+from emrrg_core.text.labeler import Status, read_findings
 
 DENIALS = {
     "Cardiomegaly": "The heart is of normal size.",

@@ -27,9 +27,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from emrrg_core.config import MODEL_PRESETS, ModelConfig, VisionConfig
-from emrrg_core.language import prefers_bfloat16
-from emrrg_core.model import Emrrg
-from emrrg_core.vision import ConvolutionalStem, VisionMamba
+from emrrg_core.model.emrrg import Emrrg
+from emrrg_core.model.language_model import prefers_bfloat16
+from emrrg_core.model.vision_mamba import ConvolutionalStem, VisionMamba
 
 STEMS, BORDER = (
     3,

@@ -41,7 +41,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from emrrg_core.findings import Status, is_abnormal, labels, present, read_findings, report_text
+from emrrg_core.text.labeler import Status, is_abnormal, labels, present, read_findings, report_text
 
 ENOUGH = 20  # positives a label needs to enter the macro average
 

@@ -8,7 +8,7 @@ conv      causal convolution with SiLU, forward and backward, ours against torch
 
 Each repeat times every form once, one after the other, so that a busy moment of the machine meets all of them; the
 numbers are medians. Threads: torch's default. --device cuda times mamba-ssm's and causal-conv1d's kernels as this
-project calls them (emrrg_core/scan/cuda.py), beside the same forms on the same GPU.
+project calls them (emrrg_core/model/selective_scan/cuda.py), beside the same forms on the same GPU.
 """
 
 import argparse
@@ -32,7 +32,7 @@ except ImportError:
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from emrrg_core.scan import causal_conv_silu, chosen_backend, selective_scan
+from emrrg_core.model.selective_scan import causal_conv_silu, chosen_backend, selective_scan
 
 
 def loop_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:

@@ -4,14 +4,10 @@ import importlib as _importlib
 import typing as _typing
 
 if _typing.TYPE_CHECKING:
-    from emrrg_core.burned import Box, burned_in, burned_in_warning
-    from emrrg_core.cases import Case, CaseError, Cases, read_cases
-    from emrrg_core.classes import Answer, Class, ClassError, Classes, ClassGoneError, Learner, answers_csv
-    from emrrg_core.comparison import Comparison, Match, compare
     from emrrg_core.config import DecodeConfig
-    from emrrg_core.consistency import Contradiction, Flag, Row, contradictions, findings_table, flags
     from emrrg_core.errors import CheckpointError, ConfigError, DataError, EmrrgError, FilmError, LanguageModelError
-    from emrrg_core.evidence import Looking, Why, gate_figure, heat_map, lay_over, no_map, overlay
+    from emrrg_core.explain.heat_map import Looking, Why, gate_figure, heat_map, lay_over, no_map, overlay
+    from emrrg_core.explain.occlusion import Fill, Rescored, retouched
     from emrrg_core.export import KeyImage, version
     from emrrg_core.export.dicom import origin
     from emrrg_core.export.dicom_capture import to_dicom_capture
@@ -22,15 +18,30 @@ if _typing.TYPE_CHECKING:
     from emrrg_core.export.pdf import to_pdf
     from emrrg_core.export.provenance import to_json
     from emrrg_core.export.text import to_text
-    from emrrg_core.films import Film, read_film
-    from emrrg_core.finding_tokens import Finding
-    from emrrg_core.findings import is_abnormal, read_report, sentences
-    from emrrg_core.looks import Looks
-    from emrrg_core.parameters import Counts
-    from emrrg_core.report import DISCLAIMER, Choice, Difference, Draft, Edit, Line, Piece, Report, Sentence, as_text
+    from emrrg_core.films.burned_in_text import Box, burned_in, burned_in_warning
+    from emrrg_core.films.film import Film, read_film
+    from emrrg_core.films.film_check import Looks
+    from emrrg_core.model.finding_tokens import Finding
+    from emrrg_core.model.parameter_count import Counts
+    from emrrg_core.report.document import (
+        DISCLAIMER,
+        Choice,
+        Difference,
+        Draft,
+        Edit,
+        Line,
+        Piece,
+        Report,
+        Sentence,
+        as_text,
+    )
+    from emrrg_core.report.session_store import Session, SessionConflictError, SessionError, SessionGoneError, Sessions
     from emrrg_core.reporter import Reporter
-    from emrrg_core.retouch import Fill, Rescored, retouched
-    from emrrg_core.session import Session, SessionConflictError, SessionError, SessionGoneError, Sessions
+    from emrrg_core.teaching.cases import Case, CaseError, Cases, read_cases
+    from emrrg_core.teaching.classroom import Answer, Class, ClassError, Classes, ClassGoneError, Learner, answers_csv
+    from emrrg_core.text.compare import Comparison, Match, compare
+    from emrrg_core.text.consistency import Contradiction, Flag, Row, contradictions, findings_table, flags
+    from emrrg_core.text.labeler import is_abnormal, read_report, sentences
 
 __all__ = [
     "DISCLAIMER",
@@ -114,14 +125,10 @@ __all__ = [
 # Where these names are at home. Each is fetched when first asked for (PEP 562), so that a film can be read and an error
 # caught without waiting seconds for torch and transformers.
 _HOMES = {
-    "burned": {"Box", "burned_in", "burned_in_warning"},
-    "cases": {"Case", "CaseError", "Cases", "read_cases"},
-    "classes": {"Answer", "Class", "ClassError", "Classes", "ClassGoneError", "Learner", "answers_csv"},
-    "comparison": {"Comparison", "Match", "compare"},
     "config": {"DecodeConfig"},
-    "consistency": {"Contradiction", "Flag", "Row", "contradictions", "findings_table", "flags"},
     "errors": {"CheckpointError", "ConfigError", "DataError", "EmrrgError", "FilmError", "LanguageModelError"},
-    "evidence": {"Looking", "Why", "gate_figure", "heat_map", "lay_over", "no_map", "overlay"},
+    "explain.heat_map": {"Looking", "Why", "gate_figure", "heat_map", "lay_over", "no_map", "overlay"},
+    "explain.occlusion": {"Fill", "Rescored", "retouched"},
     "export": {"KeyImage", "version"},
     "export.dicom": {"origin"},
     "export.dicom_capture": {"to_dicom_capture"},
@@ -132,15 +139,30 @@ _HOMES = {
     "export.pdf": {"to_pdf"},
     "export.provenance": {"to_json"},
     "export.text": {"to_text"},
-    "films": {"Film", "read_film"},
-    "finding_tokens": {"Finding"},
-    "findings": {"is_abnormal", "read_report", "sentences"},
-    "looks": {"Looks"},
-    "parameters": {"Counts"},
-    "report": {"DISCLAIMER", "Choice", "Difference", "Draft", "Edit", "Line", "Piece", "Report", "Sentence", "as_text"},
+    "films.burned_in_text": {"Box", "burned_in", "burned_in_warning"},
+    "films.film": {"Film", "read_film"},
+    "films.film_check": {"Looks"},
+    "model.finding_tokens": {"Finding"},
+    "model.parameter_count": {"Counts"},
+    "report.document": {
+        "DISCLAIMER",
+        "Choice",
+        "Difference",
+        "Draft",
+        "Edit",
+        "Line",
+        "Piece",
+        "Report",
+        "Sentence",
+        "as_text",
+    },
+    "report.session_store": {"Session", "SessionConflictError", "SessionError", "SessionGoneError", "Sessions"},
     "reporter": {"Reporter"},
-    "retouch": {"Fill", "Rescored", "retouched"},
-    "session": {"Session", "SessionConflictError", "SessionError", "SessionGoneError", "Sessions"},
+    "teaching.cases": {"Case", "CaseError", "Cases", "read_cases"},
+    "teaching.classroom": {"Answer", "Class", "ClassError", "Classes", "ClassGoneError", "Learner", "answers_csv"},
+    "text.compare": {"Comparison", "Match", "compare"},
+    "text.consistency": {"Contradiction", "Flag", "Row", "contradictions", "findings_table", "flags"},
+    "text.labeler": {"is_abnormal", "read_report", "sentences"},
 }
 
 if not _typing.TYPE_CHECKING:  # a type checker that saw it would take any name for a public one

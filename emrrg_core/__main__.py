@@ -17,8 +17,8 @@ from emrrg_core.config import MOST_FILMS
 from emrrg_core.errors import CheckpointError, ConfigError, DataError, EmrrgError, FilmError
 
 if TYPE_CHECKING:
-    from emrrg_core.films import Film
-    from emrrg_core.report import Draft
+    from emrrg_core.films.film import Film
+    from emrrg_core.report.document import Draft
     from emrrg_core.reporter import Reporter
 
 T = TypeVar("T")
@@ -117,8 +117,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _convert(arguments: argparse.Namespace) -> str:
-    from emrrg_core.convert import Stage
-    from emrrg_core.convert import convert as convert_released
+    from emrrg_core.model.convert import Stage
+    from emrrg_core.model.convert import convert as convert_released
 
     done = convert_released(arguments.file, arguments.out)
     if arguments.json:
@@ -138,7 +138,7 @@ def _convert(arguments: argparse.Namespace) -> str:
 
 
 def _label(arguments: argparse.Namespace) -> str:
-    from emrrg_core.findings import labels_of_row, read_report
+    from emrrg_core.text.labeler import labels_of_row, read_report
 
     if arguments.file:
         return json.dumps(read_report(_text(arguments.file)), indent=2)
@@ -168,7 +168,7 @@ def _text(file: str) -> str:
 
 def _draft(arguments: argparse.Namespace) -> str:
     from emrrg_core.config import DecodeConfig
-    from emrrg_core.films import read_film
+    from emrrg_core.films.film import read_film
     from emrrg_core.reporter import Reporter
 
     decoding = DecodeConfig(beams=arguments.beams)
@@ -199,7 +199,7 @@ def _draft(arguments: argparse.Namespace) -> str:
 
 
 def _anyway(arguments: argparse.Namespace) -> frozenset[str]:
-    from emrrg_core.films import OVERRIDABLE
+    from emrrg_core.films.film import OVERRIDABLE
 
     return OVERRIDABLE if arguments.anyway else frozenset()
 
@@ -222,7 +222,7 @@ def _save_maps(draft: "Draft", folder: Path) -> dict[int, list[str]]:
     """One file per sentence and film; a sentence for which the model did not look has none. Paths by sentence number."""
     import numpy as np
 
-    from emrrg_core.evidence import heat_map
+    from emrrg_core.explain.heat_map import heat_map
 
     saved: dict[int, list[str]] = {}
     for number, sentence in enumerate(draft.sentences):
@@ -312,7 +312,7 @@ def _doctor(arguments: argparse.Namespace) -> str:
     import transformers
 
     from emrrg_core.config import VISION_PRESETS
-    from emrrg_core.language import language_status, prefers_bfloat16
+    from emrrg_core.model.language_model import language_status, prefers_bfloat16
     from emrrg_core.reporter import DEFAULT_CHECKPOINT
 
     checkpoint, language = _checkpoint_status(arguments.checkpoint or DEFAULT_CHECKPOINT)
@@ -332,7 +332,7 @@ def _doctor(arguments: argparse.Namespace) -> str:
 
 
 def _scan_status() -> dict[str, Any]:
-    from emrrg_core.scan import available_backends, chosen_backend
+    from emrrg_core.model.selective_scan import available_backends, chosen_backend
 
     status: dict[str, Any] = {"available": list(available_backends()), "in_use": None}
     try:
@@ -344,7 +344,7 @@ def _scan_status() -> dict[str, Any]:
 
 def _checkpoint_status(folder: Path) -> tuple[dict[str, Any], str]:
     """What a checkpoint is, and the language model that it names; of one that cannot be used, why, and the default."""
-    from emrrg_core import checkpoint as checkpoints
+    from emrrg_core.model import checkpoint as checkpoints
 
     status: dict[str, Any] = {"name": folder.absolute().name, "folder": str(folder), "found": False}
     language = "smollm2-135m"
@@ -364,7 +364,7 @@ def _tower_size(preset: str) -> dict[str, int]:
     import torch
 
     from emrrg_core.config import VISION_PRESETS
-    from emrrg_core.vision import VisionMamba
+    from emrrg_core.model.vision_mamba import VisionMamba
 
     with torch.device("meta"):  # shapes only
         tower = VisionMamba(VISION_PRESETS[preset])

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from emrrg_core.config import DecodeConfig
 from emrrg_core.errors import ConfigError, DataError, EmrrgError
-from emrrg_core.findings import read_report, report_text
+from emrrg_core.text.labeler import read_report, report_text
 
 if TYPE_CHECKING:
     from emrrg_core.reporter import Reporter  # torch takes seconds, and a folder that will not do is told at once

@@ -183,7 +183,7 @@ def _off() -> LowRankConfig:
 class AdapterConfig(Settings):
     """What of the tower learns: a low-rank update of each of these slices, the rows of the ablation (METHOD §3.4). The rest is frozen.
 
-    The default is the paper's design, LoRA_p(X) and LoRA(in_proj). `emrrg_core.adapters.ablate` gives each row alone.
+    The default is the paper's design, LoRA_p(X) and LoRA(in_proj). `emrrg_core.model.partial_lora.ablate` gives each row alone.
     """
 
     x: LowRankConfig = field(default_factory=LowRankConfig)  # in_proj, rows of X: before convolution and scan (§3.1)
@@ -255,7 +255,7 @@ class PromptConfig(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class QueryConfig(Settings):
-    """The disease queries (emrrg_core.disease_queries) and the finding tokens that the hybrid layers see. depth 0 turns both off."""
+    """The disease queries (emrrg_core.model.disease_queries) and the finding tokens that the hybrid layers see. depth 0 turns both off."""
 
     depth: int = 0  # layers of the Q-Former
     heads: int = 4
@@ -283,7 +283,7 @@ class ModelConfig(Settings):
     hybrid: HybridConfig = field(default_factory=HybridConfig)
     queries: QueryConfig = field(default_factory=QueryConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
-    language: str = "smollm2-135m"  # a preset of emrrg_core.language, or a folder
+    language: str = "smollm2-135m"  # a preset of emrrg_core.model.language_model, or a folder
     language_lora: LanguageLoraConfig = field(default_factory=LanguageLoraConfig)
 
     def __post_init__(self) -> None:

@@ -9,14 +9,9 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from emrrg_core import checkpoint as checkpoints
-from emrrg_core.burned import burned_in_warning
 from emrrg_core.config import MOST_FILMS, DecodeConfig, PromptTokens
-from emrrg_core.decode import Writing
-from emrrg_core.decode import stream as write_stream
-from emrrg_core.disease_queries import Seen
 from emrrg_core.errors import ConfigError, EmrrgError, FilmError
-from emrrg_core.evidence import (
+from emrrg_core.explain.heat_map import (
     FEWEST_PLACES,
     PLACES,
     Looking,
@@ -28,15 +23,20 @@ from emrrg_core.evidence import (
     places,
     stand_ins,
 )
-from emrrg_core.films import Film, model_input, read_film
-from emrrg_core.finding_tokens import Finding, Presence, finding_maps, ratios_of
-from emrrg_core.findings import LABELS, NO_FINDING, Status, read_findings
-from emrrg_core.language import LanguageModel
-from emrrg_core.looks import Detector, Looks
-from emrrg_core.model import Emrrg, FilmTokens
-from emrrg_core.parameters import Counts, count
-from emrrg_core.report import Draft, FilmRecord, Sentence, sections
-from emrrg_core.retouch import Rescored
+from emrrg_core.explain.occlusion import Rescored
+from emrrg_core.films.burned_in_text import burned_in_warning
+from emrrg_core.films.film import Film, model_input, read_film
+from emrrg_core.films.film_check import Detector, Looks
+from emrrg_core.model import checkpoint as checkpoints
+from emrrg_core.model.disease_queries import Seen
+from emrrg_core.model.emrrg import Emrrg, FilmTokens
+from emrrg_core.model.finding_tokens import Finding, Presence, finding_maps, ratios_of
+from emrrg_core.model.generation import Writing
+from emrrg_core.model.generation import stream as write_stream
+from emrrg_core.model.language_model import LanguageModel
+from emrrg_core.model.parameter_count import Counts, count
+from emrrg_core.report.document import Draft, FilmRecord, Sentence, sections
+from emrrg_core.text.labeler import LABELS, NO_FINDING, Status, read_findings
 
 Progress = Callable[[int, int], None]  # (readings done, readings in all)
 _TOGETHER = 8  # readings of a draft at once: more would cost memory
@@ -365,7 +365,7 @@ def ratio_of(films: Sequence[Film], seen: Seen) -> float | None:
 def differences(read: Sequence[Finding], sentences: Sequence[Sentence]) -> list[str]:
     """Where a draft states or denies otherwise than was read, as sentences for its reader; most often empty.
 
-    The sentences are read by the label reader (emrrg_core.findings), whose errors are counted in.
+    The sentences are read by the label reader (emrrg_core.text.labeler), whose errors are counted in.
     """
     found = []
     positive: dict[str, set[str]] = {}

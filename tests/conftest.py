@@ -14,7 +14,6 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from emrrg_core import checkpoint as checkpoints
 from emrrg_core.config import (
     AdapterConfig,
     HybridConfig,
@@ -27,9 +26,10 @@ from emrrg_core.config import (
     Stem,
     VisionConfig,
 )
-from emrrg_core.finding_tokens import NEVER
-from emrrg_core.findings import LABELS
-from emrrg_core.model import Emrrg
+from emrrg_core.model import checkpoint as checkpoints
+from emrrg_core.model.emrrg import Emrrg
+from emrrg_core.model.finding_tokens import NEVER
+from emrrg_core.text.labeler import LABELS
 
 SENTENCES = [
     "Findings: The heart is of normal size. The lungs are clear.",

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from emrrg_core.adapters import ROWS
-from emrrg_core.convert import save_tower
-from emrrg_core.model import IGNORED
-from emrrg_core.vision import VisionMamba
+from emrrg_core.model.convert import save_tower
+from emrrg_core.model.emrrg import IGNORED
+from emrrg_core.model.partial_lora import ROWS
+from emrrg_core.model.vision_mamba import VisionMamba
 from tests import tiny
 from tests.phantom import make_phantom
 from train import ablation, finetune

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 
 from emrrg_core import DISCLAIMER, Reporter
-from emrrg_core.parameters import Counts
+from emrrg_core.model.parameter_count import Counts
 from emrrg_core.reporter import DEFAULT_CHECKPOINT
 from tests.test_app import Server, browser_page
 from ui import about

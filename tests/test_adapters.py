@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from emrrg_core.adapters import DESIGNS, ROWS, AdaptedConv2d, AdaptedLinear, ablate, attach, merge
 from emrrg_core.config import (
     MODEL_PRESETS,
     VISION_PRESETS,
@@ -18,8 +17,9 @@ from emrrg_core.config import (
     VisionConfig,
 )
 from emrrg_core.errors import ConfigError
-from emrrg_core.model import Emrrg
-from emrrg_core.vision import VisionMamba
+from emrrg_core.model.emrrg import Emrrg
+from emrrg_core.model.partial_lora import DESIGNS, ROWS, AdaptedConv2d, AdaptedLinear, ablate, attach, merge
+from emrrg_core.model.vision_mamba import VisionMamba
 from tests.conftest import TINY
 
 SMALL = VisionConfig(image_size=64, patch_size=16, d_model=16, depth=3, d_state=4, drop_path=0.0)

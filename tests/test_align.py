@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from transformers import BertConfig, BertModel
 
 from emrrg_core.config import QueryConfig, VisionConfig
-from emrrg_core.convert import load_tower, save_tower
 from emrrg_core.errors import CheckpointError, ConfigError, LanguageModelError
-from emrrg_core.vision import VisionMamba
+from emrrg_core.model.convert import load_tower, save_tower
+from emrrg_core.model.vision_mamba import VisionMamba
 from tests import tiny
 from tests.phantom import make_phantom
 from tests.rounding import assert_alike

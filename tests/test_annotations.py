@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from emrrg_core.annotations import clean_report, main, read_annotation, read_labels, sections
-from emrrg_core.data import read_studies
+from emrrg_core.data.public_datasets import clean_report, main, read_annotation, read_labels, sections
+from emrrg_core.data.studies import read_studies
 from emrrg_core.errors import DataError
 
 ROOT = Path(__file__).resolve().parent.parent

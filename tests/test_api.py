@@ -14,8 +14,8 @@ import pytest
 from pydicom.data import get_testdata_file
 
 from emrrg_core import DISCLAIMER
-from emrrg_core.findings import read_report
 from emrrg_core.reporter import DEFAULT_CHECKPOINT
+from emrrg_core.text.labeler import read_report
 from tests.phantom import make_phantom
 from tests.test_app import Server
 from ui import api
@@ -156,7 +156,7 @@ def test_only_the_named_endpoints_are_public_and_all_of_their_parameters_have_ty
 
 
 def test_formats_and_rules_are_those_of_the_screen() -> None:
-    from emrrg_core.films import OVERRIDABLE
+    from emrrg_core.films.film import OVERRIDABLE
     from ui.exports import KINDS
 
     assert set(api.Format.__args__) == {kind.name for kind in KINDS}

@@ -32,7 +32,7 @@ import app
 import emrrg_core
 from emrrg_core import DISCLAIMER, DecodeConfig, Draft, Film, Reporter, heat_map, overlay, read_film
 from emrrg_core.config import MOST_FILMS as CORE_MOST_FILMS
-from emrrg_core.language import cache_home
+from emrrg_core.model.language_model import cache_home
 from emrrg_core.reporter import DEFAULT_CHECKPOINT
 from tests.phantom import make_phantom
 from ui import read, viewer

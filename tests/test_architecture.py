@@ -13,55 +13,46 @@ import emrrg_core
 ROOT = Path(__file__).resolve().parent.parent
 CORE = ROOT / "emrrg_core"
 
-# who may import whom, within emrrg_core; errors and config may be imported by all
-MAY_IMPORT = {
+# the rooms, and which of them each may import; errors and config may be imported by all
+ROOMS = {
     "errors": "",
     "config": "",
-    "scan": "",
-    "vision": "scan",
-    "adapters": "vision",
-    "hybrid": "",
-    "language": "",
-    "films": "",
-    "burned": "films",
-    "looks": "",
-    "findings": "",
-    "consistency": "findings",
-    "data": "films findings",
-    "simulate": "",
-    "disease_queries": "findings vision",
-    "finding_tokens": "disease_queries findings",
-    "annotations": "data findings",
-    "metrics": "findings",
-    "raters": "",
-    "model": "vision adapters disease_queries finding_tokens hybrid",
-    "parameters": "",
-    "pretraining": "vision",
-    "checkpoint": "language model",
-    "convert": "checkpoint pretraining vision",
-    "layout": "findings",
-    "decode": "hybrid layout model",
-    "report": "decode finding_tokens findings layout",
-    "session": "language report",
-    "evidence": "decode films finding_tokens report",
-    "export": "evidence films findings report",
-    "retouch": "evidence",
-    "cases": "films findings",
-    "comparison": "consistency findings metrics",
-    "classes": "cases comparison findings language",
-    "reporter": "burned checkpoint decode disease_queries evidence films finding_tokens findings language looks model parameters report retouch",
-    "batch": "findings reporter",
-    "__init__": "burned cases classes comparison consistency evidence export films finding_tokens findings looks parameters report "
-    "reporter retouch session",
-    "__main__": "batch checkpoint convert evidence films findings language report reporter scan vision",
+    "text": "",  # reports as text
+    "films": "",  # files of films
+    "data": "films text",  # film sets
+    "model": "films text",  # the paper's model
+    "report": "model text",  # draft, report, sessions
+    "explain": "films model report",  # heat maps and their tests
+    "export": "explain films report text",
+    "teaching": "explain films model report text",  # cases and classes
+    "reporter": "explain films model report text",  # films in, drafts out
+    "batch": "reporter text",
+    "__init__": "explain export films model report reporter teaching text",
+    "__main__": "batch explain films model report reporter text",
 }
+# within the model, lower parts know nothing of higher ones
+MODEL = (
+    "selective_scan",
+    "vision_mamba",
+    "partial_lora",
+    "disease_queries",
+    "finding_tokens",
+    "hybrid_decoder",
+    "language_model",
+    "emrrg",
+    "pretraining",
+    "parameter_count",
+    "checkpoint",
+    "convert",
+    "generation",
+)
 # who may import which of the large libraries
 OUTSIDE = {
     "gradio": "app.py ui/",
-    "argparse": "emrrg_core/__main__.py emrrg_core/annotations.py app.py train/ benchmarks/ .ci/",
-    "pydicom": "emrrg_core/films.py emrrg_core/export/ app.py",  # app.py: the example film comes with pydicom's data
-    "mamba_ssm": "emrrg_core/scan/ benchmarks/",
-    "causal_conv1d": "emrrg_core/scan/ benchmarks/",
+    "argparse": "emrrg_core/__main__.py emrrg_core/data/public_datasets.py app.py train/ benchmarks/ .ci/",
+    "pydicom": "emrrg_core/films/ emrrg_core/export/ app.py",  # app.py: the example film comes with pydicom's data
+    "mamba_ssm": "emrrg_core/model/selective_scan/ benchmarks/",
+    "causal_conv1d": "emrrg_core/model/selective_scan/ benchmarks/",
     "train": "train/",
     "ui": "app.py ui/ benchmarks/",
     "app": "app.py",
@@ -93,11 +84,12 @@ def imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path.relative_to(ROOT)} has a relative import"
             found.add(node.module or "")
-            if node.module == "emrrg_core":
+            if (node.module or "").split(".")[0] == "emrrg_core":
+                folder = ROOT / Path(*(node.module or "").split("."))
                 found |= {
-                    f"emrrg_core.{alias.name}"
+                    f"{node.module}.{alias.name}"
                     for alias in node.names
-                    if (CORE / f"{alias.name}.py").exists() or (CORE / alias.name).is_dir()
+                    if (folder / f"{alias.name}.py").exists() or (folder / alias.name).is_dir()
                 }
     return found
 
@@ -106,8 +98,8 @@ def name(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-def module_of(path: Path) -> str:
-    """The noun of a file of emrrg_core: its name, or that of its folder."""
+def room_of(path: Path) -> str:
+    """The room of a file of emrrg_core: its folder, or its name where it has none."""
     relative = path.relative_to(CORE)
     return relative.parts[0] if len(relative.parts) > 1 else relative.stem
 
@@ -117,19 +109,35 @@ def module_of(path: Path) -> str:
 
 @pytest.mark.parametrize("path", sorted(CORE.rglob("*.py")), ids=name)
 def test_imports_point_one_way(path):
-    module = module_of(path)
-    assert module in MAY_IMPORT, f"say in MAY_IMPORT what {module} may import"
+    room = room_of(path)
+    assert room in ROOMS, f"say in ROOMS what {room} may import"
     used = {dotted.split(".")[1] for dotted in imports(path) if dotted.startswith("emrrg_core.")}
-    allowed = {"errors", "config", module, *MAY_IMPORT[module].split()} - ({"config"} if module == "errors" else set())
-    assert used <= allowed, f"{module} may not import {sorted(used - allowed)}"
+    allowed = {"errors", "config", room, *ROOMS[room].split()} - ({"config"} if room == "errors" else set())
+    assert used <= allowed, f"{room} may not import {sorted(used - allowed)}"
 
 
 def test_the_arrows_have_no_cycle():
-    todo = {module: set(used.split()) for module, used in MAY_IMPORT.items()}
+    todo = {room: set(used.split()) for room, used in ROOMS.items()}
     while todo:
-        free = {module for module, used in todo.items() if not used & todo.keys()}
+        free = {room for room, used in todo.items() if not used & todo.keys()}
         assert free, f"a cycle among {sorted(todo)}"
-        todo = {module: used for module, used in todo.items() if module not in free}
+        todo = {room: used for room, used in todo.items() if room not in free}
+
+
+@pytest.mark.parametrize("path", sorted((CORE / "model").rglob("*.py")), ids=name)
+def test_lower_parts_of_the_model_know_nothing_of_higher_ones(path):
+    mine = path.relative_to(CORE / "model").parts[0].removesuffix(".py")
+    if mine == "__init__":
+        return
+    used = {d.split(".")[2] for d in imports(path) if d.startswith("emrrg_core.model.")} - {mine}
+    assert used <= set(MODEL[: MODEL.index(mine)]), (
+        f"{mine} may not import {sorted(used - set(MODEL[: MODEL.index(mine)]))}"
+    )
+
+
+def test_the_core_has_at_most_a_dozen_rooms():
+    rooms = {room_of(path) for path in CORE.rglob("*.py")} - {"__init__", "__main__"}
+    assert len(rooms) <= 12, sorted(rooms)
 
 
 @pytest.mark.parametrize("path", sources(), ids=name)

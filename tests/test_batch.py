@@ -13,8 +13,8 @@ from emrrg_core import batch
 from emrrg_core.__main__ import main
 from emrrg_core.batch import Study, Tally, find_studies, merge
 from emrrg_core.errors import DataError, EmrrgError
-from emrrg_core.findings import LABELS
 from emrrg_core.reporter import Reporter
+from emrrg_core.text.labeler import LABELS
 from tests.phantom import make_phantom
 
 ROOT = Path(__file__).resolve().parent.parent

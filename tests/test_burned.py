@@ -8,7 +8,7 @@ import pytest
 from pydicom.data import get_testdata_file
 
 from emrrg_core import Film, burned_in, burned_in_warning, read_film
-from emrrg_core.burned import text_lines
+from emrrg_core.films.burned_in_text import text_lines
 from tests.phantom import make_phantom
 from train.burned import CONTRASTS, FONTS, identity, written
 

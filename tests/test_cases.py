@@ -17,8 +17,9 @@ import pytest
 
 import emrrg_core.reporter
 from emrrg_core import DecodeConfig, EmrrgError, Film, FilmError, Reporter
-from emrrg_core.cases import QUESTION, CaseError, read_case, read_cases
-from emrrg_core.classes import (
+from emrrg_core.explain.occlusion import Fill, retouched
+from emrrg_core.teaching.cases import QUESTION, CaseError, read_case, read_cases
+from emrrg_core.teaching.classroom import (
     ALPHABET,
     COLUMNS,
     LONGEST_TEXT,
@@ -30,9 +31,8 @@ from emrrg_core.classes import (
     answers_csv,
     harmless,
 )
-from emrrg_core.comparison import Kind, compare
-from emrrg_core.findings import LABELS, Status
-from emrrg_core.retouch import Fill, retouched
+from emrrg_core.text.compare import Kind, compare
+from emrrg_core.text.labeler import LABELS, Status
 from tests.phantom import make_phantom
 from tests.rounding import additions, rounding
 
@@ -401,7 +401,7 @@ def test_a_class_is_kept_for_at_most_ninety_days(store, days):
 
 
 def test_a_class_has_room_for_so_many(store, monkeypatch):
-    monkeypatch.setattr("emrrg_core.classes.MOST_LEARNERS", 2)
+    monkeypatch.setattr("emrrg_core.teaching.classroom.MOST_LEARNERS", 2)
     assert MOST_LEARNERS > 2
     made, _ = store.begin()
     store.join(made.code, "a")

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from emrrg_core import checkpoint as checkpoints
 from emrrg_core.errors import CheckpointError, LanguageModelError
-from emrrg_core.model import IGNORED, Emrrg
+from emrrg_core.model import checkpoint as checkpoints
+from emrrg_core.model.emrrg import IGNORED, Emrrg
 
 NOTES = {"language": {"name": "tiny", "sha256": "0" * 64}, "training": {"steps": 3}}
 

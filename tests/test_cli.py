@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from emrrg_core import DISCLAIMER
-from emrrg_core import checkpoint as checkpoints
 from emrrg_core.__main__ import main
 from emrrg_core.config import VISION_PRESETS
-from emrrg_core.evidence import lay_over, patch_weights
-from emrrg_core.finding_tokens import NAMES
-from emrrg_core.language import language_status
+from emrrg_core.explain.heat_map import lay_over, patch_weights
+from emrrg_core.model import checkpoint as checkpoints
+from emrrg_core.model.finding_tokens import NAMES
+from emrrg_core.model.language_model import language_status
 from emrrg_core.reporter import Reporter
 from tests.phantom import make_phantom
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from emrrg_core.consistency import Flag, Kind, Place, contradictions, findings_table, flags
-from emrrg_core.findings import LABELS, Status, labels, report_text
+from emrrg_core.text.consistency import Flag, Kind, Place, contradictions, findings_table, flags
+from emrrg_core.text.labeler import LABELS, Status, labels, report_text
 from tests.phantom import LESIONS, SIDES, make_phantom
 
 POSITIVE, NEGATIVE, UNCERTAIN = Status.POSITIVE, Status.NEGATIVE, Status.UNCERTAIN

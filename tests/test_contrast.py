@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from emrrg_core.config import QueryConfig, Stem, VisionConfig
-from emrrg_core.data import Study, normalise
+from emrrg_core.data.studies import Study, normalise
 from emrrg_core.errors import ConfigError
 from train import contrast as program
 from train.contrast import Draw, Member, contrast, cropped, images_of, warp

@@ -15,16 +15,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from emrrg_core import checkpoint as checkpoints
-from emrrg_core import convert as converter
 from emrrg_core.__main__ import main
 from emrrg_core.config import VISION_PRESETS, DecodeConfig
-from emrrg_core.convert import Stage, convert, load_tower, save_tower
-from emrrg_core.decode import write
 from emrrg_core.errors import CheckpointError
-from emrrg_core.model import Emrrg
-from emrrg_core.pretraining import PRETRAINING_PRESETS, PretrainingConfig, to_tower
-from emrrg_core.vision import VisionMamba
+from emrrg_core.model import checkpoint as checkpoints
+from emrrg_core.model import convert as converter
+from emrrg_core.model.convert import Stage, convert, load_tower, save_tower
+from emrrg_core.model.emrrg import Emrrg
+from emrrg_core.model.generation import write
+from emrrg_core.model.pretraining import PRETRAINING_PRESETS, PretrainingConfig, to_tower
+from emrrg_core.model.vision_mamba import VisionMamba
 from tests.conftest import TINY
 
 Shapes = dict[str, tuple[int, ...]]

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from emrrg_core.data import (
+from emrrg_core.data.studies import (
     FilmCache,
     Matcher,
     ReportText,
@@ -24,8 +24,8 @@ from emrrg_core.data import (
     read_studies,
 )
 from emrrg_core.errors import DataError
-from emrrg_core.films import model_input, read_film
-from emrrg_core.findings import Status, is_abnormal, labels, read_findings
+from emrrg_core.films.film import model_input, read_film
+from emrrg_core.text.labeler import Status, is_abnormal, labels, read_findings
 from tests.phantom import make_phantom
 
 ROW = {"id": "one", "source": "ours", "split": "train", "files": ["one.png"], "labels": {"Pleural Effusion": 1}}

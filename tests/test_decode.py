@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from emrrg_core.config import DecodeConfig
-from emrrg_core.decode import Token, stream, write
-from emrrg_core.finding_tokens import NAMES
-from emrrg_core.findings import sentences
-from emrrg_core.hybrid import Look
-from emrrg_core.layout import split
-from emrrg_core.model import FilmTokens
+from emrrg_core.model.emrrg import FilmTokens
+from emrrg_core.model.finding_tokens import NAMES
+from emrrg_core.model.generation import Token, stream, write
+from emrrg_core.model.hybrid_decoder import Look
+from emrrg_core.text.labeler import sentences
+from emrrg_core.text.sections import split
 from tests.conftest import surely
 from tests.rounding import additions, rounding
 

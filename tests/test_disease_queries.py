@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from emrrg_core.config import QueryConfig
-from emrrg_core.disease_queries import WHOLE, DiseaseQueries, Seen
-from emrrg_core.findings import LABELS
+from emrrg_core.model.disease_queries import WHOLE, DiseaseQueries, Seen
+from emrrg_core.text.labeler import LABELS
 from tests.rounding import additions, rounding
 
 GRID, D = 4, 16

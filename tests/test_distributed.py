@@ -23,8 +23,8 @@ from torch.distributed.fsdp import FSDPModule
 
 from emrrg_core.config import AdapterConfig, LowRankConfig
 from emrrg_core.errors import ConfigError
-from emrrg_core.language import load_language_model
-from emrrg_core.model import IGNORED, Emrrg
+from emrrg_core.model.emrrg import IGNORED, Emrrg
+from emrrg_core.model.language_model import load_language_model
 from tests.conftest import TINY
 from train import loop
 from train.loop import DivergedError, Part, Run, train

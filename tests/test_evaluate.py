@@ -13,19 +13,19 @@ import numpy as np
 import pytest
 import torch
 
-from emrrg_core.adapters import ablate
-from emrrg_core.annotations import clean_report
-from emrrg_core.checkpoint import read_config, save
 from emrrg_core.config import Gate
-from emrrg_core.data import Study, normalise, read_studies
-from emrrg_core.decode import Token, Writing
-from emrrg_core.evidence import lay_over
-from emrrg_core.finding_tokens import ABNORMAL, NAMES, Finding, Presence
-from emrrg_core.findings import LABELS
-from emrrg_core.hybrid import Look
-from emrrg_core.model import Emrrg, FilmTokens
-from emrrg_core.report import Draft, compose
-from emrrg_core.simulate import LABEL_OF, Sign
+from emrrg_core.data.public_datasets import clean_report
+from emrrg_core.data.studies import Study, normalise, read_studies
+from emrrg_core.explain.heat_map import lay_over
+from emrrg_core.films.synthetic_findings import LABEL_OF, Sign
+from emrrg_core.model.checkpoint import read_config, save
+from emrrg_core.model.emrrg import Emrrg, FilmTokens
+from emrrg_core.model.finding_tokens import ABNORMAL, NAMES, Finding, Presence
+from emrrg_core.model.generation import Token, Writing
+from emrrg_core.model.hybrid_decoder import Look
+from emrrg_core.model.partial_lora import ablate
+from emrrg_core.report.document import Draft, compose
+from emrrg_core.text.labeler import LABELS
 from tests import radeval_stand_in, tiny
 from tests.phantom import Phantom, make_phantom
 from tests.rounding import additions, rounding

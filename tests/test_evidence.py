@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from emrrg_core.data import normalise
-from emrrg_core.decode import Token
-from emrrg_core.evidence import (
+from emrrg_core.data.studies import normalise
+from emrrg_core.explain.heat_map import (
     WORTH,
     Looking,
     Why,
@@ -28,9 +27,10 @@ from emrrg_core.evidence import (
     places,
     stand_ins,
 )
-from emrrg_core.films import model_input
-from emrrg_core.finding_tokens import NAMES, Finding, Presence
-from emrrg_core.report import Draft, FilmRecord, Sentence
+from emrrg_core.films.film import model_input
+from emrrg_core.model.finding_tokens import NAMES, Finding, Presence
+from emrrg_core.model.generation import Token
+from emrrg_core.report.document import Draft, FilmRecord, Sentence
 
 SIZES = [(224, 224), (280, 140), (129, 301), (301, 129), (14, 14), (20, 15), (9, 30), (700, 500)]
 

@@ -32,8 +32,8 @@ from emrrg_core.export.fhir import diagnostic_report
 from emrrg_core.export.pdf import PAPERS, to_pdf
 from emrrg_core.export.provenance import to_json
 from emrrg_core.export.text import to_text
-from emrrg_core.findings import LABELS, Status, labels
-from emrrg_core.report import DISCLAIMER, NOT_REVIEWED, Draft, Report
+from emrrg_core.report.document import DISCLAIMER, NOT_REVIEWED, Draft, Report
+from emrrg_core.text.labeler import LABELS, Status, labels
 from tests.phantom import make_phantom
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emrrg_core.data import FilmCache, Study
+from emrrg_core.data.studies import FilmCache, Study
 from emrrg_core.errors import DataError
 from tests.phantom import make_phantom
 

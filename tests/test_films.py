@@ -20,7 +20,7 @@ from pydicom.sequence import Sequence
 from pydicom.uid import UID
 
 from emrrg_core.errors import FilmError
-from emrrg_core.films import OVERRIDABLE, Film, model_input, read_film
+from emrrg_core.films.film import OVERRIDABLE, Film, model_input, read_film
 
 CR, DX, RAW_DX, SC = (f"1.2.840.10008.5.1.4.1.1.{suffix}" for suffix in ("1", "1.1", "1.1.1", "7"))
 EXPLICIT, IMPLICIT, BIG, DEFLATED = (f"1.2.840.10008.1.2{suffix}" for suffix in (".1", "", ".2", ".1.99"))

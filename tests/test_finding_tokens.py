@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from emrrg_core.config import PromptTokens
-from emrrg_core.disease_queries import Seen
-from emrrg_core.finding_tokens import (
+from emrrg_core.model.disease_queries import Seen
+from emrrg_core.model.finding_tokens import (
     ABNORMAL,
     NAMES,
     NEVER,
@@ -28,8 +28,8 @@ from emrrg_core.finding_tokens import (
     select_findings,
     zone_of,
 )
-from emrrg_core.findings import LABELS, NO_FINDING
-from emrrg_core.report import Draft
+from emrrg_core.report.document import Draft
+from emrrg_core.text.labeler import LABELS, NO_FINDING
 
 G = 12  # patches along a side
 NORMAL, ILL = {NO_FINDING: 0.9}, {NO_FINDING: 0.1}

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from emrrg_core.findings import LABELS, Mention, Status, is_abnormal, labels, prior_words, read_findings, sentences
+from emrrg_core.text.labeler import LABELS, Mention, Status, is_abnormal, labels, prior_words, read_findings, sentences
 from tests.phantom import LESIONS, SIDES, make_phantom
 
 POSITIVE, NEGATIVE, UNCERTAIN = Status.POSITIVE, Status.NEGATIVE, Status.UNCERTAIN

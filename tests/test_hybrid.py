@@ -9,7 +9,7 @@ from transformers import DynamicCache, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from emrrg_core.config import Gate, HybridConfig
-from emrrg_core.hybrid import MANY, HybridDecoder, Look, Visual
+from emrrg_core.model.hybrid_decoder import MANY, HybridDecoder, Look, Visual
 from tests.rounding import assert_alike
 
 GATES = list(Gate)

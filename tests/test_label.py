@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from emrrg_core.__main__ import main
-from emrrg_core.findings import LABELS, labels, present
+from emrrg_core.text.labeler import LABELS, labels, present
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = "The heart is enlarged. Possible small effusion on the left.\nNo pneumothorax."

@@ -20,9 +20,9 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers.utils import logging as chatter
 
-from emrrg_core import language
 from emrrg_core.errors import LanguageModelError
-from emrrg_core.language import (
+from emrrg_core.model import language_model as language
+from emrrg_core.model.language_model import (
     PRESETS,
     LanguageModel,
     LanguagePreset,
@@ -496,7 +496,7 @@ def test_what_a_killed_process_left_is_swept_away(wheel, home):
 
 
 def test_two_at_once_convert_once(wheel, caplog):
-    caplog.set_level("INFO", logger="emrrg_core.language")
+    caplog.set_level("INFO", logger="emrrg_core.model.language_model")
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(find_language_model, ["tiny", "tiny"])
     assert first == second

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from emrrg_core import Reporter
-from emrrg_core import checkpoint as checkpoints
-from emrrg_core.data import read_studies
+from emrrg_core.data.studies import read_studies
 from emrrg_core.errors import DataError
+from emrrg_core.model import checkpoint as checkpoints
 from tests import tiny
 from tests.phantom import make_phantom
 from train.looking import KINDS, calibrate, main, moves, separation

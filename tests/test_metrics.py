@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emrrg_core import metrics
-from emrrg_core.findings import LABELS, labels
-from emrrg_core.metrics import (
+from emrrg_core.text import metrics
+from emrrg_core.text.labeler import LABELS, labels
+from emrrg_core.text.metrics import (
     bootstrap,
     label_counts,
     label_scores,

@@ -7,8 +7,8 @@ import torch
 from transformers import DynamicCache
 
 from emrrg_core.config import Gate, PromptTokens
-from emrrg_core.hybrid import Look
-from emrrg_core.model import IGNORED, FilmTokens
+from emrrg_core.model.emrrg import IGNORED, FilmTokens
+from emrrg_core.model.hybrid_decoder import Look
 from tests.conftest import surely
 from tests.rounding import assert_alike
 

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from emrrg_core import Draft, Looking, Why, findings_table, flags
-from emrrg_core.decode import Token, Writing
-from emrrg_core.finding_tokens import Finding, Presence
-from emrrg_core.findings import LABELS
-from emrrg_core.report import FilmRecord, compose, sections
+from emrrg_core.model.finding_tokens import Finding, Presence
+from emrrg_core.model.generation import Token, Writing
+from emrrg_core.report.document import FilmRecord, compose, sections
+from emrrg_core.text.labeler import LABELS
 from ui import panels
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -194,7 +194,7 @@ def test_a_model_s_own_tokens_map_to_its_words(tiny, tokenizer):
         "Findings: Café, naïve “lungs” are clear. 肺 is seen.\nImpression: Ré-expanded.", add_special_tokens=False
     )
     pieces, whole = [], ""
-    for end in range(1, len(ids.input_ids) + 1):  # as emrrg_core.decode gives a token its text
+    for end in range(1, len(ids.input_ids) + 1):  # as emrrg_core.model.generation gives a token its text
         now = tokenizer.decode(ids.input_ids[:end])
         pieces.append("" if now.endswith("\N{REPLACEMENT CHARACTER}") else now[len(whole) :])
         whole += pieces[-1]

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from transformers import LlamaForCausalLM
 
-from emrrg_core.adapters import DESIGNS, ablate
 from emrrg_core.config import DecodeConfig, Gate, LowRankConfig, ModelConfig, PromptTokens
-from emrrg_core.language import PRESETS
-from emrrg_core.model import Emrrg
+from emrrg_core.model.emrrg import Emrrg
+from emrrg_core.model.language_model import PRESETS
+from emrrg_core.model.partial_lora import DESIGNS, ablate
 from tests.conftest import TINY
 from train import parameters
 from train.loop import Run, groups

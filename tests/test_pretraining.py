@@ -12,9 +12,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from emrrg_core.config import Stem, VisionConfig
-from emrrg_core.convert import load_tower
 from emrrg_core.errors import ConfigError
-from emrrg_core.pretraining import (
+from emrrg_core.model.convert import load_tower
+from emrrg_core.model.pretraining import (
     PRETRAINING_PRESETS,
     ClusterPredictor,
     OneWayMixer,
@@ -22,8 +22,8 @@ from emrrg_core.pretraining import (
     cluster_order,
     to_tower,
 )
-from emrrg_core.scan import available_backends
-from emrrg_core.vision import DIRECTIONS, VisionMamba
+from emrrg_core.model.selective_scan import available_backends
+from emrrg_core.model.vision_mamba import DIRECTIONS, VisionMamba
 from tests.phantom import LESIONS, make_phantom
 from tests.rounding import assert_alike, rounding
 from train.pretrain import Order, ViewConfig, main, settings, view

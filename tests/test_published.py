@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from emrrg_core.checkpoint import read_config
-from emrrg_core.convert import save_tower
 from emrrg_core.errors import CheckpointError, ConfigError, DataError
-from emrrg_core.vision import VisionMamba
+from emrrg_core.model.checkpoint import read_config
+from emrrg_core.model.convert import save_tower
+from emrrg_core.model.vision_mamba import VisionMamba
 from tests import tiny
 from tests.phantom import make_phantom
 from train import finetune

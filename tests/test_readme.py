@@ -8,7 +8,7 @@ import pytest
 from phantom import make_phantom
 
 import emrrg_core.reporter
-from emrrg_core.checkpoint import fingerprint, settings_fingerprint
+from emrrg_core.model.checkpoint import fingerprint, settings_fingerprint
 from train import results
 
 ROOT = Path(__file__).parent.parent

@@ -12,12 +12,11 @@ from random import Random
 import numpy as np
 import pytest
 
-from emrrg_core.decode import Token, Writing
 from emrrg_core.errors import EmrrgError
-from emrrg_core.evidence import heat_map
-from emrrg_core.finding_tokens import Finding, Presence
-from emrrg_core.layout import first_repeat
-from emrrg_core.report import (
+from emrrg_core.explain.heat_map import heat_map
+from emrrg_core.model.finding_tokens import Finding, Presence
+from emrrg_core.model.generation import Token, Writing
+from emrrg_core.report.document import (
     DISCLAIMER,
     SCHEMA,
     Choice,
@@ -31,6 +30,7 @@ from emrrg_core.report import (
     sections,
     split,
 )
+from emrrg_core.text.sections import first_repeat
 
 MAP = np.array([0.5, 0.25, 0.25, 0], np.float32)
 READ = (

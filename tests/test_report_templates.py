@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from emrrg_core.errors import ConfigError
-from emrrg_core.finding_tokens import ABNORMAL, NAMES, PLACED_BY, SIDES, ZONES, Finding, Presence
-from emrrg_core.findings import Status, is_abnormal, labels, read_findings
+from emrrg_core.model.finding_tokens import ABNORMAL, NAMES, PLACED_BY, SIDES, ZONES, Finding, Presence
+from emrrg_core.text.labeler import Status, is_abnormal, labels, read_findings
 from train import report_templates
 from train.report_templates import SIZES, fill, made_up, tell, templates, wordings
 

@@ -14,8 +14,16 @@ import torch
 from torch import Tensor
 
 from emrrg_core.errors import ConfigError
-from emrrg_core.scan import available_backends, causal_conv_silu, chosen_backend, compiler, cpu, cuda, selective_scan
-from emrrg_core.scan import reference as definition
+from emrrg_core.model.selective_scan import (
+    available_backends,
+    causal_conv_silu,
+    chosen_backend,
+    compiler,
+    cpu,
+    cuda,
+    selective_scan,
+)
+from emrrg_core.model.selective_scan import reference as definition
 
 needs_compiler = pytest.mark.skipif("cpu" not in available_backends(), reason="no C compiler on this machine")
 needs_cuda = pytest.mark.skipif("cuda" not in available_backends(), reason="no CUDA device with mamba-ssm")

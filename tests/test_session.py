@@ -20,12 +20,12 @@ import pytest
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian, generate_uid
 
-from emrrg_core.decode import Token, Writing
 from emrrg_core.errors import EmrrgError
-from emrrg_core.evidence import heat_map
-from emrrg_core.films import read_film
-from emrrg_core.report import Draft, FilmRecord, Report, sections
-from emrrg_core.session import Session, SessionConflictError, SessionError, SessionGoneError, Sessions
+from emrrg_core.explain.heat_map import heat_map
+from emrrg_core.films.film import read_film
+from emrrg_core.model.generation import Token, Writing
+from emrrg_core.report.document import Draft, FilmRecord, Report, sections
+from emrrg_core.report.session_store import Session, SessionConflictError, SessionError, SessionGoneError, Sessions
 
 HASH = "ab" * 32
 

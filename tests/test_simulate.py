@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from emrrg_core.simulate import LABEL_OF, Drawn, Side, Sign, Zone, draw, split_lungs, zone_of
+from emrrg_core.films.synthetic_findings import LABEL_OF, Drawn, Side, Sign, Zone, draw, split_lungs, zone_of
 from tests.phantom import make_phantom
 
 SIZE = 224

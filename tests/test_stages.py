@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file
 
 from emrrg_core import Reporter
-from emrrg_core.checkpoint import read_config
 from emrrg_core.config import DecodeConfig, ModelConfig
-from emrrg_core.finding_tokens import ABNORMAL, NAMES, Presence
-from emrrg_core.model import Emrrg
+from emrrg_core.model.checkpoint import read_config
+from emrrg_core.model.emrrg import Emrrg
+from emrrg_core.model.finding_tokens import ABNORMAL, NAMES, Presence
 from tests import tiny
 from tests.phantom import make_phantom
 from train import calibrate, contrast, finetune, tower

@@ -16,7 +16,7 @@ import pytest
 
 import app
 from emrrg_core import Answer, EmrrgError, Reporter, compare, read_cases
-from emrrg_core.retouch import Fill, Rescored
+from emrrg_core.explain.occlusion import Fill, Rescored
 from tests.phantom import make_phantom
 from tests.test_app import SLOW, Server, browser_page
 from tests.test_cases import WHEN

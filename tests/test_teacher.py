@@ -8,13 +8,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from emrrg_core.adapters import attach
 from emrrg_core.config import VISION_PRESETS, AdapterConfig, QueryConfig
-from emrrg_core.data import FilmCache, normalise, read_studies
-from emrrg_core.disease_queries import WHOLE
+from emrrg_core.data.studies import FilmCache, normalise, read_studies
 from emrrg_core.errors import CheckpointError
-from emrrg_core.findings import LABELS
-from emrrg_core.vision import ConvolutionalStem, VisionMamba
+from emrrg_core.model.disease_queries import WHOLE
+from emrrg_core.model.partial_lora import attach
+from emrrg_core.model.vision_mamba import ConvolutionalStem, VisionMamba
+from emrrg_core.text.labeler import LABELS
 from tests import tiny
 from tests.phantom import make_phantom
 from train import teacher

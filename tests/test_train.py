@@ -16,16 +16,16 @@ from safetensors.torch import save_file
 from torch import nn
 
 from emrrg_core.config import DecodeConfig
-from emrrg_core.data import Study, normalise
-from emrrg_core.decode import Token, Writing, write
+from emrrg_core.data.studies import Study, normalise
 from emrrg_core.errors import CheckpointError, ConfigError
-from emrrg_core.evidence import heat_map, lay_over, patch_weights
-from emrrg_core.findings import read_findings
-from emrrg_core.hybrid import Look
-from emrrg_core.model import IGNORED, Emrrg
-from emrrg_core.report import compose, sections
+from emrrg_core.explain.heat_map import heat_map, lay_over, patch_weights
+from emrrg_core.model.emrrg import IGNORED, Emrrg
+from emrrg_core.model.generation import Token, Writing, write
+from emrrg_core.model.hybrid_decoder import Look
+from emrrg_core.model.vision_mamba import VisionMamba
+from emrrg_core.report.document import compose, sections
 from emrrg_core.reporter import Reporter
-from emrrg_core.vision import VisionMamba
+from emrrg_core.text.labeler import read_findings
 from tests import tiny
 from tests.conftest import READING
 from tests.phantom import Phantom, make_phantom

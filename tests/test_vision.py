@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from emrrg_core.config import VISION_PRESETS, ConfigError, Stem, VisionConfig
-from emrrg_core.scan import available_backends
-from emrrg_core.vision import DIRECTIONS, ConvolutionalStem, VisionMamba, scan_orders
+from emrrg_core.model.selective_scan import available_backends
+from emrrg_core.model.vision_mamba import DIRECTIONS, ConvolutionalStem, VisionMamba, scan_orders
 from tests.rounding import assert_alike
 
 GOLDEN = Path(__file__).parent / "golden" / "tower_golden.safetensors"

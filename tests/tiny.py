@@ -28,12 +28,12 @@ from emrrg_core.config import (
     PromptConfig,
     VisionConfig,
 )
-from emrrg_core.data import ReportText, normalise
-from emrrg_core.decode import Writing, write
-from emrrg_core.films import model_input
-from emrrg_core.findings import LABELS, sentences
-from emrrg_core.model import IGNORED, Emrrg
-from emrrg_core.report import compose
+from emrrg_core.data.studies import ReportText, normalise
+from emrrg_core.films.film import model_input
+from emrrg_core.model.emrrg import IGNORED, Emrrg
+from emrrg_core.model.generation import Writing, write
+from emrrg_core.report.document import compose
+from emrrg_core.text.labeler import LABELS, sentences
 from tests.phantom import Phantom
 from train.finetune import pad, tokens_of
 from train.loop import Part, Run, train

@@ -40,18 +40,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from emrrg_core import checkpoint
-from emrrg_core.adapters import DESIGNS, ROWS
-from emrrg_core.annotations import clean_report
 from emrrg_core.config import DecodeConfig, ModelConfig, Settings
-from emrrg_core.data import FilmCache, Matcher, Study, development, normalise, read_reports, read_studies
-from emrrg_core.decode import write
+from emrrg_core.data.public_datasets import clean_report
+from emrrg_core.data.studies import FilmCache, Matcher, Study, development, normalise, read_reports, read_studies
 from emrrg_core.errors import ConfigError, DataError, EmrrgError
-from emrrg_core.findings import is_abnormal, sentences
-from emrrg_core.language import prefers_bfloat16
-from emrrg_core.metrics import Score, bootstrap, text_scores
-from emrrg_core.model import IGNORED, Emrrg, FilmTokens
-from emrrg_core.report import compose, split
+from emrrg_core.model import checkpoint
+from emrrg_core.model.emrrg import IGNORED, Emrrg, FilmTokens
+from emrrg_core.model.generation import write
+from emrrg_core.model.language_model import prefers_bfloat16
+from emrrg_core.model.partial_lora import DESIGNS, ROWS
+from emrrg_core.report.document import compose, split
+from emrrg_core.text.labeler import is_abnormal, sentences
+from emrrg_core.text.metrics import Score, bootstrap, text_scores
 from train import finetune
 from train.loop import Run, apart
 from train.measures import area_under_curve, balanced_accuracy

@@ -27,12 +27,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from emrrg_core.config import Settings, VisionConfig
-from emrrg_core.convert import load_tower, save_tower
-from emrrg_core.data import FilmCache, Matcher, Study, augment, development, read_reports, read_studies
+from emrrg_core.data.studies import FilmCache, Matcher, Study, augment, development, read_reports, read_studies
 from emrrg_core.errors import CheckpointError, ConfigError, LanguageModelError
-from emrrg_core.language import load_language_model, prefers_bfloat16
-from emrrg_core.report import compose
-from emrrg_core.vision import VisionMamba
+from emrrg_core.model.convert import load_tower, save_tower
+from emrrg_core.model.language_model import load_language_model, prefers_bfloat16
+from emrrg_core.model.vision_mamba import VisionMamba
+from emrrg_core.report.document import compose
 from train.finetune import own_report, stack
 from train.loop import Part, apart, train
 from train.tower import Sampler

@@ -1,9 +1,10 @@
-"""Measures how well text burned into films is found (`emrrg_core.burned`), and how often markers and clean films are taken for it.
+"""Measures how well text burned into films is found (`emrrg_core.films.burned_in_text`), and how often markers and clean films are taken for it.
 
     python -m train.burned --films FILMS.jsonl [--split val] [--repeats N] [--docs docs/refusals.md]
 
 Films are taken as they are, and enlarged with grain, as files from a detector would be; into each, made-up names, dates and numbers are written in
-several heights, contrasts and fonts, or the short markers that most films carry. The constants of `emrrg_core.burned` were tuned on the split
+several heights, contrasts and fonts, or the short markers that most films carry. The constants of `emrrg_core.films.burned_in_text` were
+tuned on the split
 `train`. The tables go between the markers `<!-- burned -->` of the document.
 """
 
@@ -20,10 +21,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from emrrg_core.burned import MANY, Box, Line, text_lines
-from emrrg_core.data import Study, read_studies
+from emrrg_core.data.studies import Study, read_studies
 from emrrg_core.errors import EmrrgError
-from emrrg_core.films import read_film
+from emrrg_core.films.burned_in_text import MANY, Box, Line, text_lines
+from emrrg_core.films.film import read_film
 from train.rates import put, rate
 
 SIDES = (0, 1024, 2048)  # pixels, longer side; 0: as the film is

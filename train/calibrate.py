@@ -17,16 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from emrrg_core import checkpoint
 from emrrg_core.config import ModelConfig
-from emrrg_core.data import NO_FINDING, FilmCache, Study, development, normalise, read_studies
-from emrrg_core.disease_queries import Seen
+from emrrg_core.data.studies import NO_FINDING, FilmCache, Study, development, normalise, read_studies
 from emrrg_core.errors import ConfigError
-from emrrg_core.finding_tokens import NAMES, NEVER, Calibration, ratios_of
-from emrrg_core.findings import LABELS
-from emrrg_core.language import prefers_bfloat16
-from emrrg_core.model import Emrrg
-from emrrg_core.simulate import LABEL_OF, draw
+from emrrg_core.films.synthetic_findings import LABEL_OF, draw
+from emrrg_core.model import checkpoint
+from emrrg_core.model.disease_queries import Seen
+from emrrg_core.model.emrrg import Emrrg
+from emrrg_core.model.finding_tokens import NAMES, NEVER, Calibration, ratios_of
+from emrrg_core.model.language_model import prefers_bfloat16
+from emrrg_core.text.labeler import LABELS
 from train.measures import area_under_curve, balanced_accuracy
 from train.targets import Truth, lungs_of, read_radiologists, truth_of
 

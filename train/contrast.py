@@ -21,9 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from emrrg_core.config import Settings, Stem, VisionConfig
-from emrrg_core.data import FilmCache, Study, development, normalise, read_studies
+from emrrg_core.data.studies import FilmCache, Study, development, normalise, read_studies
 from emrrg_core.errors import ConfigError
-from emrrg_core.vision import ConvolutionalStem
+from emrrg_core.model.vision_mamba import ConvolutionalStem
 from train.loop import Part, apart, train
 
 

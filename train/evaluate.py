@@ -13,11 +13,11 @@ What stands beside `scores`:
     radiologists     drafts and readings against RSNA's radiologists, beside the labels that came with the same films (--radiologists)
 
 Of the drafts, and of every baseline's reports:
-    label_micro_f1, label_macro_f1   of what the text states (emrrg_core.findings, uncertain counts as stated) against the known labels
+    label_micro_f1, label_macro_f1   of what the text states (emrrg_core.text.labeler, uncertain counts as stated) against the known labels
     normal_balanced_accuracy         the text states an abnormality or not, against the labels; `…_AP`, `…_PA` within a view
     called_abnormal_of_normal, called_abnormal_of_abnormal
     ended, marks                     that the model ended itself; with a de-identification mark (XXXX, ___)
-    prior_words                      share of texts that speak of an earlier film (emrrg_core.findings), though none was given
+    prior_words                      share of texts that speak of an earlier film (emrrg_core.text.labeler), though none was given
     bleu4, rouge_l, cider            against the film's true report, where there is one; `…_truncated` as the released code truncates it
                                      (--cleaning)
     chexbert_f1, chexbert_f1_five    likewise by RadEval 2 where it and its weights are on disk (--radeval; docs/training.md), of the texts as
@@ -42,7 +42,8 @@ Does the map mean something (train/maps.py)?
                                      filled from its surroundings, less the mean loss over other places of the same shape;
                                      `deletion_log_odds`: how much more the log odds of its finding fall;
                                      `deletion_falls`: the finding's probability then falls below its threshold, `…_elsewhere`: with another place
-The source `simulated` is real normal films of this split with a finding drawn on them (emrrg_core.simulate): there `found` is the share of
+The source `simulated` is real normal films of this split with a finding drawn on them (emrrg_core.films.synthetic_findings): there `found`
+is the share of
 drafts that state it, `side` the share of right sides among drafts that name one, `pointing` is over drafts that state it, and `false_alarms`
 is the share of the same films, before anything was drawn, whose drafts state such a finding.
 Beside the scores stand the `seconds` of the whole run and, by section, `seconds_of` it.
@@ -64,21 +65,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script,
 import numpy as np
 import torch
 
-from emrrg_core import checkpoint
-from emrrg_core.annotations import DATASETS, clean_report
 from emrrg_core.config import DecodeConfig
-from emrrg_core.data import Matcher, ReportText, Study, normalise, read_reports, read_studies
-from emrrg_core.decode import Writing, write
+from emrrg_core.data.public_datasets import DATASETS, clean_report
+from emrrg_core.data.studies import Matcher, ReportText, Study, normalise, read_reports, read_studies
 from emrrg_core.errors import ConfigError, EmrrgError
-from emrrg_core.evidence import gate_strength
-from emrrg_core.films import model_input, read_film
-from emrrg_core.finding_tokens import finding_maps
-from emrrg_core.findings import is_abnormal, labels, prior_words
-from emrrg_core.language import prefers_bfloat16
-from emrrg_core.metrics import Rated, Score, bootstrap, label_counts, macro_scores, micro_scores, rate, text_scores
-from emrrg_core.model import IGNORED, Emrrg, FilmTokens
-from emrrg_core.report import Draft, compose, split
+from emrrg_core.explain.heat_map import gate_strength
+from emrrg_core.films.film import model_input, read_film
+from emrrg_core.model import checkpoint
+from emrrg_core.model.emrrg import IGNORED, Emrrg, FilmTokens
+from emrrg_core.model.finding_tokens import finding_maps
+from emrrg_core.model.generation import Writing, write
+from emrrg_core.model.language_model import prefers_bfloat16
+from emrrg_core.report.document import Draft, compose, split
 from emrrg_core.reporter import differences
+from emrrg_core.text.labeler import is_abnormal, labels, prior_words
+from emrrg_core.text.metrics import Rated, Score, bootstrap, label_counts, macro_scores, micro_scores, rate, text_scores
 from train.finetune import pad
 from train.maps import Read, columns, deletion, drafts_of, simulated, simulated_scores, to_test
 from train.measures import balanced_accuracy

@@ -22,11 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from emrrg_core import checkpoint
-from emrrg_core.adapters import DESIGNS, ablate
 from emrrg_core.config import DecodeConfig, ModelConfig, Settings
-from emrrg_core.convert import load_tower
-from emrrg_core.data import (
+from emrrg_core.data.studies import (
     FilmCache,
     Matcher,
     ReportText,
@@ -37,18 +34,21 @@ from emrrg_core.data import (
     read_reports,
     read_studies,
 )
-from emrrg_core.decode import write
-from emrrg_core.disease_queries import Seen
 from emrrg_core.errors import CheckpointError, DataError
-from emrrg_core.finding_tokens import NAMES, Finding, Presence, select_findings
-from emrrg_core.findings import LABELS, is_abnormal, sentences
-from emrrg_core.hybrid import Look
-from emrrg_core.language import load_language_model, prefers_bfloat16
-from emrrg_core.layout import IMPRESSION
-from emrrg_core.metrics import text_scores
-from emrrg_core.model import IGNORED, Emrrg
-from emrrg_core.report import Sentence, compose, split
+from emrrg_core.model import checkpoint
+from emrrg_core.model.convert import load_tower
+from emrrg_core.model.disease_queries import Seen
+from emrrg_core.model.emrrg import IGNORED, Emrrg
+from emrrg_core.model.finding_tokens import NAMES, Finding, Presence, select_findings
+from emrrg_core.model.generation import write
+from emrrg_core.model.hybrid_decoder import Look
+from emrrg_core.model.language_model import load_language_model, prefers_bfloat16
+from emrrg_core.model.partial_lora import DESIGNS, ablate
+from emrrg_core.report.document import Sentence, compose, split
 from emrrg_core.reporter import differences
+from emrrg_core.text.labeler import LABELS, is_abnormal, sentences
+from emrrg_core.text.metrics import text_scores
+from emrrg_core.text.sections import IMPRESSION
 from train import calibrate, tower
 from train.loop import Part, Run, apart, load_trained, train
 from train.measures import balanced_accuracy

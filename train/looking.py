@@ -2,11 +2,12 @@
 
     python -m train.looking --checkpoint assets/checkpoints/small --films FILMS.jsonl --split val [--limit N] [--json]
 
-Every film of the split is drafted, and the draft is read under its own film, under the three stand-ins of `emrrg_core.evidence` and under one
+Every film of the split is drafted, and the draft is read under its own film, under the three stand-ins of `emrrg_core.explain.heat_map` and under one
 other film of the split. As on the screen, a stand-in takes the film's place before the hybrid layers and not in the prompt. A text read under
 another film plays the draft that is not of its film: how far it moves is what it loses from *that* film to the stand-ins. The best threshold on the
 mean of the three is the one that tells the two kinds apart best (Youden's J: share of drafts above it less share of other films' texts above it); it
-goes, rounded, into `emrrg_core.evidence.BARELY`. Texts that fit most films, as those of normal films do, look alike in both kinds: that J stays
+goes, rounded, into `emrrg_core.explain.heat_map.BARELY`. Texts that fit most films, as those of normal films do, look alike in both kinds:
+that J stays
 below 1 is no fault of the test.
 """
 
@@ -22,12 +23,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script,
 import numpy as np
 import torch
 
-from emrrg_core import checkpoint
 from emrrg_core.config import PromptTokens
-from emrrg_core.data import Study, read_studies
+from emrrg_core.data.studies import Study, read_studies
 from emrrg_core.errors import DataError, EmrrgError
-from emrrg_core.evidence import BARELY, stand_ins
-from emrrg_core.model import Emrrg, FilmTokens
+from emrrg_core.explain.heat_map import BARELY, stand_ins
+from emrrg_core.model import checkpoint
+from emrrg_core.model.emrrg import Emrrg, FilmTokens
 from train.evaluate import Judge, load_films
 
 KINDS = ("blank", "noise", "swapped")

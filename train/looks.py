@@ -1,4 +1,4 @@
-"""Fits the detector of chest films (`emrrg_core.looks`) to a checkpoint, and measures it.
+"""Fits the detector of chest films (`emrrg_core.films.film_check`) to a checkpoint, and measures it.
 
     python -m train.looks --checkpoint assets/checkpoints/small --films FILMS.jsonl --out assets/checkpoints/small/looks.safetensors \\
         [--others FILE...] [--docs docs/refusals.md]
@@ -24,12 +24,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from emrrg_core import checkpoint
-from emrrg_core.data import FilmCache, Study, augment, normalise, read_studies
+from emrrg_core.data.studies import FilmCache, Study, augment, normalise, read_studies
 from emrrg_core.errors import EmrrgError, FilmError
-from emrrg_core.films import OVERRIDABLE, model_input, read_film
-from emrrg_core.looks import FILE, KINDS, Detector, Looks, features
-from emrrg_core.model import Emrrg
+from emrrg_core.films.film import OVERRIDABLE, model_input, read_film
+from emrrg_core.films.film_check import FILE, KINDS, Detector, Looks, features
+from emrrg_core.model import checkpoint
+from emrrg_core.model.emrrg import Emrrg
 from train import strangers
 from train.rates import put, rate
 

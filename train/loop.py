@@ -46,7 +46,7 @@ from tqdm import tqdm
 
 from emrrg_core.config import Settings
 from emrrg_core.errors import CheckpointError, ConfigError, EmrrgError
-from emrrg_core.language import prefers_bfloat16
+from emrrg_core.model.language_model import prefers_bfloat16
 
 T = TypeVar("T")
 Own = TypeVar("Own", bound=Settings)

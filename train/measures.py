@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from emrrg_core.data import Study
+from emrrg_core.data.studies import Study
 
 
 def balanced_accuracy(truth: np.ndarray, called: np.ndarray) -> float:

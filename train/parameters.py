@@ -22,18 +22,18 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-from emrrg_core.adapters import DESIGNS, ablate
 from emrrg_core.config import VISION_PRESETS, ModelConfig
 from emrrg_core.errors import ConfigError, EmrrgError
-from emrrg_core.language import find_language_model
-from emrrg_core.model import Emrrg
-from emrrg_core.parameters import WHOLES, Counts
-from emrrg_core.parameters import count as count_parameters
-from emrrg_core.pretraining import ClusterPredictor, PretrainingConfig
+from emrrg_core.model.emrrg import Emrrg
+from emrrg_core.model.language_model import find_language_model
+from emrrg_core.model.parameter_count import WHOLES, Counts
+from emrrg_core.model.parameter_count import count as count_parameters
+from emrrg_core.model.partial_lora import DESIGNS, ablate
+from emrrg_core.model.pretraining import ClusterPredictor, PretrainingConfig
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
 CLAIM = 2.3  # per cent, "compared to full fine-tuning": the paper's abstract
-LANGUAGE: dict[str, dict[str, Any]] = {  # published sizes of the presets of emrrg_core.language
+LANGUAGE: dict[str, dict[str, Any]] = {  # published sizes of the presets of emrrg_core.model.language_model
     "smollm2-135m": {
         "vocab_size": 49_152,
         "hidden_size": 576,

@@ -26,11 +26,11 @@ import numpy as np
 import torch
 
 from emrrg_core.config import Gate
-from emrrg_core.data import Study
-from emrrg_core.decode import Writing
-from emrrg_core.findings import NO_FINDING, Status, is_abnormal, labels
-from emrrg_core.metrics import Score, bootstrap
-from emrrg_core.model import Emrrg, FilmTokens
+from emrrg_core.data.studies import Study
+from emrrg_core.model.emrrg import Emrrg, FilmTokens
+from emrrg_core.model.generation import Writing
+from emrrg_core.text.labeler import NO_FINDING, Status, is_abnormal, labels
+from emrrg_core.text.metrics import Score, bootstrap
 from train.measures import balanced_accuracy
 
 if TYPE_CHECKING:

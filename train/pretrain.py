@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from emrrg_core.config import Settings
-from emrrg_core.convert import save_tower
-from emrrg_core.data import FilmCache, development, normalise, read_studies
+from emrrg_core.data.studies import FilmCache, development, normalise, read_studies
 from emrrg_core.errors import ConfigError, DataError
-from emrrg_core.pretraining import ClusterPredictor, PretrainingConfig, to_tower
+from emrrg_core.model.convert import save_tower
+from emrrg_core.model.pretraining import ClusterPredictor, PretrainingConfig, to_tower
 from train.loop import Part, Run, train
 
 HELD_OUT = 256  # films at most on which the loss is measured, from patients that nothing is learned from

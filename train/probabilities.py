@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from emrrg_core.data import SIGHTS, Study
-from emrrg_core.finding_tokens import ABNORMAL, NAMES, Finding
-from emrrg_core.findings import LABELS, Status, is_abnormal, labels
-from emrrg_core.metrics import Score, bootstrap
-from emrrg_core.model import Emrrg
+from emrrg_core.data.studies import SIGHTS, Study
+from emrrg_core.model.emrrg import Emrrg
+from emrrg_core.model.finding_tokens import ABNORMAL, NAMES, Finding
+from emrrg_core.text.labeler import LABELS, Status, is_abnormal, labels
+from emrrg_core.text.metrics import Score, bootstrap
 from train.measures import area_under_curve, balanced_accuracy
 from train.targets import Truth
 

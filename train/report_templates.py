@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from emrrg_core.errors import ConfigError
-from emrrg_core.finding_tokens import ABNORMAL, NAMES, PLACED_BY, SEVERITIES, SIDES, ZONES, Finding, Presence
-from emrrg_core.findings import NO_FINDING, Status, is_abnormal, labels, read_findings
+from emrrg_core.model.finding_tokens import ABNORMAL, NAMES, PLACED_BY, SEVERITIES, SIDES, ZONES, Finding, Presence
+from emrrg_core.text.labeler import NO_FINDING, Status, is_abnormal, labels, read_findings
 
 SIZES = {"effusion": ("", "small", "moderate", "large"), "heart": ("", "mildly", "moderately", "severely")}
 _NOUN = {"mildly": "mild", "moderately": "moderate", "severely": "severe"}

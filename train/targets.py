@@ -12,11 +12,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from emrrg_core.data import NO_FINDING, SIGHTS, FilmCache, Study, augment
-from emrrg_core.disease_queries import SIDES, ZONES
+from emrrg_core.data.studies import NO_FINDING, SIGHTS, FilmCache, Study, augment
 from emrrg_core.errors import DataError
-from emrrg_core.findings import LABELS
-from emrrg_core.simulate import LABEL_OF, Drawn, Sign, draw, split_lungs
+from emrrg_core.films.synthetic_findings import LABEL_OF, Drawn, Sign, draw, split_lungs
+from emrrg_core.model.disease_queries import SIDES, ZONES
+from emrrg_core.text.labeler import LABELS
 
 OPACITY_BOXES = ("Pneumonia", "Infiltrate", "Infiltration", "Lung Opacity")
 _GOOGLE = {"Nodule or mass": "Lung Lesion", "Pneumothorax": "Pneumothorax", "Airspace opacity": "Lung Opacity", "Fracture": "Fracture"}  # fmt: skip

@@ -19,13 +19,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from emrrg_core.adapters import attach
 from emrrg_core.config import VISION_PRESETS, AdapterConfig
-from emrrg_core.data import FilmCache, Study, normalise, read_studies
+from emrrg_core.data.studies import FilmCache, Study, normalise, read_studies
 from emrrg_core.errors import CheckpointError
-from emrrg_core.findings import LABELS, NO_FINDING
-from emrrg_core.language import prefers_bfloat16
-from emrrg_core.vision import ConvolutionalStem, VisionMamba
+from emrrg_core.model.language_model import prefers_bfloat16
+from emrrg_core.model.partial_lora import attach
+from emrrg_core.model.vision_mamba import ConvolutionalStem, VisionMamba
+from emrrg_core.text.labeler import LABELS, NO_FINDING
 
 LEARNED = (NO_FINDING, "Lung Opacity", "Pneumonia")  # labels that it had learned well
 PLACES = ("right lung", "left lung", "nodule", "opacity", "effusion")  # what it read in every patch

@@ -24,12 +24,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from emrrg_core.config import QueryConfig, Settings, VisionConfig
-from emrrg_core.data import NO_FINDING, FilmCache, Study, development, lung_mask, normalise, read_studies
-from emrrg_core.disease_queries import WHOLE, DiseaseQueries, LungBorders, Seen
+from emrrg_core.data.studies import NO_FINDING, FilmCache, Study, development, lung_mask, normalise, read_studies
 from emrrg_core.errors import CheckpointError, ConfigError
-from emrrg_core.findings import LABELS
-from emrrg_core.language import prefers_bfloat16
-from emrrg_core.vision import VisionMamba
+from emrrg_core.model.disease_queries import WHOLE, DiseaseQueries, LungBorders, Seen
+from emrrg_core.model.language_model import prefers_bfloat16
+from emrrg_core.model.vision_mamba import VisionMamba
+from emrrg_core.text.labeler import LABELS
 from train.loop import Part, apart, train
 from train.measures import area_under_curve, told_apart
 from train.targets import TAUGHT, Example, Truth, example, lungs_of, near_copies, read_radiologists, truth_of

@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from emrrg_core.evidence import lay_over, no_map, overlay, patch_weights
-from emrrg_core.report import DISCLAIMER, NOT_REVIEWED, Choice, Draft, FilmRecord, Report
+from emrrg_core.explain.heat_map import lay_over, no_map, overlay, patch_weights
+from emrrg_core.report.document import DISCLAIMER, NOT_REVIEWED, Choice, Draft, FilmRecord, Report
 
 UNSIGNED = "PRELIMINARY, NOT SIGNED OFF"  # every sentence was reviewed, or there is none
 TITLE = "Chest X-ray report"

@@ -25,7 +25,7 @@ from emrrg_core.export import (
     passages,
     version,
 )
-from emrrg_core.report import NOT_REVIEWED, Draft, Report
+from emrrg_core.report.document import NOT_REVIEWED, Draft, Report
 
 PAPERS = {"A4": (Mm(210), Mm(297)), "letter": (Mm(215.9), Mm(279.4))}
 RED = RGBColor(0xA4, 0x00, 0x00)

@@ -15,8 +15,8 @@ from typing import Any
 
 from emrrg_core.errors import ConfigError
 from emrrg_core.export import EMPTY, HEADINGS, TITLE, banner, clean, notice, passages, version
-from emrrg_core.findings import NO_FINDING, Status, labels, report_text
-from emrrg_core.report import NOT_REVIEWED, Draft, Report
+from emrrg_core.report.document import NOT_REVIEWED, Draft, Report
+from emrrg_core.text.labeler import NO_FINDING, Status, labels, report_text
 
 RELEASES = {"R5": "fhir.resources.diagnosticreport", "R4B": "fhir.resources.R4B.diagnosticreport"}
 LABELS_SYSTEM = "urn:uuid:616ca536-d808-5fc1-9aca-d8ab73889cdb"  # ours (docs/export.md): a label and what is said of it

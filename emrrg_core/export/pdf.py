@@ -49,7 +49,7 @@ from emrrg_core.export import (
     passages,
     version,
 )
-from emrrg_core.report import NOT_REVIEWED, Draft, Report
+from emrrg_core.report.document import NOT_REVIEWED, Draft, Report
 
 PAPERS = {"A4": A4, "letter": LETTER}
 MARGIN = 18 * mm

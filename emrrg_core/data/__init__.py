@@ -1,0 +1,1 @@
+"""Film sets to learn from and be judged on."""

@@ -1,0 +1,1 @@
+"""Heat maps, and whether what they show matters."""

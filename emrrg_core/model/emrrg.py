@@ -1,0 +1,276 @@
+"""The whole model: tower, disease queries, projector, hybrid decoder and the frozen language model (METHOD §5, §8.1).
+
+b studies · w views (films of one study) · l tower tokens (patches + class token) · d tower width · h language-model width · t report tokens
+s findings that can be told · v visual tokens: the l projected tower tokens, followed by one token a finding
+
+What a draft says of a film reaches the language model through the hybrid layers: they see the visual tokens at every position. The prompt holds
+text, and visual tokens only where the settings ask for it (`prompt.tokens`), as in the published method; never a finding.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from emrrg_core.config import ModelConfig, PromptTokens
+from emrrg_core.model.disease_queries import DiseaseQueries, LungBorders, Seen
+from emrrg_core.model.finding_tokens import NAMES, Calibration, Finding, FindingTokens, codes, select_findings
+from emrrg_core.model.hybrid_decoder import HybridDecoder, Look, Visual
+from emrrg_core.model.partial_lora import attach
+from emrrg_core.model.vision_mamba import VisionMamba
+
+IGNORED = -100  # a label that no loss counts
+
+
+@dataclass(frozen=True)
+class FilmTokens:
+    """What the language model may see of b studies, and what was read of them.
+
+    visual: (b, v, h). mask: (b, v) bool, False where a token is not to be seen; None: all are. in_prompt: (b, l, h), the tower's tokens that the
+    prompt is made of; the same as the first of `visual` unless a test exchanges them. findings: of each study, () of a model without queries.
+    """
+
+    visual: Tensor
+    mask: Tensor | None
+    in_prompt: Tensor
+    findings: tuple[tuple[Finding, ...], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.visual)
+
+    def select(self, rows: Sequence[int]) -> "FilmTokens":
+        """Some of the studies, in that order."""
+        index = torch.tensor(list(rows), device=self.visual.device, dtype=torch.long)
+        return FilmTokens(
+            self.visual[index],
+            None if self.mask is None else self.mask[index],
+            self.in_prompt[index],
+            tuple(self.findings[i] for i in rows) if self.findings else (),
+        )
+
+    @classmethod
+    def join(cls, some: Sequence["FilmTokens"]) -> "FilmTokens":
+        """Several, one after the other."""
+        masks = [one.mask for one in some if one.mask is not None]
+        return cls(
+            torch.cat([one.visual for one in some]),
+            torch.cat(masks) if masks else None,
+            torch.cat([one.in_prompt for one in some]),
+            tuple(found for one in some for found in one.findings),
+        )
+
+    def exchanged(self, other: "FilmTokens", *, prompt: bool = False, patches: bool = False, findings: bool = False) -> "FilmTokens":  # fmt: skip
+        """These studies with a part of what is seen taken from others: what stands in the prompt, the patches that the hybrid layers see, or the
+        finding tokens. For measuring which path carries a draft."""
+        own = self.in_prompt.shape[1]
+        first, last = other if patches else self, other if findings else self
+        visual, mask = torch.cat([first.visual[:, :own], last.visual[:, own:]], 1), None
+        if first.mask is not None and last.mask is not None:
+            mask = torch.cat([first.mask[:, :own], last.mask[:, own:]], 1)
+        return FilmTokens(visual, mask, (other if prompt else self).in_prompt, last.findings)
+
+
+class Emrrg(nn.Module):
+    """Films in, log-probabilities of report tokens out.
+
+    visual_encoder, llama_proj and layer_norm carry the released names (METHOD §1.7). The language model is frozen; with
+    `config.language_lora.rank` above 0, peft's LoRA is injected into it.
+    """
+
+    def __init__(self, config: ModelConfig, llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().__init__()
+        self.config = config
+        self.tokenizer = tokenizer
+        width: int = llm.config.hidden_size
+        self.visual_encoder = VisionMamba(config.vision)
+        self.llama_proj = nn.Linear(config.vision.d_model, width)
+        self.layer_norm = nn.LayerNorm(width)
+        # after the projector: whatever is adapted, one seed gives one projector, so that designs can be compared
+        attach(self.visual_encoder, config.adapters)
+        llm.requires_grad_(False)
+        self.hybrid = HybridDecoder(llm, config.hybrid)
+        if config.queries.depth:
+            # what is read is taught before the language model is (train/tower.py), and calibrated: words do not change it
+            self.disease = DiseaseQueries(config.vision.d_model, config.queries).requires_grad_(False)
+            self.lungs = LungBorders(config.vision).requires_grad_(False)
+            self.calibration = Calibration()
+            self.finding_tokens = FindingTokens(width)
+            self.finding_tokens.start(lambda word: self._embedding_of(word, llm))
+        if config.language_lora.rank:
+            lora = config.language_lora
+            inject_adapter_in_model(
+                LoraConfig(
+                    r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.targets)
+                ),
+                llm,
+            )
+        self.llm = llm
+        # what training starts with; a model that is loaded to draft has everything frozen
+        self.learns = frozenset(name for name, parameter in self.named_parameters() if parameter.requires_grad)
+        self._prompt = tuple(
+            tokenizer(text, add_special_tokens=False).input_ids for text in (config.prompt.before, config.prompt.after)
+        )
+
+    # -- what is seen -------------------------------------------------------------------------------------------------
+
+    def encode(self, images: Tensor, views: Tensor | None = None) -> FilmTokens:
+        """Each view through the tower, averaged over the views of its study (METHOD §5.1), into the language model's width.
+
+        images: (b, w, 3, s, s), ImageNet-normalised. views: (b, w) bool, False where a study has no such view; None: all are there.
+        Raises ValueError for a study without any view.
+        """
+        return self.project(self.see(images, views))
+
+    def see(self, images: Tensor, views: Tensor | None = None) -> Seen:
+        """What the tower and its queries see of each study, the mean over its views. Every film goes through the tower once. As for `encode`."""
+        b, w = images.shape[:2]
+        if views is None:
+            views = torch.ones(b, w, dtype=torch.bool, device=images.device)
+        counts = views.sum(1)
+        if not bool((counts > 0).all()):
+            raise ValueError("every study needs at least one view")
+        tokens, fine = self.visual_encoder.with_fine(images[views])  # (views in all, l, d)
+        if self.config.queries.depth:
+            grid, middle = self.config.vision.grid, self.config.vision.class_position
+            lungs = self.lungs(self.patches(tokens).transpose(1, 2).unflatten(2, (grid, grid)), fine)
+            seen = Seen(tokens=tokens, lungs=lungs, **self.disease(tokens, middle, fine.patches if fine else None))
+        else:
+            seen = Seen.of_tokens(tokens)
+        if w == 1:
+            return seen
+        study = torch.arange(b, device=images.device).unsqueeze(1).expand(b, w)[views]
+        return seen.mean_over(study, counts)
+
+    def project(self, seen: Seen, findings: Sequence[Sequence[Finding]] | None = None) -> FilmTokens:
+        """What was seen as visual tokens in the language model's width.
+
+        findings: of every study, what its finding tokens say; None: what is read in it, by the calibrated thresholds.
+        """
+        patches = self.layer_norm(self.llama_proj(seen.tokens))
+        if not self.config.queries.depth:
+            return FilmTokens(patches, None, patches)
+        told = select_findings(seen, self.calibration) if findings is None else [tuple(mine) for mine in findings]
+        rows = codes(told).to(patches.device)
+        visual = torch.cat([patches, self.finding_tokens(rows).to(patches.dtype)], dim=1)
+        there = rows[..., 0] > 0
+        if self.training and self.config.queries.dropout:
+            there = there & (torch.rand(len(there), 1, device=there.device) >= self.config.queries.dropout)
+        mask = torch.cat([torch.ones(patches.shape[:2], dtype=torch.bool, device=there.device), there], dim=1)
+        return FilmTokens(visual, mask, patches, tuple(told))
+
+    def patches(self, tokens: Tensor) -> Tensor:
+        """Tower tokens (b, l, d) without the class token: the patches in raster order, (b, g², d)."""
+        middle = self.config.vision.class_position
+        return torch.cat([tokens[:, :middle], tokens[:, middle + 1 :]], dim=1)
+
+    def look_at(self, film: FilmTokens) -> Visual:
+        """What the hybrid layers see, for a whole draft: keys and values of the patches and of the finding tokens.
+
+        Before anything is learned the patches as a group weigh `queries.patches` beside the finding tokens: 197 would else drown a dozen.
+        """
+        prior = None
+        if self.config.queries.depth:
+            patches = self.config.vision.tokens
+            prior = film.visual.new_zeros(film.visual.shape[1], dtype=torch.float32)
+            prior[:patches] = math.log(self.config.queries.patches * len(NAMES) / patches)
+        return self.hybrid.look_at(self.llm, film.visual.to(self.llm.dtype), film.mask, prior)
+
+    @property
+    def finding_positions(self) -> dict[str, int]:
+        """Where each finding's token stands among the visual tokens; none of a model without queries."""
+        if not self.config.queries.depth:
+            return {}
+        return {name: self.config.vision.tokens + i for i, name in enumerate(NAMES)}
+
+    # -- what is read -------------------------------------------------------------------------------------------------
+
+    def prompt(self, film: FilmTokens) -> tuple[Tensor, Tensor]:
+        """[BOS][before][film][after] as embeddings (b, p, h), and which positions are text (b, p) bool (METHOD §5.1).
+
+        The film's part is empty, pooled, or all of the tower's tokens (`prompt.tokens`).
+        """
+        before, after = self._prompt
+        bos = [self.tokenizer.bos_token_id] if self.tokenizer.bos_token_id is not None else []
+        visual = film.in_prompt
+        b = visual.shape[0]
+        head, tail = (  # long also where there is no text
+            self.embed(torch.tensor([ids] * b, dtype=torch.long, device=visual.device))
+            for ids in ([*bos, *before], after)
+        )
+        middle = self._prompt_tokens(visual).to(head.dtype)
+        embeds = torch.cat([head, middle, tail], dim=1)
+        text = torch.ones(embeds.shape[:2], dtype=torch.bool, device=visual.device)
+        text[:, head.shape[1] : head.shape[1] + middle.shape[1]] = False
+        return embeds, text
+
+    def _prompt_tokens(self, visual: Tensor) -> Tensor:
+        """None of the tower's tokens (b, l, h), all, or the class token and the patches averaged on a coarse grid."""
+        if self.config.prompt.tokens is PromptTokens.NONE:
+            return visual[:, :0]
+        if self.config.prompt.tokens is PromptTokens.ALL:
+            return visual
+        middle, grid = self.config.vision.class_position, self.config.vision.grid
+        patches = self.patches(visual)  # (b, g², h)
+        size = grid // self.config.prompt.pooled_grid
+        pooled = F.avg_pool2d(patches.transpose(1, 2).unflatten(-1, (grid, grid)), size)
+        return torch.cat([visual[:, middle : middle + 1], pooled.flatten(2).transpose(1, 2)], dim=1)
+
+    def _embedding_of(self, word: str, llm: PreTrainedModel) -> Tensor:
+        ids = torch.tensor(self.tokenizer(word, add_special_tokens=False).input_ids)
+        return llm.get_input_embeddings()(ids).detach().float().mean(0)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token ids (b, t) to embeddings (b, t, h)."""
+        return self.llm.get_input_embeddings()(ids)
+
+    # -- what is written ----------------------------------------------------------------------------------------------
+
+    def log_probs(self, film: FilmTokens, reports: Tensor, *, looks: list[Look] | None = None) -> Tensor:
+        """Log-probability of every report token given the film and the tokens before it.
+
+        reports: (b, t) token ids, IGNORED after the end of a report. Returns (b, t) float32, 0 where ignored.
+        looks: receives what each hybrid layer looked at, restricted to the positions that predict report tokens, in order.
+        """
+        b, t = reports.shape
+        prompt, prompt_is_text = self.prompt(film)
+        real = reports != IGNORED
+        ids = reports.masked_fill(~real, 0)
+        embeds = torch.cat([prompt, self.embed(ids[:, :-1])], dim=1)  # the last token is predicted, never read
+        attend = torch.cat([torch.ones_like(prompt_is_text), real[:, :-1]], dim=1)
+        text = torch.cat([prompt_is_text, real[:, :-1]], dim=1)
+        seen: list[Look] | None = None if looks is None else []
+        hidden = self.llm.get_decoder()(
+            inputs_embeds=embeds,
+            attention_mask=attend.long() if not bool(attend.all()) else None,
+            visual=self.look_at(film).at(text, looks=seen),
+            use_cache=False,
+        ).last_hidden_state[:, -t:]  # the last prompt position predicts the first token
+        if looks is not None and seen is not None:
+            looks.extend(Look(s.layer, s.gate[:, -t:], s.attention[:, -t:]) for s in seen)
+        rows = real.flatten().nonzero().squeeze(1)  # the vocabulary is large: no logits where nothing is asked
+        logits = self.llm.get_output_embeddings()(hidden.flatten(0, 1)[rows])  # (n, vocabulary)
+        nll = F.cross_entropy(logits.float(), ids.flatten()[rows], reduction="none")
+        return torch.zeros(b * t, device=nll.device).index_copy(0, rows, -nll).view(b, t)
+
+    def forward(self, images: Tensor, views: Tensor | None, reports: Tensor, weights: Tensor | None = None) -> Tensor:
+        """The training loss: mean negative log-likelihood of the report tokens, weighted where `weights` (b, t) is given."""
+        scores = self.log_probs(self.encode(images, views), reports)
+        weight = (reports != IGNORED).to(scores.dtype)
+        if weights is not None:
+            weight = weight * weights
+        return -(scores * weight).sum() / weight.sum()
+
+    # -- what is kept -------------------------------------------------------------------------------------------------
+
+    def is_own(self, name: str) -> bool:
+        """Whether a state-dict key belongs to the checkpoint, not to the borrowed language model."""
+        return not name.startswith("llm.") or ".lora_" in name
+
+    def own_state(self) -> dict[str, Tensor]:
+        """Everything that is ours: tower, adapters, projector, hybrid layers, and the language model's LoRA."""
+        return {name: value for name, value in self.state_dict().items() if self.is_own(name)}

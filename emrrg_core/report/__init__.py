@@ -1,0 +1,1 @@
+"""The report: the draft and its edits, and sessions on disk."""

@@ -1,0 +1,1 @@
+"""Reports as text: sections, the labeler, contradictions, comparison, scores."""
