@@ -6,7 +6,8 @@ import typing as _typing
 if _typing.TYPE_CHECKING:
     from emrrg_core.config import DecodeConfig
     from emrrg_core.errors import CheckpointError, ConfigError, DataError, EmrrgError, FilmError, LanguageModelError
-    from emrrg_core.explain.heat_map import Looking, Why, gate_figure, heat_map, lay_over, no_map, overlay
+    from emrrg_core.explain.faithfulness import Looking, Why
+    from emrrg_core.explain.heat_map import gate_figure, heat_map, lay_over, no_map, overlay
     from emrrg_core.explain.occlusion import Fill, Rescored, retouched
     from emrrg_core.export import KeyImage, version
     from emrrg_core.export.dicom import origin
@@ -23,18 +24,8 @@ if _typing.TYPE_CHECKING:
     from emrrg_core.films.film_check import Looks
     from emrrg_core.model.finding_tokens import Finding
     from emrrg_core.model.parameter_count import Counts
-    from emrrg_core.report.document import (
-        DISCLAIMER,
-        Choice,
-        Difference,
-        Draft,
-        Edit,
-        Line,
-        Piece,
-        Report,
-        Sentence,
-        as_text,
-    )
+    from emrrg_core.report.draft import DISCLAIMER, Draft, Sentence, as_text
+    from emrrg_core.report.report import Choice, Difference, Edit, Line, Piece, Report
     from emrrg_core.report.session_store import Session, SessionConflictError, SessionError, SessionGoneError, Sessions
     from emrrg_core.reporter import Reporter
     from emrrg_core.teaching.cases import Case, CaseError, Cases, read_cases
@@ -127,7 +118,8 @@ __all__ = [
 _HOMES = {
     "config": {"DecodeConfig"},
     "errors": {"CheckpointError", "ConfigError", "DataError", "EmrrgError", "FilmError", "LanguageModelError"},
-    "explain.heat_map": {"Looking", "Why", "gate_figure", "heat_map", "lay_over", "no_map", "overlay"},
+    "explain.faithfulness": {"Looking", "Why"},
+    "explain.heat_map": {"gate_figure", "heat_map", "lay_over", "no_map", "overlay"},
     "explain.occlusion": {"Fill", "Rescored", "retouched"},
     "export": {"KeyImage", "version"},
     "export.dicom": {"origin"},
@@ -144,18 +136,8 @@ _HOMES = {
     "films.film_check": {"Looks"},
     "model.finding_tokens": {"Finding"},
     "model.parameter_count": {"Counts"},
-    "report.document": {
-        "DISCLAIMER",
-        "Choice",
-        "Difference",
-        "Draft",
-        "Edit",
-        "Line",
-        "Piece",
-        "Report",
-        "Sentence",
-        "as_text",
-    },
+    "report.draft": {"DISCLAIMER", "Draft", "Sentence", "as_text"},
+    "report.report": {"Choice", "Difference", "Edit", "Line", "Piece", "Report"},
     "report.session_store": {"Session", "SessionConflictError", "SessionError", "SessionGoneError", "Sessions"},
     "reporter": {"Reporter"},
     "teaching.cases": {"Case", "CaseError", "Cases", "read_cases"},

@@ -18,7 +18,7 @@ from emrrg_core.errors import CheckpointError, ConfigError, DataError, EmrrgErro
 
 if TYPE_CHECKING:
     from emrrg_core.films.film import Film
-    from emrrg_core.report.document import Draft
+    from emrrg_core.report.draft import Draft
     from emrrg_core.reporter import Reporter
 
 T = TypeVar("T")

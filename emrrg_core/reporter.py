@@ -11,7 +11,7 @@ import torch
 
 from emrrg_core.config import MOST_FILMS, DecodeConfig, PromptTokens
 from emrrg_core.errors import ConfigError, EmrrgError, FilmError
-from emrrg_core.explain.heat_map import (
+from emrrg_core.explain.faithfulness import (
     FEWEST_PLACES,
     PLACES,
     Looking,
@@ -19,10 +19,10 @@ from emrrg_core.explain.heat_map import (
     gate_strength,
     highlighted,
     masked,
-    patch_weights,
     places,
     stand_ins,
 )
+from emrrg_core.explain.heat_map import patch_weights
 from emrrg_core.explain.occlusion import Rescored
 from emrrg_core.films.burned_in_text import burned_in_warning
 from emrrg_core.films.film import Film, model_input, read_film
@@ -35,7 +35,7 @@ from emrrg_core.model.generation import Writing
 from emrrg_core.model.generation import stream as write_stream
 from emrrg_core.model.language_model import LanguageModel
 from emrrg_core.model.parameter_count import Counts, count
-from emrrg_core.report.document import Draft, FilmRecord, Sentence, sections
+from emrrg_core.report.draft import Draft, FilmRecord, Sentence, sections
 from emrrg_core.text.labeler import LABELS, NO_FINDING, Status, read_findings
 
 Progress = Callable[[int, int], None]  # (readings done, readings in all)

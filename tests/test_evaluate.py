@@ -24,7 +24,7 @@ from emrrg_core.model.finding_tokens import ABNORMAL, NAMES, Finding, Presence
 from emrrg_core.model.generation import Token, Writing
 from emrrg_core.model.hybrid_decoder import Look
 from emrrg_core.model.partial_lora import ablate
-from emrrg_core.report.document import Draft, compose
+from emrrg_core.report.draft import Draft, compose
 from emrrg_core.text.labeler import LABELS
 from tests import radeval_stand_in, tiny
 from tests.phantom import Phantom, make_phantom

@@ -9,28 +9,30 @@ import pytest
 from matplotlib.figure import Figure
 
 from emrrg_core.data.studies import normalise
-from emrrg_core.explain.heat_map import (
+from emrrg_core.explain.faithfulness import (
     WORTH,
     Looking,
     Why,
     drawn_chest,
-    gate_figure,
     gate_strength,
-    heat_map,
     highlighted,
+    masked,
+    places,
+    stand_ins,
+)
+from emrrg_core.explain.heat_map import (
+    gate_figure,
+    heat_map,
     lay_over,
     look_on_findings,
-    masked,
     no_map,
     overlay,
     patch_weights,
-    places,
-    stand_ins,
 )
 from emrrg_core.films.film import model_input
 from emrrg_core.model.finding_tokens import NAMES, Finding, Presence
 from emrrg_core.model.generation import Token
-from emrrg_core.report.document import Draft, FilmRecord, Sentence
+from emrrg_core.report.draft import Draft, FilmRecord, Sentence
 
 SIZES = [(224, 224), (280, 140), (129, 301), (301, 129), (14, 14), (20, 15), (9, 30), (700, 500)]
 

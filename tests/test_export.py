@@ -32,7 +32,8 @@ from emrrg_core.export.fhir import diagnostic_report
 from emrrg_core.export.pdf import PAPERS, to_pdf
 from emrrg_core.export.provenance import to_json
 from emrrg_core.export.text import to_text
-from emrrg_core.report.document import DISCLAIMER, NOT_REVIEWED, Draft, Report
+from emrrg_core.report.draft import DISCLAIMER, NOT_REVIEWED, Draft
+from emrrg_core.report.report import Report
 from emrrg_core.text.labeler import LABELS, Status, labels
 from tests.phantom import make_phantom
 

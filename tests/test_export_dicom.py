@@ -31,7 +31,8 @@ from emrrg_core.export.dicom_capture import to_dicom_capture
 from emrrg_core.export.dicom_pdf import to_dicom_pdf
 from emrrg_core.export.dicom_sr import Reader, to_dicom_sr
 from emrrg_core.films.film import read_film
-from emrrg_core.report.document import NOT_REVIEWED, Draft, FilmRecord, Report, Sentence
+from emrrg_core.report.draft import NOT_REVIEWED, Draft, FilmRecord, Sentence
+from emrrg_core.report.report import Report
 from tests.phantom import make_phantom
 
 AT = datetime(2026, 11, 22, 9, 30, 5, tzinfo=timezone(timedelta(hours=1)))

@@ -28,7 +28,7 @@ from emrrg_core.model.finding_tokens import (
     select_findings,
     zone_of,
 )
-from emrrg_core.report.document import Draft
+from emrrg_core.report.draft import Draft
 from emrrg_core.text.labeler import LABELS, NO_FINDING
 
 G = 12  # patches along a side

@@ -16,20 +16,18 @@ from emrrg_core.errors import EmrrgError
 from emrrg_core.explain.heat_map import heat_map
 from emrrg_core.model.finding_tokens import Finding, Presence
 from emrrg_core.model.generation import Token, Writing
-from emrrg_core.report.document import (
+from emrrg_core.report.draft import (
     DISCLAIMER,
     SCHEMA,
-    Choice,
     Draft,
     FilmRecord,
-    Line,
-    Report,
     as_text,
     compose,
     findings_of,
     sections,
     split,
 )
+from emrrg_core.report.report import Choice, Line, Report
 from emrrg_core.text.sections import first_repeat
 
 MAP = np.array([0.5, 0.25, 0.25, 0], np.float32)

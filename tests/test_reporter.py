@@ -13,12 +13,12 @@ import torch
 
 from emrrg_core import DecodeConfig, Film, FilmError, Reporter, gate_figure, heat_map
 from emrrg_core.errors import CheckpointError, ConfigError, EmrrgError, LanguageModelError
-from emrrg_core.explain.heat_map import masked
+from emrrg_core.explain.faithfulness import masked
 from emrrg_core.films.film import model_input
 from emrrg_core.model import checkpoint as checkpoints
 from emrrg_core.model.finding_tokens import NAMES, Finding, Presence, ratios_of
 from emrrg_core.model.generation import Token, Writing
-from emrrg_core.report.document import compose, sections
+from emrrg_core.report.draft import compose, sections
 from emrrg_core.reporter import differences
 from emrrg_core.text.labeler import LABELS
 from tests.phantom import make_phantom

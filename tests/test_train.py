@@ -23,7 +23,7 @@ from emrrg_core.model.emrrg import IGNORED, Emrrg
 from emrrg_core.model.generation import Token, Writing, write
 from emrrg_core.model.hybrid_decoder import Look
 from emrrg_core.model.vision_mamba import VisionMamba
-from emrrg_core.report.document import compose, sections
+from emrrg_core.report.draft import compose, sections
 from emrrg_core.reporter import Reporter
 from emrrg_core.text.labeler import read_findings
 from tests import tiny

@@ -49,7 +49,7 @@ from emrrg_core.model.emrrg import IGNORED, Emrrg, FilmTokens
 from emrrg_core.model.generation import write
 from emrrg_core.model.language_model import prefers_bfloat16
 from emrrg_core.model.partial_lora import DESIGNS, ROWS
-from emrrg_core.report.document import compose, split
+from emrrg_core.report.draft import compose, split
 from emrrg_core.text.labeler import is_abnormal, sentences
 from emrrg_core.text.metrics import Score, bootstrap, text_scores
 from train import finetune

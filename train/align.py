@@ -32,7 +32,7 @@ from emrrg_core.errors import CheckpointError, ConfigError, LanguageModelError
 from emrrg_core.model.convert import load_tower, save_tower
 from emrrg_core.model.language_model import load_language_model, prefers_bfloat16
 from emrrg_core.model.vision_mamba import VisionMamba
-from emrrg_core.report.document import compose
+from emrrg_core.report.draft import compose
 from train.finetune import own_report, stack
 from train.loop import Part, apart, train
 from train.tower import Sampler

@@ -69,14 +69,14 @@ from emrrg_core.config import DecodeConfig
 from emrrg_core.data.public_datasets import DATASETS, clean_report
 from emrrg_core.data.studies import Matcher, ReportText, Study, normalise, read_reports, read_studies
 from emrrg_core.errors import ConfigError, EmrrgError
-from emrrg_core.explain.heat_map import gate_strength
+from emrrg_core.explain.faithfulness import gate_strength
 from emrrg_core.films.film import model_input, read_film
 from emrrg_core.model import checkpoint
 from emrrg_core.model.emrrg import IGNORED, Emrrg, FilmTokens
 from emrrg_core.model.finding_tokens import finding_maps
 from emrrg_core.model.generation import Writing, write
 from emrrg_core.model.language_model import prefers_bfloat16
-from emrrg_core.report.document import Draft, compose, split
+from emrrg_core.report.draft import Draft, compose, split
 from emrrg_core.reporter import differences
 from emrrg_core.text.labeler import is_abnormal, labels, prior_words
 from emrrg_core.text.metrics import Rated, Score, bootstrap, label_counts, macro_scores, micro_scores, rate, text_scores

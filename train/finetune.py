@@ -44,7 +44,7 @@ from emrrg_core.model.generation import write
 from emrrg_core.model.hybrid_decoder import Look
 from emrrg_core.model.language_model import load_language_model, prefers_bfloat16
 from emrrg_core.model.partial_lora import DESIGNS, ablate
-from emrrg_core.report.document import Sentence, compose, split
+from emrrg_core.report.draft import Sentence, compose, split
 from emrrg_core.reporter import differences
 from emrrg_core.text.labeler import LABELS, is_abnormal, sentences
 from emrrg_core.text.metrics import text_scores

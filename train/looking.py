@@ -6,7 +6,7 @@ Every film of the split is drafted, and the draft is read under its own film, un
 other film of the split. As on the screen, a stand-in takes the film's place before the hybrid layers and not in the prompt. A text read under
 another film plays the draft that is not of its film: how far it moves is what it loses from *that* film to the stand-ins. The best threshold on the
 mean of the three is the one that tells the two kinds apart best (Youden's J: share of drafts above it less share of other films' texts above it); it
-goes, rounded, into `emrrg_core.explain.heat_map.BARELY`. Texts that fit most films, as those of normal films do, look alike in both kinds:
+goes, rounded, into `emrrg_core.explain.faithfulness.BARELY`. Texts that fit most films, as those of normal films do, look alike in both kinds:
 that J stays
 below 1 is no fault of the test.
 """
@@ -26,7 +26,7 @@ import torch
 from emrrg_core.config import PromptTokens
 from emrrg_core.data.studies import Study, read_studies
 from emrrg_core.errors import DataError, EmrrgError
-from emrrg_core.explain.heat_map import BARELY, stand_ins
+from emrrg_core.explain.faithfulness import BARELY, stand_ins
 from emrrg_core.model import checkpoint
 from emrrg_core.model.emrrg import Emrrg, FilmTokens
 from train.evaluate import Judge, load_films

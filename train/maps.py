@@ -13,14 +13,15 @@ import cv2
 import numpy as np
 
 from emrrg_core.data.studies import NO_FINDING, SIGHTS, Study, lung_mask, normalise
-from emrrg_core.explain.heat_map import highlighted, masked, patch_weights, places
+from emrrg_core.explain.faithfulness import highlighted, masked, places
+from emrrg_core.explain.heat_map import patch_weights
 from emrrg_core.films.film import read_film
 from emrrg_core.films.synthetic_findings import LABEL_OF, Drawn, Sign, draw
 from emrrg_core.model.disease_queries import SIDES, ZONES
 from emrrg_core.model.emrrg import FilmTokens
 from emrrg_core.model.finding_tokens import NAMES, Finding, Presence
 from emrrg_core.model.generation import Writing
-from emrrg_core.report.document import Draft, Sentence, sections
+from emrrg_core.report.draft import Draft, Sentence, sections
 from emrrg_core.text.labeler import LABELS, Mention, Status, is_abnormal, read_findings
 from emrrg_core.text.metrics import Score, bootstrap
 from train.probabilities import CALLED, known

@@ -11,7 +11,7 @@ from functools import cache
 import cv2
 import numpy as np
 
-from emrrg_core.explain.heat_map import drawn_chest
+from emrrg_core.explain.faithfulness import drawn_chest
 
 
 class Fill(StrEnum):

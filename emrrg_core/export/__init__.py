@@ -20,7 +20,8 @@ import numpy as np
 from PIL import Image
 
 from emrrg_core.explain.heat_map import lay_over, no_map, overlay, patch_weights
-from emrrg_core.report.document import DISCLAIMER, NOT_REVIEWED, Choice, Draft, FilmRecord, Report
+from emrrg_core.report.draft import DISCLAIMER, NOT_REVIEWED, Draft, FilmRecord
+from emrrg_core.report.report import Choice, Report
 
 UNSIGNED = "PRELIMINARY, NOT SIGNED OFF"  # every sentence was reviewed, or there is none
 TITLE = "Chest X-ray report"

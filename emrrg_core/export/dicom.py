@@ -25,7 +25,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from emrrg_core.errors import FilmError
 from emrrg_core.export import version
 from emrrg_core.films.film import header_value, pixel_digest, quiet_decoders, stored_values
-from emrrg_core.report.document import Draft
+from emrrg_core.report.draft import Draft
 
 Source = Path | str | bytes | None  # a film's file or its content; None, or a picture, has nothing to copy
 

@@ -11,7 +11,7 @@ from pydicom.valuerep import DSfloat
 from emrrg_core.export import clean
 from emrrg_core.export.dicom import Kind, Source, code, document, origin, referable, reference, to_bytes
 from emrrg_core.films.film import header_value
-from emrrg_core.report.document import Draft
+from emrrg_core.report.draft import Draft
 
 KIND = Kind(SecondaryCaptureImageStorage, "OT", 9003, "EMRRG attention map, research only")
 

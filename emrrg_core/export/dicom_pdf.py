@@ -7,7 +7,8 @@ from pydicom.uid import EncapsulatedPDFStorage
 
 from emrrg_core.export import TITLE, banner
 from emrrg_core.export.dicom import Kind, Source, code, document, moment, origin, reference, to_bytes
-from emrrg_core.report.document import Draft, Report
+from emrrg_core.report.draft import Draft
+from emrrg_core.report.report import Report
 
 KIND = Kind(EncapsulatedPDFStorage, "DOC", 9002, "EMRRG report (PDF), research only")
 

@@ -17,7 +17,8 @@ from pydicom.uid import BasicTextSRStorage
 from emrrg_core.export import banner, notice, passages
 from emrrg_core.export.dicom import Kind, Source, device_uid, document, moment, origin, to_bytes
 from emrrg_core.films.film import quiet_decoders
-from emrrg_core.report.document import NOT_REVIEWED, Draft, Report
+from emrrg_core.report.draft import NOT_REVIEWED, Draft
+from emrrg_core.report.report import Report
 
 KIND = Kind(BasicTextSRStorage, "SR", 9001, "EMRRG report, research only")
 

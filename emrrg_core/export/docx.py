@@ -25,7 +25,8 @@ from emrrg_core.export import (
     passages,
     version,
 )
-from emrrg_core.report.document import NOT_REVIEWED, Draft, Report
+from emrrg_core.report.draft import NOT_REVIEWED, Draft
+from emrrg_core.report.report import Report
 
 PAPERS = {"A4": (Mm(210), Mm(297)), "letter": (Mm(215.9), Mm(279.4))}
 RED = RGBColor(0xA4, 0x00, 0x00)

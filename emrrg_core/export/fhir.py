@@ -15,7 +15,8 @@ from typing import Any
 
 from emrrg_core.errors import ConfigError
 from emrrg_core.export import EMPTY, HEADINGS, TITLE, banner, clean, notice, passages, version
-from emrrg_core.report.document import NOT_REVIEWED, Draft, Report
+from emrrg_core.report.draft import NOT_REVIEWED, Draft
+from emrrg_core.report.report import Report
 from emrrg_core.text.labeler import NO_FINDING, Status, labels, report_text
 
 RELEASES = {"R5": "fhir.resources.diagnosticreport", "R4B": "fhir.resources.R4B.diagnosticreport"}

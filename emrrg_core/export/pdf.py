@@ -49,7 +49,8 @@ from emrrg_core.export import (
     passages,
     version,
 )
-from emrrg_core.report.document import NOT_REVIEWED, Draft, Report
+from emrrg_core.report.draft import NOT_REVIEWED, Draft
+from emrrg_core.report.report import Report
 
 PAPERS = {"A4": A4, "letter": LETTER}
 MARGIN = 18 * mm

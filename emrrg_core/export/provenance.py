@@ -7,7 +7,8 @@ from importlib import metadata
 
 from emrrg_core.export import notice, version
 from emrrg_core.export.text import to_text
-from emrrg_core.report.document import Draft, Report
+from emrrg_core.report.draft import Draft
+from emrrg_core.report.report import Report
 
 SCHEMA = "emrrg.export/1"
 LIBRARIES = ("torch", "transformers", "pydicom", "numpy")

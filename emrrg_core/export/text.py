@@ -1,7 +1,8 @@
 """Plain text, as a reader would paste it."""
 
 from emrrg_core.export import EMPTY, HEADINGS, banner, notice, passages
-from emrrg_core.report.document import NOT_REVIEWED, Report
+from emrrg_core.report.draft import NOT_REVIEWED
+from emrrg_core.report.report import Report
 
 
 def to_text(report: Report) -> str:

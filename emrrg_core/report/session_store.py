@@ -33,7 +33,8 @@ import filelock
 
 from emrrg_core.errors import EmrrgError
 from emrrg_core.model.language_model import cache_home
-from emrrg_core.report.document import Draft, Report
+from emrrg_core.report.draft import Draft
+from emrrg_core.report.report import Report
 
 log = logging.getLogger(__name__)
 
