@@ -1,6 +1,6 @@
 """Settings as small frozen dataclasses. A model's configuration travels inside its checkpoint; wrong values fail here, not at step 40,000.
 
-Presets: `small` (ours, for a laptop's CPU), `base` and `large` (the published towers, METHOD §1.1).
+Presets: `small` (ours, for a laptop's CPU), `base` and `large` (the published towers, docs/method.md 1.1).
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ MOST_FILMS = 4  # of one study
 
 
 class Gate(StrEnum):
-    """How a hybrid layer weighs what it saw (METHOD §4.2). `a` is the self-attention output, `ctx` the cross-attention's."""
+    """How a hybrid layer weighs what it saw (docs/method.md 4.2). `a` is the self-attention output, `ctx` the cross-attention's."""
 
     WHOLE_DYNAMIC = "whole-dynamic"  # a + (wᵀa + b)·ctx
     WHOLE_DYNAMIC_TANH = "whole-dynamic-tanh"  # a + tanh(wᵀa + b)·ctx
@@ -33,7 +33,7 @@ class Gate(StrEnum):
 class Stem(StrEnum):
     """How a film becomes patch tokens."""
 
-    PATCH = "patch"  # one linear projection a patch: the published towers (METHOD §1.2)
+    PATCH = "patch"  # one linear projection a patch: the published towers (docs/method.md 1.2)
     CONVOLUTION = (
         "convolution"  # strided convolutions with residual blocks: learns from thousands of films, not millions
     )
@@ -44,7 +44,7 @@ class PromptTokens(StrEnum):
 
     NONE = "none"  # no film in the prompt: all of it comes through the gates
     POOLED = "pooled"  # slow/fast: the patches averaged on a coarse grid, and the class token
-    ALL = "all"  # all of them, as in METHOD §5.1
+    ALL = "all"  # all of them, as in docs/method.md 5.1
 
 
 class Settings:
@@ -104,7 +104,7 @@ def _require(condition: bool, message: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class VisionConfig(Settings):
-    """The tower (METHOD §1.1). Expansion is 1: the scans are as wide as the model."""
+    """The tower (docs/method.md 1.1). Expansion is 1: the scans are as wide as the model."""
 
     image_size: int = 224  # pixels, square
     patch_size: int = 16  # pixels, square
@@ -150,7 +150,7 @@ class VisionConfig(Settings):
 
     @property
     def class_position(self) -> int:
-        """Index of the class token: in the middle (METHOD §1.2)."""
+        """Index of the class token: in the middle (docs/method.md 1.2)."""
         return self.patches // 2
 
     @property
@@ -164,7 +164,7 @@ class VisionConfig(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class LowRankConfig(Settings):
-    """One low-rank update of METHOD §3: weight += scale · up @ down. Rank 0 turns it off."""
+    """One low-rank update of docs/method.md 3: weight += scale · up @ down. Rank 0 turns it off."""
 
     rank: int = 16
     scale: float = 1.0
@@ -181,13 +181,15 @@ def _off() -> LowRankConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig(Settings):
-    """What of the tower learns: a low-rank update of each of these slices, the rows of the ablation (METHOD §3.4). The rest is frozen.
+    """What of the tower learns: a low-rank update of each of these slices, the rows of the ablation (docs/method.md 3.4). The rest is frozen.
 
     The default is the paper's design, LoRA_p(X) and LoRA(in_proj). `emrrg_core.model.partial_lora.ablate` gives each row alone.
     """
 
-    x: LowRankConfig = field(default_factory=LowRankConfig)  # in_proj, rows of X: before convolution and scan (§3.1)
-    in_proj: LowRankConfig = field(default_factory=LowRankConfig)  # in_proj, all rows: X and Z (§3.2)
+    x: LowRankConfig = field(
+        default_factory=LowRankConfig
+    )  # in_proj, rows of X: before convolution and scan (docs/method.md 3.1)
+    in_proj: LowRankConfig = field(default_factory=LowRankConfig)  # in_proj, all rows: X and Z (docs/method.md 3.2)
     z: LowRankConfig = field(default_factory=_off)  # in_proj, rows of the gate Z
     out_proj: LowRankConfig = field(default_factory=_off)  # all rows
     x_proj: LowRankConfig = field(default_factory=_off)  # of each direction: all rows (dt, B and C)
@@ -196,7 +198,7 @@ class AdapterConfig(Settings):
     c: LowRankConfig = field(default_factory=_off)  # x_proj of each direction, rows of C
     dt_proj: LowRankConfig = field(default_factory=_off)  # of each direction: all rows, not the bias
     embedding: LowRankConfig = field(default_factory=_off)  # the convolutions that make patches
-    full: bool = False  # no adapters: the tower itself learns, as in MambaXray-VL's stage 3 (METHOD §2.4)
+    full: bool = False  # no adapters: the tower itself learns, as in MambaXray-VL's stage 3 (docs/method.md 2.4)
 
     def __post_init__(self) -> None:
         _require(
@@ -229,7 +231,7 @@ class LanguageLoraConfig(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class HybridConfig(Settings):
-    """Which decoder layers look at the image, and how (METHOD §4)."""
+    """Which decoder layers look at the image, and how (docs/method.md 4)."""
 
     every_n: int = 8  # layers 0, n, 2n, … are hybrid; 0 turns the hybrid decoder off
     gate: Gate = Gate.WHOLE_DYNAMIC_TANH_WARMUP
@@ -242,7 +244,7 @@ class HybridConfig(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class PromptConfig(Settings):
-    """What the language model reads before it writes (METHOD §5.1)."""
+    """What the language model reads before it writes (docs/method.md 5.1)."""
 
     before: str = "Human: <Img>"
     after: str = "</Img> Generate a comprehensive and detailed diagnosis report for this chest xray image. \nAssistant:"

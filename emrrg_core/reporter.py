@@ -31,10 +31,10 @@ from emrrg_core.model import checkpoint as checkpoints
 from emrrg_core.model.disease_queries import Seen
 from emrrg_core.model.emrrg import Emrrg, FilmTokens
 from emrrg_core.model.finding_tokens import Finding, Presence, finding_maps, ratios_of
-from emrrg_core.model.generation import Writing
 from emrrg_core.model.generation import stream as write_stream
 from emrrg_core.model.language_model import LanguageModel
 from emrrg_core.model.parameter_count import Counts, count
+from emrrg_core.model.writing import Writing
 from emrrg_core.report.draft import Draft, FilmRecord, Sentence, sections
 from emrrg_core.text.labeler import LABELS, NO_FINDING, Status, read_findings
 
@@ -180,7 +180,7 @@ class Reporter:
     ) -> Why | None:
         """*Why this sentence?*: what `draft.sentences[sentence]` loses when the highlighted place is masked, beside `regions` random places.
 
-        films: those of the draft, in any order; views share one map (METHOD §5.1), so the same patches are masked in all of them. The words
+        films: those of the draft, in any order; views share one map (docs/method.md 5.1), so the same patches are masked in all of them. The words
         are read under the model itself: without a penalty, and forced tokens do not count. None where the sentence has no map.
         Raises FilmError for other films, EmrrgError for a sentence that is not there or a draft of another model, ConfigError for fewer than
         FEWEST_PLACES regions.

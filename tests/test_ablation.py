@@ -145,7 +145,7 @@ def test_the_page_says_what_the_results_say(out, capsys):
         for score, title in (("nll", "nats a token"), ("auc", "AUC"), ("bleu4", "BLEU-4")):
             value = result["scores"][score]
             assert cells[row][titles.index(title)] == f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
-    # METHOD §7.2
+    # docs/method.md 7.2
     assert cells["LoRA_p(X)"][-5:] == ["0.485", "0.169", "0.388", "0.216", "0.474"]
     assert cells["LoRA(LLM)"][-5:] == ["0.479", "0.177", "0.386", "0.212", "0.489"]
     nll = {run: read(out, run)["films"]["nll"] for run in ("llm-3", "x-3", "x-4")}
@@ -210,7 +210,7 @@ def test_ranks_share_ties_and_correlate_from_one_end_to_the_other():
 
 
 def test_the_papers_table_is_copied_rightly():
-    """By what METHOD §7.2 says of it, and a row of its numbers."""
+    """By what docs/method.md 7.2 says of it, and a row of its numbers."""
     assert ablation.PAPER.keys() == ROWS.keys()
     columns = {
         metric: {row: values[i] for row, values in ablation.PAPER.items()} for i, metric in enumerate(ablation.METRICS)

@@ -1,4 +1,4 @@
-"""Adapters are METHOD §3: zero at the start, on the right rows, mergeable, one per layer; every row of the ablation touches its slice only."""
+"""Adapters are docs/method.md 3: zero at the start, on the right rows, mergeable, one per layer; every row of the ablation touches its slice only."""
 
 import copy
 from dataclasses import replace
@@ -28,7 +28,7 @@ WIDE = VisionConfig(image_size=64, patch_size=16, d_model=40, depth=2, d_state=4
 DT, STATE, WIDTH = 3, 4, 40
 STEM = VisionConfig(image_size=32, patch_size=8, d_model=64, depth=1, d_state=4, drop_path=0.0, stem=Stem.CONVOLUTION)
 EACH_WAY = ("", "_b", "_c", "_c_b")
-# layers of a mixer and the rows that change, by METHOD §3.4; "embedding" lies outside the mixer
+# layers of a mixer and the rows that change, by docs/method.md 3.4; "embedding" lies outside the mixer
 SLICES = {
     "x": (["in_proj"], range(WIDTH)),
     "in_proj": (["in_proj"], range(2 * WIDTH)),
@@ -155,7 +155,7 @@ def test_an_adapter_of_one_layer_changes_that_layer_and_what_follows_it(tower, i
 
 @pytest.mark.parametrize(("config", "changed"), [(ranks(4, 0), 16), (ranks(0, 4), 32)])
 def test_an_update_changes_exactly_its_own_rows(tower, config, changed):
-    """LoRA_p(X) is rows [0 : d_inner], LoRA(in_proj) is all 2 · d_inner rows (METHOD §3.1, §3.2)."""
+    """LoRA_p(X) is rows [0 : d_inner], LoRA(in_proj) is all 2 · d_inner rows (docs/method.md 3.1, 3.2)."""
     attach(tower, config)
     move(tower)
     for layer in tower.layers:
@@ -318,7 +318,7 @@ def test_slices_of_one_weight_add_up():
     ],
 )
 def test_adapter_sizes_are_those_of_the_ablation_table(name, base, large):
-    """METHOD §3.4, rank 16."""
+    """docs/method.md 3.4, rank 16."""
     for size, parameters in (("base", base), ("large", large)):
         with torch.device("meta"):
             tower = VisionMamba(VISION_PRESETS[size])

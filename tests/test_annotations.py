@@ -19,7 +19,7 @@ IU, MIMIC, CHEXPERT = "iu_xray", "mimic_cxr", "chexpert_plus"
 
 # ------------------------------------------------------------------------------------------------------ cleaning rules
 
-# expected texts worked out by hand from METHOD §6; the sentences are ours
+# expected texts worked out by hand from docs/method.md 6; the sentences are ours
 RULES = [
     ("The heart is large. No effusion.", "the heart is large . no effusion .", "the heart is large . no effusion ."),
     # the list numbers go; a colon is deleted in IU and a word of its own in MIMIC; hyphens and digits stay; 5.5 becomes 55

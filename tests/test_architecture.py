@@ -32,6 +32,7 @@ ROOMS = {
 }
 # within the model, lower parts know nothing of higher ones
 MODEL = (
+    "writing",
     "selective_scan",
     "vision_mamba",
     "partial_lora",

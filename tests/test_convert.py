@@ -1,4 +1,4 @@
-"""Files with the keys and shapes of the released ones, spelled out here from METHOD §1.7 and §2.1, stand in for the downloads."""
+"""Files with the keys and shapes of the released ones, spelled out here from docs/method.md 1.7 and 2.1, stand in for the downloads."""
 
 import argparse
 import json
@@ -48,13 +48,13 @@ def shapes(suffixes: tuple[str, ...], d: int, depth: int, r: int, h: int, n: int
 
 
 def tower_shapes(d: int, depth: int, r: int, h: int, n: int, patch: int, tokens: int) -> Shapes:
-    """METHOD §1.7."""
+    """docs/method.md 1.7."""
     made = shapes(("", "_b", "_c", "_c_b"), d, depth, r, h, n, patch)
     return made | {"cls_token": (1, 1, d), "pos_embed": (1, tokens, d), "norm_f.weight": (d,), "norm_f.bias": (d,)}
 
 
 def pretrain_shapes(d: int, depth: int, r: int, h: int, n: int, patch: int, g: int, w: int, taps: int) -> Shapes:
-    """METHOD §2.1, of g × g patches in clusters of 4 × 4, or of 2 × 2 where there are fewer than 8 × 8."""
+    """docs/method.md 2.1, of g × g patches in clusters of 4 × 4, or of 2 × 2 where there are fewer than 8 × 8."""
     cluster = 4 if g >= 8 else 2
     asked = g * g - cluster * cluster
     made = shapes(("",), d, depth, r, h, n, patch)
@@ -122,7 +122,7 @@ def pretrained() -> dict[str, Tensor]:
 
 @pytest.fixture
 def released(tmp_path) -> Callable[..., Path]:
-    """Writes the container of a released file: `model` beside settings, epoch and step (METHOD §1.7, §5.4)."""
+    """Writes the container of a released file: `model` beside settings, epoch and step (docs/method.md 1.7, 5.4)."""
 
     def write(state: dict[str, Any], name: str = "weights.pth", config: Any = None) -> Path:
         path = tmp_path / name
@@ -163,7 +163,7 @@ def test_the_training_stages_start_from_a_converted_tower(released, tmp_path):
     tower = load_tower(tmp_path / "out")
     assert tower.config == TINY.vision
     kept = tower.layers[1].mixer.A_c_b_log
-    assert kept.dtype is torch.float32  # also where the file was not (METHOD §1.7)
+    assert kept.dtype is torch.float32  # also where the file was not (docs/method.md 1.7)
     assert torch.equal(kept, state["visual_encoder.layers.1.mixer.A_c_b_log"].float())
     assert json.loads((tmp_path / "out" / "config.json").read_text())["training"]["converted_from"] == "weights.pth"
 

@@ -11,8 +11,9 @@ import torch
 from emrrg_core.config import DecodeConfig
 from emrrg_core.model.emrrg import FilmTokens
 from emrrg_core.model.finding_tokens import NAMES
-from emrrg_core.model.generation import Token, stream, write
+from emrrg_core.model.generation import stream, write
 from emrrg_core.model.hybrid_decoder import Look
+from emrrg_core.model.writing import Token
 from emrrg_core.text.labeler import sentences
 from emrrg_core.text.sections import split
 from tests.conftest import surely

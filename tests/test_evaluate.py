@@ -21,9 +21,9 @@ from emrrg_core.films.synthetic_findings import LABEL_OF, Sign
 from emrrg_core.model.checkpoint import read_config, save
 from emrrg_core.model.emrrg import Emrrg, FilmTokens
 from emrrg_core.model.finding_tokens import ABNORMAL, NAMES, Finding, Presence
-from emrrg_core.model.generation import Token, Writing
 from emrrg_core.model.hybrid_decoder import Look
 from emrrg_core.model.partial_lora import ablate
+from emrrg_core.model.writing import Token, Writing
 from emrrg_core.report.draft import Draft, compose
 from emrrg_core.text.labeler import LABELS
 from tests import radeval_stand_in, tiny

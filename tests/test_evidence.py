@@ -31,7 +31,7 @@ from emrrg_core.explain.heat_map import (
 )
 from emrrg_core.films.film import model_input
 from emrrg_core.model.finding_tokens import NAMES, Finding, Presence
-from emrrg_core.model.generation import Token
+from emrrg_core.model.writing import Token
 from emrrg_core.report.draft import Draft, FilmRecord, Sentence
 
 SIZES = [(224, 224), (280, 140), (129, 301), (301, 129), (14, 14), (20, 15), (9, 30), (700, 500)]

@@ -760,7 +760,7 @@ def test_jpegs_are_read(picture, tmp_path):
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 @pytest.mark.parametrize("options", [{}, {"compression": "tiff_adobe_deflate"}])
 def test_16_bit_ramps_neither_wrap_nor_saturate(picture, kind, options):
-    """METHOD M8: a cast to 8 bits wraps at 256, a conversion to RGB saturates above 255."""
+    """docs/method.md 10, M8: a cast to 8 bits wraps at 256, a conversion to RGB saturates above 255."""
     ramp = np.linspace(0, 65535, 128 * 160).astype(np.uint16).reshape(128, 160)
     film = picture(ramp, kind, **(options if kind == "TIFF" else {}))
     low, high = np.percentile(ramp, (0.5, 99.5))

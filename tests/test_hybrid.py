@@ -1,4 +1,4 @@
-"""The hybrid decoder is METHOD §4: exact at the start, never blind, the film in sight at every step, the right arithmetic."""
+"""The hybrid decoder is docs/method.md 4: exact at the start, never blind, the film in sight at every step, the right arithmetic."""
 
 from dataclasses import replace
 
@@ -178,7 +178,7 @@ def test_keys_and_values_are_computed_once_whatever_is_read_after(pair):
 
 
 def reference(llm: LlamaForCausalLM, hybrid: HybridDecoder, index: int, h: torch.Tensor, v: torch.Tensor):
-    """METHOD §4.2 for one layer, head by head and position by position: h (l, width), v (seen, width) -> (l, width)."""
+    """docs/method.md 4.2 for one layer, head by head and position by position: h (l, width), v (seen, width) -> (l, width)."""
     block, new = llm.model.layers[index], hybrid.layers[str(index)]
     attention, k = block.self_attn, llm.config.head_dim
     n, nv = block.input_layernorm(h), block.input_layernorm(v)  # the same norm for text and visual tokens

@@ -1,4 +1,4 @@
-"""The whole model is METHOD §5: views averaged, the published prompt, the right parameters trained, all of them alive."""
+"""The whole model is docs/method.md 5: views averaged, the published prompt, the right parameters trained, all of them alive."""
 
 from dataclasses import replace
 

@@ -14,7 +14,7 @@ import pytest
 
 from emrrg_core import Draft, Looking, Why, findings_table, flags
 from emrrg_core.model.finding_tokens import Finding, Presence
-from emrrg_core.model.generation import Token, Writing
+from emrrg_core.model.writing import Token, Writing
 from emrrg_core.report.draft import FilmRecord, compose, sections
 from emrrg_core.text.labeler import LABELS
 from ui import panels

@@ -58,7 +58,7 @@ def test_what_learns_is_told_apart_by_part():
     ("variant", "tower", "full"), [("base", 84_262_656, 87_420_672), ("large", 296_010_720, 300_217_312)]
 )
 def test_towers_and_full_fine_tuning_have_their_published_sizes(variant, tower, full):
-    """METHOD §1.1, §1.9."""
+    """docs/method.md 1.1, 1.9."""
     counts = counted(variant, "full")
     assert (counts.whole("tower"), counts.whole("full fine-tuning"), counts.learned) == (tower, full, full)
 
@@ -75,7 +75,7 @@ def test_every_language_model_that_has_a_name_can_be_counted():
 
 
 def test_pretraining_counts_encoder_and_decoder_as_published():
-    """METHOD §2.1: 80.04 and 282.46 million, and 19.4 and 21.5 million, with the fixed positions and the mask, which do not learn."""
+    """docs/method.md 2.1: 80.04 and 282.46 million, and 19.4 and 21.5 million, with the fixed positions and the mask, which do not learn."""
     counts = parameters.pretraining(recipe("pretrain"))
     for name, width, tower, decoder in (("base", 768, 80.04, 19.4), ("large", 1024, 282.46, 21.5)):
         learned, fixed, mask = counts[name].trainable, 144, 128 * 128

@@ -1,4 +1,4 @@
-"""Stage 1 is METHOD §2.1: the authors' classes on fixed weights are the judge (tests/golden). Its towers are what §2.2 says."""
+"""Stage 1 is docs/method.md 2.1: the authors' classes on fixed weights are the judge (tests/golden). Its towers are what 2.2 says."""
 
 import json
 import tomllib

@@ -15,7 +15,7 @@ import pytest
 from emrrg_core.errors import EmrrgError
 from emrrg_core.explain.heat_map import heat_map
 from emrrg_core.model.finding_tokens import Finding, Presence
-from emrrg_core.model.generation import Token, Writing
+from emrrg_core.model.writing import Token, Writing
 from emrrg_core.report.draft import (
     DISCLAIMER,
     SCHEMA,

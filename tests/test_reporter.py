@@ -17,7 +17,7 @@ from emrrg_core.explain.faithfulness import masked
 from emrrg_core.films.film import model_input
 from emrrg_core.model import checkpoint as checkpoints
 from emrrg_core.model.finding_tokens import NAMES, Finding, Presence, ratios_of
-from emrrg_core.model.generation import Token, Writing
+from emrrg_core.model.writing import Token, Writing
 from emrrg_core.report.draft import compose, sections
 from emrrg_core.reporter import differences
 from emrrg_core.text.labeler import LABELS

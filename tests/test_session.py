@@ -23,7 +23,7 @@ from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian,
 from emrrg_core.errors import EmrrgError
 from emrrg_core.explain.heat_map import heat_map
 from emrrg_core.films.film import read_film
-from emrrg_core.model.generation import Token, Writing
+from emrrg_core.model.writing import Token, Writing
 from emrrg_core.report.draft import Draft, FilmRecord, sections
 from emrrg_core.report.report import Report
 from emrrg_core.report.session_store import Session, SessionConflictError, SessionError, SessionGoneError, Sessions

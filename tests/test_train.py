@@ -20,9 +20,10 @@ from emrrg_core.data.studies import Study, normalise
 from emrrg_core.errors import CheckpointError, ConfigError
 from emrrg_core.explain.heat_map import heat_map, lay_over, patch_weights
 from emrrg_core.model.emrrg import IGNORED, Emrrg
-from emrrg_core.model.generation import Token, Writing, write
+from emrrg_core.model.generation import write
 from emrrg_core.model.hybrid_decoder import Look
 from emrrg_core.model.vision_mamba import VisionMamba
+from emrrg_core.model.writing import Token, Writing
 from emrrg_core.report.draft import compose, sections
 from emrrg_core.reporter import Reporter
 from emrrg_core.text.labeler import read_findings

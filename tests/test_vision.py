@@ -1,4 +1,4 @@
-"""The tower is METHOD §1: the authors' classes on fixed weights are the judge (tests/golden)."""
+"""The tower is docs/method.md 1: the authors' classes on fixed weights are the judge (tests/golden)."""
 
 from pathlib import Path
 
@@ -104,7 +104,7 @@ def test_every_direction_reaches_every_token():
 
 
 def test_layers_change_only_what_comes_after_them():
-    """Guards against METHOD E3, where every block ran the last block's weights."""
+    """Guards against docs/method.md 10, E3, where every block ran the last block's weights."""
     torch.manual_seed(0)
     tower = VisionMamba(VisionConfig(image_size=64, d_model=16, depth=3, d_state=4)).eval()
     seen: dict[int, torch.Tensor] = {}

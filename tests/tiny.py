@@ -31,7 +31,8 @@ from emrrg_core.config import (
 from emrrg_core.data.studies import ReportText, normalise
 from emrrg_core.films.film import model_input
 from emrrg_core.model.emrrg import IGNORED, Emrrg
-from emrrg_core.model.generation import Writing, write
+from emrrg_core.model.generation import write
+from emrrg_core.model.writing import Writing
 from emrrg_core.report.draft import compose
 from emrrg_core.text.labeler import LABELS, sentences
 from tests.phantom import Phantom

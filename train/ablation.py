@@ -1,4 +1,4 @@
-"""The rows of the paper's ablation of what to train (METHOD §3.4, §7.2), at one small budget and on our films, beside the paper's numbers.
+"""The rows of the paper's ablation of what to train (docs/method.md 3.4, 7.2), at one small budget and on our films, beside the paper's numbers.
 
     python -m train.ablation --recipe train/recipes/ablation.toml --films FILMS.jsonl --reports REPORTS.jsonl --start runs/tower --out runs/ablation
     python -m train.ablation --report runs/ablation > docs/ablation.md
@@ -19,7 +19,7 @@ agree with (data.Matcher), the same for every row:
                          sentences of abnormal reports less that of normal ones. They are told of training films, the same for all films of a
                          source, so they know nothing of the film, and no threshold is needed.
     balanced_accuracy    of drafts: whether they state an abnormality, against the labels
-    bleu1…4, rouge_l, cider   of drafts against the told report, both cleaned as the paper's were (METHOD §6)
+    bleu1…4, rouge_l, cider   of drafts against the told report, both cleaned as the paper's were (docs/method.md 6)
 """
 
 import argparse
@@ -62,7 +62,7 @@ NAMED = "nll"  # the score that picks the best: it is of every token of every fi
 BEST = 4
 COMPARED = (*ROWS, "projector")
 METRICS = ("bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "meteor", "cider")
-PAPER = {  # the paper's Table 6, IU X-ray, as METHOD §7.2 has it
+PAPER = {  # the paper's Table 6, IU X-ray, as docs/method.md 7.2 has it
     "llm": (0.479, 0.320, 0.233, 0.177, 0.386, 0.212, 0.489),
     "embedding": (0.463, 0.302, 0.218, 0.167, 0.379, 0.207, 0.530),
     "x_proj": (0.457, 0.301, 0.226, 0.162, 0.383, 0.205, 0.473),

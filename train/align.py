@@ -1,4 +1,4 @@
-"""Stage 2: the tower learns which report belongs to which film, by contrast (METHOD §2.3).
+"""Stage 2: the tower learns which report belongs to which film, by contrast (docs/method.md 2.3).
 
     python -m train.align --recipe RECIPE.toml --films FILMS.jsonl --reports REPORTS.jsonl --start runs/pretrain --out runs/align
 
@@ -107,7 +107,7 @@ class TrainedText(nn.Module):
 
 
 class Aligner(nn.Module):
-    """Tower and text side in one space (METHOD §2.3): vision_proj d -> width, text_proj -> width, logit_scale ln(1 / 0.07) at the start."""
+    """Tower and text side in one space (docs/method.md 2.3): vision_proj d -> width, text_proj -> width, logit_scale ln(1 / 0.07) at the start."""
 
     def __init__(self, tower: VisionMamba, text: FrozenText | TrainedText, width: int) -> None:
         super().__init__()

@@ -74,8 +74,9 @@ from emrrg_core.films.film import model_input, read_film
 from emrrg_core.model import checkpoint
 from emrrg_core.model.emrrg import IGNORED, Emrrg, FilmTokens
 from emrrg_core.model.finding_tokens import finding_maps
-from emrrg_core.model.generation import Writing, write
+from emrrg_core.model.generation import write
 from emrrg_core.model.language_model import prefers_bfloat16
+from emrrg_core.model.writing import Writing
 from emrrg_core.report.draft import Draft, compose, split
 from emrrg_core.reporter import differences
 from emrrg_core.text.labeler import is_abnormal, labels, prior_words
@@ -98,7 +99,7 @@ from train.probabilities import (
 from train.targets import Truth, read_radiologists, truth_of
 
 AS_WRITTEN = "none"  # the cleaning that leaves texts as they are
-# tokens that the released code leaves of a reference (METHOD §5.4)
+# tokens that the released code leaves of a reference (docs/method.md 5.4)
 _TRUNCATED = {"iu_xray": 60, "mimic_cxr": 100, "chexpert_plus": 100}
 PATHS = 120  # films that are drafted again with a part of what is seen exchanged
 

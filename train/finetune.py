@@ -1,4 +1,4 @@
-"""EMRRG: adapters, projector and hybrid layers learn to write what the film shows, beside a frozen language model (METHOD §3–§5).
+"""EMRRG: adapters, projector and hybrid layers learn to write what the film shows, beside a frozen language model (docs/method.md 3–5).
 
     python -m train.finetune --recipe train/recipes/small.toml --films FILMS.jsonl FILMS_MORE.jsonl --radiologists RADIOLOGISTS.jsonl \
         --teacher runs/teacher --start runs/tower --out runs/finetune
@@ -418,7 +418,7 @@ def develop_drafts(
     model: Emrrg, studies: Sequence[Study], cache: FilmCache, decoding: DecodeConfig
 ) -> dict[str, float]:
     """Scores of drafts of development films: balanced accuracy of normal/abnormal per source, how many say an abnormality exactly where one was
-    read, and against the films' own reports, where there are any, BLEU-4 and CIDEr (METHOD §5.4)."""
+    read, and against the films' own reports, where there are any, BLEU-4 and CIDEr (docs/method.md 5.4)."""
     texts, read = [], []
     device = model.llama_proj.weight.device
     for i in range(0, len(studies), 20):

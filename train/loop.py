@@ -171,7 +171,8 @@ def step_seed(seed: int, step: int, part: int = 0) -> int:
 
 
 def score(select: str, scores: Scores) -> float:
-    """The one number that `select` makes of named scores: "0.8*bleu4 + 0.2*cider" (METHOD §5.4). Raises ConfigError for a score that is not there."""
+    """The one number that `select` makes of named scores: "0.8*bleu4 + 0.2*cider" (docs/method.md 5.4). Raises ConfigError for a
+    score that is not there."""
     total = 0.0
     for name, factor in _terms(select).items():
         value = scores.get(name)

@@ -20,7 +20,7 @@ from emrrg_core.films.synthetic_findings import LABEL_OF, Drawn, Sign, draw
 from emrrg_core.model.disease_queries import SIDES, ZONES
 from emrrg_core.model.emrrg import FilmTokens
 from emrrg_core.model.finding_tokens import NAMES, Finding, Presence
-from emrrg_core.model.generation import Writing
+from emrrg_core.model.writing import Writing
 from emrrg_core.report.draft import Draft, Sentence, sections
 from emrrg_core.text.labeler import LABELS, Mention, Status, is_abnormal, read_findings
 from emrrg_core.text.metrics import Score, bootstrap

@@ -1,4 +1,5 @@
-"""What learns, and what share of what that is: measured on the built model, for every recipe and every design of the ablation (METHOD §3.4, §3.6).
+"""What learns, and what share of what that is: measured on the built model, for every recipe and every design of the ablation
+(docs/method.md 3.4, 3.6).
 
     python train/parameters.py > docs/parameters.md
     python train/parameters.py --json train/recipes/small.toml

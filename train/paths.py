@@ -28,7 +28,7 @@ import torch
 from emrrg_core.config import Gate
 from emrrg_core.data.studies import Study
 from emrrg_core.model.emrrg import Emrrg, FilmTokens
-from emrrg_core.model.generation import Writing
+from emrrg_core.model.writing import Writing
 from emrrg_core.text.labeler import NO_FINDING, Status, is_abnormal, labels
 from emrrg_core.text.metrics import Score, bootstrap
 from train.measures import balanced_accuracy

@@ -1,4 +1,5 @@
-"""Stage 1: the tower learns what comes next of a film, cluster by cluster, from films alone (METHOD §2.1), and is then made the next stage's (§2.2).
+"""Stage 1: the tower learns what comes next of a film, cluster by cluster, from films alone (docs/method.md 2.1), and is then made
+the next stage's (2.2).
 
     python -m train.pretrain --recipe train/recipes/pretrain.toml --films FILMS.jsonl --out runs/pretrain
 
@@ -32,7 +33,7 @@ HELD_OUT = 256  # films at most on which the loss is measured, from patients tha
 
 @dataclass(frozen=True, kw_only=True)
 class ViewConfig(Settings):
-    """How a film is shown in this stage: a part of it, at random (METHOD §2.1)."""
+    """How a film is shown in this stage: a part of it, at random (docs/method.md 2.1)."""
 
     film_size: int = 224  # pixels, square: what parts are cut from
     smallest: float = 0.2  # of the film's area

@@ -1,4 +1,4 @@
-"""Teaches the one tower to see: findings, where they lie, and the lungs' borders (stage 1 of AM-MRG, METHOD §8.1, on a stem that knows films).
+"""Teaches the one tower to see: findings, where they lie, and the lungs' borders (stage 1 of AM-MRG, docs/method.md 8.1, on a stem that knows films).
 
     python -m train.tower --recipe train/recipes/small.toml --films FILMS.jsonl FILMS_MORE.jsonl --radiologists RADIOLOGISTS.jsonl \
         --teacher runs/teacher --start runs/teacher --out runs/tower

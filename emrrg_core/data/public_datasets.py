@@ -1,4 +1,4 @@
-"""R2Gen-style annotation.json of IU X-ray, MIMIC-CXR and CheXpert Plus → studies, and → our own films.jsonl (METHOD §6; docs/datasets.md).
+"""R2Gen-style annotation.json of IU X-ray, MIMIC-CXR and CheXpert Plus → studies, and → our own films.jsonl (docs/method.md 6; docs/datasets.md).
 
     python -m emrrg_core.data.public_datasets annotation.json --images images --dataset iu_xray --out films.jsonl
 
@@ -57,7 +57,7 @@ _MIMIC_DELETED = re.compile(r"[.,?;*!%^&_+()\[\]{}]")
 
 
 def clean_report(report: str, dataset: str) -> str:
-    """A report as the published scores saw it, in training and as reference: the two rules of METHOD §6, quirks included.
+    """A report as the published scores saw it, in training and as reference: the two rules of docs/method.md 6, quirks included.
 
     `iu_xray` has its own rule, everything else the MIMIC-CXR rule. Empty sentences stay, "1. " goes also from "T11. ", and the MIMIC-CXR rule
     keeps a colon as a word. For comparison with published numbers; it is lower-case text that no reader would be shown.

@@ -28,7 +28,7 @@ from emrrg_core.films.film import model_input, read_film
 from emrrg_core.text.labeler import LABELS, Status, is_abnormal, labels, prior_words, read_findings, sentences
 
 NO_FINDING = "No Finding"
-_MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # ImageNet's, as in METHOD §6
+_MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # ImageNet's, as in docs/method.md 6
 _STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 

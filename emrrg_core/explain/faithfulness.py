@@ -21,7 +21,7 @@ import numpy as np
 
 from emrrg_core.films.film import model_input
 from emrrg_core.model.finding_tokens import SHOWN
-from emrrg_core.model.generation import Token
+from emrrg_core.model.writing import Token
 
 FEWEST_PLACES, PLACES = 8, 19  # random places at least, and by default: where none of 19 costs as much, p is 1/20
 FILL = 5  # pixels around a hidden one that fill it
@@ -51,7 +51,7 @@ class Why:
     log_prob: float  # of the sentence under its film, nats: under the model itself, the forced tokens left out
     drop: float  # nats lost through the hybrid layers with the highlighted place hidden; below 0: the sentence became likelier
     random: tuple[float, ...]  # the same for each random place
-    patches: tuple[int, ...]  # the highlighted ones, in raster order, the same in every view (METHOD §5.1)
+    patches: tuple[int, ...]  # the highlighted ones, in raster order, the same in every view (docs/method.md 5.1)
     wrapped: int  # random places that did not fit into the film and go on at its opposite edge
     whole: float = (
         0.0  # nats lost when the place is hidden from the prompt too; the same where the prompt holds no film

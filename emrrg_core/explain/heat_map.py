@@ -86,7 +86,8 @@ def _overlap(pixels: int, grid: int) -> np.ndarray:
 def heat_map(draft: Draft, film: int, what: Sentence | tuple[int, int]) -> np.ndarray | None:
     """The map of a sentence, or of draft.tokens[first:last], on a film (its number in draft.films): (height, width) float32, sum 1.
 
-    None where the model did not look: `no_map` says why. Views are averaged before the hybrid layers see their patches (METHOD §5.1); the findings'
+    None where the model did not look: `no_map` says why. Views are averaged before the hybrid layers see their patches
+    (docs/method.md 5.1); the findings'
     maps are each film's own.
     """
     weights = patch_weights(draft, what, film)

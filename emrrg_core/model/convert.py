@@ -1,8 +1,8 @@
 """Released weights to our format, strictly: every key of a file is placed, or named with the reason why it is not.
 
-    Pretrain-{B,L}.pth                        stage 1 (METHOD §2.1)       -> a tower, by the conversion of §2.2
-    MambaXrayCLIP-{B,L}.pth                   stage 2 (METHOD §1.7, §2.3) -> a tower
-    *-Finetune-{B,L}.pth, EMRRG-CXP.pth       stage 3 (METHOD §1.7, §5.4) -> a checkpoint
+    Pretrain-{B,L}.pth                        stage 1 (docs/method.md 2.1)       -> a tower, by the conversion of 2.2
+    MambaXrayCLIP-{B,L}.pth                   stage 2 (docs/method.md 1.7, 2.3) -> a tower
+    *-Finetune-{B,L}.pth, EMRRG-CXP.pth       stage 3 (docs/method.md 1.7, 5.4) -> a checkpoint
 
 A tower is a folder with tower.safetensors, under the tower's own names, and config.json: what the training stages start from. A checkpoint is
 the folder of emrrg_core.model.checkpoint. Values keep the precision of the file; whatever loads them computes in float32.
@@ -46,7 +46,7 @@ from emrrg_core.model.vision_mamba import VisionMamba
 TOWER_SCHEMA = "emrrg.tower/1"
 TOWER_WEIGHTS, MODEL_WEIGHTS, CONFIG = "tower.safetensors", "model.safetensors", "config.json"
 
-# The language model that a projector of this width was trained beside (METHOD §2.4, §5.1).
+# The language model that a projector of this width was trained beside (docs/method.md 2.4, 5.1).
 _LANGUAGE = {4096: "llama2-7b", 2048: "Qwen/Qwen1.5-1.8B-Chat"}
 _NOT_FOR_DRAFTS = {  # what else a stage-2 file holds: start of the key -> why it is left out
     "text_encoder.": "Bio_ClinicalBERT reads the reports of stage 2; drafts are written by another language model",
@@ -246,7 +246,7 @@ class _Released:
         if of_language := self._starting("llama_model."):
             raise CheckpointError(
                 f"{self.name} holds layers of its language model ({_some(of_language)}): the released code put Qwen layers "
-                "with random biases into Llama (METHOD E15, E16), which no sound model can take over."
+                "with random biases into Llama (docs/method.md 10, E15, E16), which no sound model can take over."
             )
         self._refuse_adapters()
         keys = self.state.keys()
@@ -275,14 +275,14 @@ class _Released:
         ups = [name for name in updates if name.endswith("lora_X.adapter_up.weight")]
         if not ups:
             raise CheckpointError(
-                f"{self.name} holds low-rank updates ({_some(updates)}) that the released tower never reads (METHOD E8): "
+                f"{self.name} holds low-rank updates ({_some(updates)}) that the released tower never reads (docs/method.md 10, E8): "
                 "there is nothing learned to take over. Convert the MambaXrayCLIP file and train adapters anew."
             )
         rows, down = len(self.state[ups[0]]), self.state.get(ups[0].replace("adapter_up", "adapter_down"))
         needed = down.shape[-1] if down is not None else 2 * rows
         raise CheckpointError(
             f"{self.name} holds {len(ups)} adapters of half width ({_some(updates)}): {rows} rows where LoRA_p(X) has "
-            f"{needed}. The released code adds them to what a mixer gives instead of to X (METHOD E1, E2), and beside them "
+            f"{needed}. The released code adds them to what a mixer gives instead of to X (docs/method.md 10, E1, E2), and beside them "
             "every layer runs the mixer of the last one (E3), so what they learned fits no other tower. Convert the "
             "MambaXrayCLIP file and train adapters anew."
         )
@@ -369,7 +369,8 @@ def _tower_weights(size: str) -> dict[str, Tensor]:
 
 
 def _model_config(size: str, width: int) -> ModelConfig:
-    """MambaXray-VL as released: all tokens in the prompt, no adapters, and no hybrid layers, which no released script turns on (METHOD E7)."""
+    """MambaXray-VL as released: all tokens in the prompt, no adapters, and no hybrid layers, which no released script turns on
+    (docs/method.md 10, E7)."""
     return ModelConfig(
         vision=VISION_PRESETS[size],
         adapters=AdapterConfig.only(),

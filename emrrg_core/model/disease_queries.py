@@ -1,4 +1,4 @@
-"""Disease tokens: what the tower sees of each finding, where, and between which lung borders (stage 1 of AM-MRG, METHOD §8.1, at small size).
+"""Disease tokens: what the tower sees of each finding, where, and between which lung borders (stage 1 of AM-MRG, docs/method.md 8.1, at small size).
 
 b films · f findings (the 14 labels) · l tower tokens · g patches along a side · d tower width · m cells along a side of the lung borders
 
@@ -76,7 +76,7 @@ class Seen:
         return self._map(lambda value: value[rows])
 
     def study(self) -> "Seen":
-        """All films as one study of b views: their mean (METHOD §5.1). A finding's logit is then the mean of what each view says."""
+        """All films as one study of b views: their mean (docs/method.md 5.1). A finding's logit is then the mean of what each view says."""
 
         def mean(value: Tensor) -> Tensor:
             return value.mean(0, keepdim=True)

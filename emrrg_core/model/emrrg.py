@@ -1,4 +1,4 @@
-"""The whole model: tower, disease queries, projector, hybrid decoder and the frozen language model (METHOD §5, §8.1).
+"""The whole model: tower, disease queries, projector, hybrid decoder and the frozen language model (docs/method.md 5, 8.1).
 
 b studies · w views (films of one study) · l tower tokens (patches + class token) · d tower width · h language-model width · t report tokens
 s findings that can be told · v visual tokens: the l projected tower tokens, followed by one token a finding
@@ -78,7 +78,7 @@ class FilmTokens:
 class Emrrg(nn.Module):
     """Films in, log-probabilities of report tokens out.
 
-    visual_encoder, llama_proj and layer_norm carry the released names (METHOD §1.7). The language model is frozen; with
+    visual_encoder, llama_proj and layer_norm carry the released names (docs/method.md 1.7). The language model is frozen; with
     `config.language_lora.rank` above 0, peft's LoRA is injected into it.
     """
 
@@ -119,7 +119,7 @@ class Emrrg(nn.Module):
     # -- what is seen -------------------------------------------------------------------------------------------------
 
     def encode(self, images: Tensor, views: Tensor | None = None) -> FilmTokens:
-        """Each view through the tower, averaged over the views of its study (METHOD §5.1), into the language model's width.
+        """Each view through the tower, averaged over the views of its study (docs/method.md 5.1), into the language model's width.
 
         images: (b, w, 3, s, s), ImageNet-normalised. views: (b, w) bool, False where a study has no such view; None: all are there.
         Raises ValueError for a study without any view.
@@ -190,7 +190,7 @@ class Emrrg(nn.Module):
     # -- what is read -------------------------------------------------------------------------------------------------
 
     def prompt(self, film: FilmTokens) -> tuple[Tensor, Tensor]:
-        """[BOS][before][film][after] as embeddings (b, p, h), and which positions are text (b, p) bool (METHOD §5.1).
+        """[BOS][before][film][after] as embeddings (b, p, h), and which positions are text (b, p) bool (docs/method.md 5.1).
 
         The film's part is empty, pooled, or all of the tower's tokens (`prompt.tokens`).
         """

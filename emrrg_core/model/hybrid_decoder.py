@@ -1,4 +1,4 @@
-"""The hybrid decoder: some layers of a frozen language model also look at the film (METHOD §4).
+"""The hybrid decoder: some layers of a frozen language model also look at the film (docs/method.md 4).
 
 b samples (times beams) · l text positions · v visual tokens · h model width · heads and kv heads of width k
 

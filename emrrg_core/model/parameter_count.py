@@ -1,4 +1,4 @@
-"""What learns and what is frozen: the parameters of a built model, counted by part, and what share of what they are (METHOD §3.4, §3.6)."""
+"""What learns and what is frozen: the parameters of a built model, counted by part, and what share of what they are (docs/method.md 3.4, 3.6)."""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass

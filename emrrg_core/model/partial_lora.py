@@ -1,9 +1,9 @@
-"""Low-rank adapters of the tower, in weight space (METHOD §3).
+"""Low-rank adapters of the tower, in weight space (docs/method.md 3).
 
 An adapted layer computes with weight + Σ scale · up @ down, each update on its own slice of the weight's rows. d: d_inner, r: dt_rank, n: d_state.
 
-    x          LoRA_p(X)         rows [0 : d] of in_proj: X, before the convolution and the scans (§3.1)
-    in_proj    LoRA(in_proj)     all rows of in_proj: X and Z (§3.2)
+    x          LoRA_p(X)         rows [0 : d] of in_proj: X, before the convolution and the scans (docs/method.md 3.1)
+    in_proj    LoRA(in_proj)     all rows of in_proj: X and Z (docs/method.md 3.2)
     z          LoRA_p(Z)         rows [d : 2d] of in_proj: the gate
     out_proj   LoRA(out_proj)    all rows of out_proj
     x_proj     LoRA(x_proj)      all rows of x_proj, one update for each of the four directions, as for the next four
@@ -13,7 +13,8 @@ An adapted layer computes with weight + Σ scale · up @ down, each update on it
     dt_proj    LoRA(dt_proj)     all rows of dt_proj; its bias stays
     embedding  LoRA(embedding)   all rows of the convolutions that make patches: the one of the published towers, every one of a convolutional stem
 
-These and LoRA in the language model, which peft does, are the eleven rows of the ablation (§3.4): `ablate` makes a model's settings from the name
+These and LoRA in the language model, which peft does, are the eleven rows of the ablation (docs/method.md 3.4): `ablate` makes a
+model's settings from the name
 of a row. `up` starts at zero, so fresh adapters change nothing. The adapted layer keeps the names of its weights: adapter keys are added below
 `lora.`.
 """
@@ -30,7 +31,7 @@ from emrrg_core.config import AdapterConfig, LanguageLoraConfig, LowRankConfig, 
 from emrrg_core.errors import ConfigError
 from emrrg_core.model.vision_mamba import DIRECTIONS, VisionMamba
 
-# the ablation's rows, in the order of the paper's Table 6 (METHOD §3.4)
+# the ablation's rows, in the order of the paper's Table 6 (docs/method.md 3.4)
 ROWS = {
     "llm": "LoRA(LLM)",
     "embedding": "LoRA(embedding)",

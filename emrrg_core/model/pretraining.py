@@ -1,4 +1,4 @@
-"""Stage 1: the tower learns to predict what comes next of a film, cluster by cluster, before it meets a word (METHOD §2.1, §2.2).
+"""Stage 1: the tower learns to predict what comes next of a film, cluster by cluster, before it meets a word (docs/method.md 2.1, 2.2).
 
 b batch · g patches along a side · k patches along a cluster's side · c clusters · n = k² tokens of a cluster · d tower width · w decoder width
 p values of a patch
@@ -25,7 +25,7 @@ _HEAD = 64  # width of an attention head of the decoder
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainingConfig(Settings):
-    """What is pretrained and how (METHOD §2.1). Raises ConfigError for sizes that do not fit, and for a tower with a convolutional stem."""
+    """What is pretrained and how (docs/method.md 2.1). Raises ConfigError for sizes that do not fit, and for a tower with a convolutional stem."""
 
     vision: VisionConfig = field(default_factory=VisionConfig)  # the tower that comes of it
     image_size: int = 192  # pixels, square: of the films in this stage
@@ -214,7 +214,7 @@ _ONE_SCAN = re.compile(r"(layers\.\d+\.mixer\.)(A|D|conv1d|x_proj|dt_proj)((?:_l
 
 
 def to_tower(pretrained: Mapping[str, Tensor], vision: VisionConfig, *, seed: int = 0) -> dict[str, Tensor]:
-    """A whole tower's state from a ClusterPredictor's, for films of `vision.image_size` (METHOD §2.2). Copies; changes nothing.
+    """A whole tower's state from a ClusterPredictor's, for films of `vision.image_size` (docs/method.md 2.2). Copies; changes nothing.
 
     All four directions start as the one that was pretrained. The positions are resized (bicubic) to the tower's grid, with zeros for the class
     token in the middle. What stage 1 does not have starts as in a new tower, here from `seed`: cls_token normal, norm_f one and zero. The

@@ -1,8 +1,8 @@
-"""The tower: a vision Mamba that reads the patch grid in four directions (METHOD §1).
+"""The tower: a vision Mamba that reads the patch grid in four directions (docs/method.md 1).
 
 b batch · l tokens (patches + 1 class token, in the middle) · d model width (= scan width) · n state size · r rank of dt · g patches along a side
 
-Parameter names are those of the released checkpoints (METHOD §1.7), so a released state dict loads by name, strictly.
+Parameter names are those of the released checkpoints (docs/method.md 1.7), so a released state dict loads by name, strictly.
 """
 
 import math
@@ -25,7 +25,7 @@ DIRECTIONS = (
 
 
 def scan_orders(grid: int) -> list[list[int]]:
-    """Token orders for the four scans over a grid × grid film whose class token sits at index grid² // 2 (METHOD §1.4).
+    """Token orders for the four scans over a grid × grid film whose class token sits at index grid² // 2 (docs/method.md 1.4).
 
     Entry t of an order is the index of the token that the scan reads at time t. The class token keeps its place in the forward orders.
     """
@@ -106,7 +106,7 @@ class ConvolutionalStem(nn.Module):
     """(b, 3, image, image) -> (b, g², d) in raster order: halved by strided convolutions, each time twice as wide, until a patch is left.
 
     No batch statistics: a film's tokens never depend on its neighbours in a batch. Neighbouring tokens have seen parts of the same pixels, so
-    next-patch pretraining (METHOD §2.1), which must not, refuses this stem.
+    next-patch pretraining (docs/method.md 2.1), which must not, refuses this stem.
     """
 
     def __init__(self, config: VisionConfig) -> None:
@@ -137,7 +137,7 @@ class ConvolutionalStem(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """W3(SiLU(W1 u) * (W2 u)), all with bias (METHOD §1.3)."""
+    """W3(SiLU(W1 u) * (W2 u)), all with bias (docs/method.md 1.3)."""
 
     def __init__(self, d: int, hidden: int) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ class SwiGLU(nn.Module):
 
 
 class FourWayMixer(nn.Module):
-    """One projection in, four scans over the patch grid, one projection out (METHOD §1.4).
+    """One projection in, four scans over the patch grid, one projection out (docs/method.md 1.4).
 
     The four scans share in_proj, out_proj and the gate half Z. Since Z is permuted together with X, gating each direction and averaging equals
     averaging the four scans and gating once, which is what is done here.
@@ -200,7 +200,7 @@ class FourWayMixer(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm: mixer and SwiGLU, each in a residual branch (METHOD §1.3)."""
+    """Pre-norm: mixer and SwiGLU, each in a residual branch (docs/method.md 1.3)."""
 
     def __init__(self, config: VisionConfig, drop_path: float) -> None:
         super().__init__()
@@ -216,7 +216,7 @@ class Block(nn.Module):
 
 
 class VisionMamba(nn.Module):
-    """Images (b, 3, image, image), ImageNet-normalised, to tokens (b, l, d): all of them, the class token at index g² // 2 (METHOD §1.6)."""
+    """Images (b, 3, image, image), ImageNet-normalised, to tokens (b, l, d): all of them, the class token at index g² // 2 (docs/method.md 1.6)."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -224,7 +224,7 @@ class VisionMamba(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.d_model))
         self.pos_embed = nn.Parameter(torch.zeros(1, config.tokens, config.d_model))
         self.patch_embed = ConvolutionalStem(config) if config.stem is Stem.CONVOLUTION else PatchEmbed(config)
-        # layer 0 and 1 keep everything, the rate rises from there (METHOD §1.1): entry i - 1 of depth points from 0 to drop_path
+        # layer 0 and 1 keep everything, the rate rises from there (docs/method.md 1.1): entry i - 1 of depth points from 0 to drop_path
         rates = [config.drop_path * max(i - 1, 0) / max(config.depth - 1, 1) for i in range(config.depth)]
         self.layers = nn.ModuleList(Block(config, rate) for rate in rates)
         self.norm_f = nn.LayerNorm(config.d_model)
@@ -258,7 +258,7 @@ class VisionMamba(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Initial values as published (METHOD §1.5)."""
+        """Initial values as published (docs/method.md 1.5)."""
         c = self.config
         for module in self.modules():
             if isinstance(module, nn.Linear) and module.bias is not None:

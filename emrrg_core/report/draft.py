@@ -10,7 +10,7 @@ import numpy as np
 
 from emrrg_core.errors import EmrrgError
 from emrrg_core.model.finding_tokens import NAMES, Finding, Presence
-from emrrg_core.model.generation import Token, Writing
+from emrrg_core.model.writing import Token, Writing
 from emrrg_core.text.labeler import LABELS, NO_FINDING, read_findings
 from emrrg_core.text.labeler import sentences as sentence_spans
 from emrrg_core.text.sections import compose as compose
