@@ -200,7 +200,7 @@ def test_a_film_without_map_gets_no_layer() -> None:
 def test_the_screen_says_what_the_core_says() -> None:
     assert DISCLAIMER.startswith(read.NOTICE)
     assert MOST_FILMS == CORE_MOST_FILMS
-    assert core() is emrrg_core
+    assert core().DISCLAIMER is emrrg_core.DISCLAIMER
 
 
 # --- the app ----------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The house: imports point one way, every room keeps to what it may know, and the public names are there."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import emrrg_core
+from ui import lazy
 
 ROOT = Path(__file__).resolve().parent.parent
 CORE = ROOT / "emrrg_core"
@@ -149,11 +151,19 @@ def test_large_libraries_stay_in_their_rooms(path):
 
 
 @pytest.mark.parametrize("path", [p for p in sources() if name(p) == "app.py" or name(p).startswith("ui/")], ids=name)
-def test_screens_know_no_tensor_and_only_the_public_names(path):
+def test_screens_know_no_tensor_and_nothing_of_the_model_but_what_it_tells(path):
     used = imports(path)
     assert not {dotted for dotted in used if dotted.split(".")[0] in ("torch", "transformers", "train")}
-    inner = {dotted for dotted in used if dotted.startswith("emrrg_core.")}
-    assert not inner, f"take {sorted(inner)} from emrrg_core itself"
+    told = {"emrrg_core.model.finding_tokens", "emrrg_core.model.parameter_count", "emrrg_core.model.writing"}
+    inner = {dotted for dotted in used if dotted.startswith("emrrg_core.model")} - told
+    assert not inner, f"the screens ask the reporter, not {sorted(inner)}"
+
+
+def test_the_names_that_screens_fetch_late_are_at_home_where_they_are_said_to_be():
+    for public, home in lazy.HOMES.items():
+        assert getattr(lazy, public) is getattr(importlib.import_module(f"emrrg_core.{home}"), public)
+    with pytest.raises(AttributeError, match="add it to HOMES"):
+        _ = lazy.nothing_like_it
 
 
 def test_no_file_is_called_utils_or_common():
@@ -161,6 +171,10 @@ def test_no_file_is_called_utils_or_common():
 
 
 # -------------------------------------------------------------------------------------------------------- public names
+
+
+def test_there_are_at_most_25_public_names():
+    assert len(emrrg_core.__all__) <= 25
 
 
 def test_every_public_name_can_be_imported_and_is_listed_once_in_order():

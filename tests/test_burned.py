@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from pydicom.data import get_testdata_file
 
-from emrrg_core import Film, burned_in, burned_in_warning, read_film
-from emrrg_core.films.burned_in_text import text_lines
+from emrrg_core import Film, read_film
+from emrrg_core.films.burned_in_text import burned_in, burned_in_warning, text_lines
 from tests.phantom import make_phantom
 from train.burned import CONTRASTS, FONTS, identity, written
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from pydicom.data import get_testdata_file
 
-from emrrg_core import DecodeConfig, Draft, Film, FilmError, Looks, Reporter, read_film
+from emrrg_core import DecodeConfig, Draft, Film, FilmError, Reporter, read_film
 from emrrg_core.__main__ import main as command_line
 from emrrg_core.errors import CheckpointError
-from emrrg_core.films.film_check import FILE, KINDS, Detector
+from emrrg_core.films.film_check import FILE, KINDS, Detector, Looks
 from emrrg_core.model import checkpoint as checkpoints
 from emrrg_core.reporter import DEFAULT_CHECKPOINT
 from tests import tiny

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emrrg_core import Draft, Looking, Why, findings_table, flags
+from emrrg_core import Draft, findings_table, flags
+from emrrg_core.explain.faithfulness import Looking, Why
 from emrrg_core.model.finding_tokens import Finding, Presence
 from emrrg_core.model.writing import Token, Writing
 from emrrg_core.report.draft import FilmRecord, compose, sections

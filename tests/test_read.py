@@ -16,10 +16,11 @@ import pytest
 from pydicom.data import get_testdata_file
 
 import emrrg_core
-from emrrg_core import Draft, EmrrgError, Film, Report, Reporter, SessionGoneError, Sessions, read_film
+from emrrg_core import Draft, EmrrgError, Film, Report, Reporter, Sessions, read_film
 from emrrg_core.model.finding_tokens import Finding, Presence
 from emrrg_core.model.writing import Token, Writing
 from emrrg_core.report.draft import NOT_REVIEWED, FilmRecord, sections
+from emrrg_core.report.session_store import SessionGoneError
 from tests.phantom import make_phantom
 from tests.test_app import SLOW, Server, browser_page
 from ui import editor, exports, notices, panels, read, viewer

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 import app
-from emrrg_core import Answer, EmrrgError, Reporter, compare, read_cases
+from emrrg_core import EmrrgError, Reporter, compare, read_cases
 from emrrg_core.explain.occlusion import Fill, Rescored
+from emrrg_core.teaching.classroom import Answer
 from tests.phantom import make_phantom
 from tests.test_app import SLOW, Server, browser_page
 from tests.test_cases import WHEN

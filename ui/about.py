@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 if TYPE_CHECKING:
-    from emrrg_core import Counts, Reporter
+    from emrrg_core import Reporter
+    from emrrg_core.model.parameter_count import Counts
 
 ROOT = Path(__file__).resolve().parent.parent
 CARD, RECIPES, RESULTS = "MODEL_CARD.md", "docs/parameters.md", "docs/results/small.json"

@@ -14,7 +14,11 @@ from typing import TYPE_CHECKING
 from ui import viewer
 
 if TYPE_CHECKING:
-    from emrrg_core import Answer, Case, Cases, Class, Comparison, Draft, Film, Learner, Match, Rescored
+    from emrrg_core import Draft, Film
+    from emrrg_core.explain.occlusion import Rescored
+    from emrrg_core.teaching.cases import Case, Cases
+    from emrrg_core.teaching.classroom import Answer, Class, Learner
+    from emrrg_core.text.compare import Comparison, Match
 
 _KINDS = {  # of a Match: class, sign, what it says of a report's sentence, what it says of the reference's
     "same": ("rr-same", "✓", "as the reference", "said"),

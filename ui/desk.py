@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from emrrg_core import Draft, Film, Looking, Report, Reporter, Session, Sessions
+    from emrrg_core import Draft, Film, Report, Reporter, Sessions
+    from emrrg_core.explain.faithfulness import Looking
+    from emrrg_core.report.session_store import Session
     from ui.panels import Selection
 
 MOST_FILMS = 4  # given to the model; as many earlier ones may lie beside them
@@ -21,14 +23,10 @@ _DICOM = "DICOM"
 
 
 def core() -> Any:
-    """emrrg_core, imported when first needed, so that the page answers at once.
+    """What the screens take from emrrg_core, each name imported when first needed (ui.lazy)."""
+    from ui import lazy
 
-    Its films and errors come quickly. What drafts brings torch and transformers, seconds of work that the loading thread
-    does; who needs it waits for the reporter first, so that no two threads import them in different orders.
-    """
-    import emrrg_core
-
-    return emrrg_core
+    return lazy
 
 
 @dataclass(frozen=True, eq=False)

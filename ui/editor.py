@@ -13,7 +13,9 @@ from ui.desk import core
 from ui.panels import about_html, band, tags_html
 
 if TYPE_CHECKING:
-    from emrrg_core import Difference, Draft, Flag, Line, Report
+    from emrrg_core import Draft, Report
+    from emrrg_core.report.report import Difference, Line
+    from emrrg_core.text.consistency import Flag
 
 SECTIONS = ("findings", "impression")
 _CHOICES = {  # what is said of a sentence, and its mark

@@ -17,7 +17,9 @@ from PIL import Image
 from ui.desk import Desk, core
 
 if TYPE_CHECKING:
-    from emrrg_core import Draft, KeyImage, Reader
+    from emrrg_core import Draft
+    from emrrg_core.export import KeyImage
+    from emrrg_core.export.dicom_sr import Reader
 
 LONGEST = 1600  # pixels on the longer side of the heat map's capture
 _JSON, _DICOM = "application/json", "application/dicom"

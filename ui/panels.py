@@ -23,7 +23,9 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from emrrg_core import Draft, Finding, Flag, Looking, Row, Sentence, Why
+    from emrrg_core import Draft, Finding, Sentence
+    from emrrg_core.explain.faithfulness import Looking, Why
+    from emrrg_core.text.consistency import Flag, Row
 
 # class, name, least probability: of a finding where the sentence states it, of its absence where it denies it
 BANDS = (
@@ -240,10 +242,10 @@ def said_of(draft: "Draft", sentence: "Sentence") -> list[Said]:
 @lru_cache(maxsize=512)
 def _mentions(text: str) -> tuple[tuple[tuple[str, str], ...], bool]:
     """Label and status of every mention in a sentence, and whether it states anything abnormal."""
-    import emrrg_core
+    from ui import lazy
 
-    read = emrrg_core.read_report(text)
-    return tuple((mention["label"], mention["status"]) for mention in read["mentions"]), emrrg_core.is_abnormal(text)
+    read = lazy.read_report(text)
+    return tuple((mention["label"], mention["status"]) for mention in read["mentions"]), lazy.is_abnormal(text)
 
 
 def band(draft: "Draft", sentence: "Sentence") -> tuple[str, str]:
@@ -385,11 +387,11 @@ def _by_sentence(
     flags: "Sequence[Flag]", texts: dict[str, str]
 ) -> list[tuple[tuple[str, int, int], list[tuple[int, int]]]]:
     """The sentences (section, start, end) in which flags stand, each with the places marked in it, in reading order."""
-    import emrrg_core
+    from ui import lazy
 
     found = []
     for section in _SECTIONS:
-        for start, end in emrrg_core.sentences(texts[section]):
+        for start, end in lazy.sentences(texts[section]):
             if mine := _touching(flags, section, start, end):
                 found.append(((section, start, end), [(flag.start, flag.end) for flag in mine]))
     return found

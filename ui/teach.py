@@ -26,7 +26,11 @@ from ui.desk import core
 from ui.notices import say
 
 if TYPE_CHECKING:
-    from emrrg_core import Case, Cases, Classes, Comparison, Draft, Film, Learner, Reporter, Rescored
+    from emrrg_core import Draft, Film, Reporter
+    from emrrg_core.explain.occlusion import Rescored
+    from emrrg_core.teaching.cases import Case, Cases
+    from emrrg_core.teaching.classroom import Classes, Learner
+    from emrrg_core.text.compare import Comparison
 
 SHIPPED = Path(__file__).resolve().parent.parent / "cases"
 KEPT = 4 * 3600  # seconds that an open but untouched tab keeps its films
