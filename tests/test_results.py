@@ -171,8 +171,6 @@ def test_every_part_of_a_card_is_a_table():
         "| nodule | 7 | 0.40, 0.80 alone | never | 0.88 (0.88–0.88; n\u202f60) |",
         "| abnormal | 7 | 0.40 | never |",
         "Not assessed, so neither stated nor denied: fracture.",
-        "| finding | n | more | ours |",
-        "| effusion | 60 | 0.76 (0.76–0.76) | – |",
         "| AP | 18 | 0.79 (0.79–0.79) | – |",
         "| more | 60 | 0.76 (0.76–0.76) | 0.52 (0.52–0.52) | 0.04 (0.04–0.04) |",
         "| nodule | 60 | – | – | – | 0.01 (0.01–0.01) |",

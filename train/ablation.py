@@ -385,7 +385,8 @@ Printed by `python -m train.ablation --report FOLDER` from the results that the 
 `train/ablation.py`. Every row: {learn["steps"]} steps of {learn["batch"]} films, seed {learn["seed"]}, rank 16, no hybrid layers, no disease queries,
 {settings["language_model"]} frozen (but for LoRA(LLM)). Scored: {one["nll"]["n"]} development films of {sources},
 {one["bleu4"]["n"]} drafts of at most {trial.tokens} tokens.
-The {len(first)} rows took {hours:.1f} hours. [low, high] is a 95 % bootstrap interval over films: it knows nothing of seeds.
+The {len(first)} rows took {hours:.1f} hours. In brackets 95 % bootstrap intervals over films: they know nothing of seeds. All scores
+and\nintervals, by source too: docs/results/ablation.
 
 The paper's numbers are of IU X-ray, its true reports, Llama-2-7B and full training. Ours are against reports that agree with a film's labels and are
 not its own, so that BLEU and its like are low for every row, and only their order can be compared."""
@@ -400,15 +401,12 @@ def _rows(first: Mapping[str, Result]) -> str:
             DESIGNS[row],
             f"{result['trainable']:,}",
             f"{result['seconds']['training']:.0f}",
-            *(_cell(result["scores"].get(score)) for score in ours),
+            *(_cell(result["scores"].get(score), interval=score in ("nll", "auc")) for score in ours),
             *(f"{PAPER[row][i]:.3f}" if row in PAPER else "–" for i in shown),
         ]
         for row, result in first.items()
     ]
-    sources = [score for score in next(iter(first.values()))["scores"] if score.startswith("auc_")]
-    by_source = [[DESIGNS[row], *(_cell(r["scores"].get(s)) for s in sources)] for row, r in first.items()]
-    heading = ["row", *(f"AUC, {score.removeprefix('auc_')}" for score in sources)]
-    return _table(titles, lines) + ("\n\n" + _table(heading, by_source) if sources else "")
+    return _table(titles, lines)
 
 
 def difference(one: Result, other: Result) -> Score:
@@ -526,10 +524,10 @@ def _names(rows: Sequence[str]) -> str:
     return ", ".join(DESIGNS[row] for row in rows) or "none"
 
 
-def _cell(score: Score | None) -> str:
+def _cell(score: Score | None, *, interval: bool = True) -> str:
     if not score or score["value"] is None:
         return "–"
-    return f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
+    return f"{score['value']:.3f}" + (f" ({score['low']:.3f}–{score['high']:.3f})" if interval else "")
 
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

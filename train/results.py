@@ -17,6 +17,7 @@ from emrrg_core.errors import ConfigError
 from train import ablation
 
 MARKS = ("<!-- results -->", "<!-- /results -->")
+FEW = 20  # films of a source, before it has a row on the page
 BLIND = 0.55  # balanced accuracy up to which drafts cannot tell normal from abnormal
 FOLLOWS = 0.9  # share of drafts from which they are said to follow what was exchanged
 _PATHS = {  # change -> what it is
@@ -203,13 +204,15 @@ def finding_table(card: Mapping[str, Any]) -> str:
 def tables(card: Mapping[str, Any]) -> str:
     """Everything on the card that fits a page, as Markdown."""
     scores = {name: row for name, row in card["scores"].items() if name != "simulated"}
-    parts = [path_table(card), table("source", scores, _COLUMNS), finding_table(card)]
-    if found := card.get("areas"):
-        sources = sorted({source for row in found.values() for source in row})
-        parts.append(
-            "Area under the curve, by the sources that have films with it and without:\n\n"
-            + table("finding", found, dict(zip(sources, sources, strict=True)))
-        )
+    parts = [
+        path_table(card),
+        table(
+            "source",
+            {name: row for name, row in scores.items() if name == "overall" or row["label_micro_f1"]["n"] >= FEW},
+            _COLUMNS,
+        ),
+        finding_table(card),
+    ]
     if card.get("reliability"):
         parts.append("![How often a finding is there, by its probability](reliability.svg)")
     if read := card.get("radiologists"):
@@ -219,7 +222,9 @@ def tables(card: Mapping[str, Any]) -> str:
         )
     if found := card.get("effusions"):
         parts.append("Effusions:\n\n" + table("source", found, _EFFUSIONS))
-    parts += [table("source", scores, columns) for columns in (_POINTS, _LOOKS, _TEXTS)]
+    parts += [
+        table("source", {"overall": scores["overall"]}, columns) for columns in (_POINTS, _LOOKS, _TEXTS)
+    ]  # by source: docs/results/
     # cards of before RadEval have none of these
     if told := {name: row for name, row in scores.items() if row.get("ratescore", {}).get("n")}:
         parts.append(table("source", told, _RADEVAL))
