@@ -80,7 +80,8 @@ def test_what_is_missing_is_told_and_the_rest_is_shown(tmp_path: Path, monkeypat
 
 def test_a_page_of_the_project_fits_into_this_one() -> None:
     shown = about._shown(
-        "# Title\n<!-- a\nb -->\n## Part\n[docs](docs/a.md#b), [x](https://x.org)\n### Deeper\n", "A.md"
+        "---\nlicense: x\n---\n\n# Title\n<!-- a\nb -->\n## Part\n[docs](docs/a.md#b), [x](https://x.org)\n### Deeper\n",
+        "A.md",
     )
     assert shown == "### Part\ndocs, [x](https://x.org)\n#### Deeper\n"
 

@@ -335,7 +335,10 @@ def test_the_command_takes_labels_and_refuses_in_one_line(write, images, tmp_pat
 
 DOCS = (ROOT / "docs" / "datasets.md").read_text(encoding="utf-8")
 BLOCKS = {block[2 : block.index(":")]: block for block in re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)}
-COMMANDS = [shlex.split(line)[3:] for line in re.findall(r"^python -m emrrg_core\.annotations .*$", DOCS, re.MULTILINE)]
+COMMANDS = [
+    shlex.split(line)[3:]
+    for line in re.findall(r"^python -m emrrg_core\.data\.public_datasets .*$", DOCS, re.MULTILINE)
+]
 REPORT = "FINDINGS: The lungs are clear.\nIMPRESSION: Normal chest."
 
 OPEN_I = """<eCitation><uId id="CXR{n}"/><AbstractText Label="FINDINGS">The lungs are clear.</AbstractText>

@@ -106,7 +106,10 @@ def card(capsys, *arguments: object) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
-def test_every_score_is_there_for_every_source_and_baseline_and_a_seed_repeats_it(reading_checkpoint, folder, capsys):
+def test_every_score_is_there_for_every_source_and_baseline_and_a_seed_repeats_it(
+    reading_checkpoint, folder, capsys, monkeypatch
+):
+    monkeypatch.setattr(results, "FEW", 0)
     asked = ("--checkpoint", reading_checkpoint, "--films", folder / "films.jsonl", "--deletions", 2, "--paths", 6)
     asked += ("--radeval", "nowhere", "--beside", reading_checkpoint)
     found = card(capsys, *asked)

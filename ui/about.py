@@ -296,11 +296,14 @@ def _drawing(svg: str | None) -> str:
 
 
 def _shown(markdown: str | None, name: str) -> str:
-    """A page of the project as a part of this one: without its title and comments, headings a step lower, links that lead nowhere here as text."""
+    """A page of the project as a part of this one: without front matter, title and comments, headings a step lower, links that lead
+    nowhere here as text."""
     if markdown is None:
         return f"{name} is not here: it comes with the project's files, not with the installed library."
     markdown = re.sub(r"<!--.*?-->\n?", "", markdown, flags=re.DOTALL)
+    markdown = re.sub(r"\A---\n.*?\n---\n\s*", "", markdown, flags=re.DOTALL)
     markdown = re.sub(r"\A# .*\n", "", markdown)
+    markdown = re.sub(r"^```\w+$", "```", markdown, flags=re.MULTILINE)  # colours of code are too faint to read
     markdown = re.sub(r"^(#+) ", r"#\1 ", markdown, flags=re.MULTILINE)
     return re.sub(r"\[([^\]]*)\]\((?!https?://)[^)]*\)", r"\1", markdown)
 

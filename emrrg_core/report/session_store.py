@@ -35,6 +35,7 @@ from emrrg_core.errors import EmrrgError
 from emrrg_core.model.language_model import cache_home
 from emrrg_core.report.draft import Draft
 from emrrg_core.report.report import Report
+from emrrg_core.report.transaction import transaction
 
 log = logging.getLogger(__name__)
 
@@ -260,15 +261,8 @@ class Sessions:
         try:
             if not self._path.exists():
                 self._create()
-            with contextlib.closing(self._connect(self._path)) as db:
-                db.execute(begin)
-                try:
-                    yield db
-                except BaseException:
-                    if db.in_transaction:  # SQLite has rolled back already when the disk was full
-                        db.execute("ROLLBACK")
-                    raise
-                db.execute("COMMIT")
+            with contextlib.closing(self._connect(self._path)) as db, transaction(db, begin):
+                yield db
         except (OSError, sqlite3.Error) as error:
             raise self._explained(error) from error
 

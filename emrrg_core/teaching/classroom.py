@@ -29,6 +29,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from emrrg_core.errors import EmrrgError
+from emrrg_core.report.transaction import transaction
 from emrrg_core.teaching.cases import Cases
 from emrrg_core.text.compare import Comparison, Kind, compare
 from emrrg_core.text.labeler import LABELS, NOT_MENTIONED, labels, report_text
@@ -346,15 +347,9 @@ class Classes:
             with contextlib.closing(sqlite3.connect(self._path, timeout=_BUSY, isolation_level=None)) as db:
                 db.execute("PRAGMA secure_delete = ON")
                 db.execute("PRAGMA foreign_keys = ON")
-                db.execute(begin)
-                try:
+                with transaction(db, begin):
                     self._prepare(db)
                     yield db
-                except BaseException:
-                    if db.in_transaction:  # SQLite has rolled back already when the disk was full
-                        db.execute("ROLLBACK")
-                    raise
-                db.execute("COMMIT")
         except OSError as error:
             raise ClassError(f"Not kept: {self.folder} cannot be written to ({error.strerror or error}).") from error
         except sqlite3.OperationalError as error:
