@@ -11,15 +11,18 @@ DEV := $(VENV)/.dev-$(call sum,requirements.txt requirements-dev.txt)
 CACHE := $(shell echo '$(EMRRG_HOME)|$(XDG_CACHE_HOME)|$(HOME)' | cat - emrrg_core/model/language_model.py | cksum | cut -d' ' -f1)
 READY := $(VENV)/.ready-$(CACHE)
 
+# two tests at once; those of a file one after the other
+BESIDE := -n 2 --dist loadfile
+
 PIP := $(PY) -m pip install --disable-pip-version-check --no-input
 
-.PHONY: help setup demo test bench venv
+.PHONY: help setup demo test test-slow test-all bench venv
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make setup   make .venv, install requirements.txt, fetch the language model, compile the scan kernel"
 	@echo "make demo    the same where it is missing, then the app on http://127.0.0.1:7860"
-	@echo "make test    lint, types and all tests"
+	@echo "make test    lint, types and tests; make test-all runs the slow ones too"
 	@echo "make bench   the scan kernel beside the usual ones, on this machine"
 
 # always looks; what is there already is not made again
@@ -33,7 +36,12 @@ test: $(DEV) $(READY)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(PY) -m pytest
+	$(PY) -m pytest $(BESIDE) -m "not slow"
+
+test-slow: $(DEV) $(READY)
+	$(PY) -m pytest $(BESIDE) -m slow
+
+test-all: test test-slow
 
 bench: $(DEV) $(READY)
 	$(PY) benchmarks/scan.py

@@ -18,6 +18,9 @@ from tests import tiny
 from tests.phantom import make_phantom
 from train import ablation, finetune
 
+pytestmark = pytest.mark.slow
+
+
 SHIPPED = Path(__file__).parent.parent / "train" / "recipes" / "ablation.toml"
 RECIPE = """
 [finetune]

@@ -29,6 +29,9 @@ from tests.conftest import TINY
 from train import loop
 from train.loop import DivergedError, Part, Run, train
 
+pytestmark = pytest.mark.slow
+
+
 ROOT = Path(__file__).resolve().parent.parent
 RATES = {"lora": 1e-2, "llama_proj": 1e-2, "layer_norm": 1e-2, "hybrid": 1e-2, "warm_up_gate": 2e-2, "side": 1e-2}
 RUN = Run(steps=6, batch=8, learning_rates=RATES, warmup=2, seed=3, save_every=3)

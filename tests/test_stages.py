@@ -24,6 +24,9 @@ from train import calibrate, contrast, finetune, tower
 from train.loop import Run, apart, groups
 from train.tower import Eye
 
+pytestmark = pytest.mark.slow
+
+
 SHIPPED = Path(__file__).parent.parent / "train" / "recipes" / "small.toml"
 KINDS = (None, "nodule", None, "effusion", None, "opacity")
 VISION = '{ image_size = 64, d_model = 64, depth = 1, d_state = 4, drop_path = 0.0, stem = "convolution" }'

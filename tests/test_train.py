@@ -45,6 +45,9 @@ from train.finetune import (
 from train.loop import Part, Run, groups, schedule, train
 from train.tower import Eye
 
+pytestmark = pytest.mark.slow
+
+
 KINDS = ("nodule", "nodule", None)
 
 # Chance is a half (near: a tenth). Measured with three seeds: 0.92 to 0.97 of the sides, 0.93 to 1.0 of the maps; with one, 0.97 of the peaks near.
