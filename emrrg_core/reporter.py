@@ -14,7 +14,7 @@ from emrrg_core.errors import ConfigError, EmrrgError, FilmError
 from emrrg_core.explain.faithfulness import (
     FEWEST_PLACES,
     PLACES,
-    Looking,
+    DependenceTest,
     Why,
     gate_strength,
     highlighted,
@@ -26,7 +26,7 @@ from emrrg_core.explain.heat_map import patch_weights
 from emrrg_core.explain.occlusion import Rescored
 from emrrg_core.films.burned_in_text import burned_in_warning
 from emrrg_core.films.film import Film, model_input, read_film
-from emrrg_core.films.film_check import Detector, Looks
+from emrrg_core.films.film_check import Detector, FilmCheck
 from emrrg_core.model import checkpoint as checkpoints
 from emrrg_core.model.disease_queries import Seen
 from emrrg_core.model.emrrg import Emrrg, FilmTokens
@@ -101,7 +101,7 @@ class Reporter:
 
         Where it does not, and `anyway` has "looks": the film with that override in its record. Else raises FilmError of the rule "looks".
         """
-        looks = self.look_at(film)
+        looks = self.check_film(film)
         if looks is None or looks.chest or "looks" in film.overridden:
             return film
         if "looks" not in anyway:
@@ -113,7 +113,7 @@ class Reporter:
         step = "rule looks overridden by the reader: this does not look like a chest film"
         return replace(film, overridden=(*film.overridden, "looks"), steps=(*film.steps, step))
 
-    def look_at(self, film: Film) -> Looks | None:
+    def check_film(self, film: Film) -> FilmCheck | None:
         """What a film looks like: frontal, lateral, upside down, sideways, mirrored, or no chest film. None where the checkpoint has no detector."""
         if self._detector is None:
             return None
@@ -121,7 +121,7 @@ class Reporter:
         with torch.inference_mode():
             return self._looks(self._model.see(images).tokens)[0]
 
-    def _looks(self, tokens: torch.Tensor) -> list[Looks]:
+    def _looks(self, tokens: torch.Tensor) -> list[FilmCheck]:
         """Of what the model saw of each film; empty without a detector."""
         return self._detector(self._model.patches(tokens)) if self._detector else []
 
@@ -219,7 +219,7 @@ class Reporter:
 
     def looking(
         self, films: Sequence[Film], draft: Draft, *, seed: int = 0, progress: Progress | None = None
-    ) -> Looking:
+    ) -> DependenceTest:
         """*Is it looking?*: what the draft loses under a blank film, noise and another chest. Read as for `why`; raises alike, and
         EmrrgError for a draft without words.
         """
@@ -231,7 +231,7 @@ class Reporter:
         seen = self._encode([self._images(films), *others[:, None]])
         found = self._read(seen, draft, progress).sum(1)
         blank, noise, swapped = ((found[0] - found[1:]) / counted).tolist()
-        return Looking(blank, noise, swapped, gate_strength(draft.tokens), counted)
+        return DependenceTest(blank, noise, swapped, gate_strength(draft.tokens), counted)
 
     def rescore(
         self,
@@ -408,7 +408,7 @@ def _record(film: Film) -> FilmRecord:
     )
 
 
-def _film_warnings(films: Sequence[Film], looks: Sequence[Looks]) -> Iterator[str]:
+def _film_warnings(films: Sequence[Film], looks: Sequence[FilmCheck]) -> Iterator[str]:
     for number, film in enumerate(films):
         if film.overridden:
             yield f"{film.name} was refused ({', '.join(film.overridden)}) and used all the same, by the reader's decision."

@@ -12,7 +12,7 @@ from emrrg_core.config import DecodeConfig
 from emrrg_core.model.emrrg import FilmTokens
 from emrrg_core.model.finding_tokens import NAMES
 from emrrg_core.model.generation import stream, write
-from emrrg_core.model.hybrid_decoder import Look
+from emrrg_core.model.hybrid_decoder import AttentionTrace
 from emrrg_core.model.writing import Token
 from emrrg_core.text.labeler import sentences
 from emrrg_core.text.sections import split
@@ -51,7 +51,11 @@ def next_log_probs(model, visual: FilmTokens, written: list[int]) -> torch.Tenso
     prompt, text = model.prompt(visual)
     embeds = torch.cat([prompt, model.embed(torch.tensor([written], dtype=torch.long))], dim=1)
     text = torch.cat([text, torch.ones(1, len(written), dtype=torch.bool)], dim=1)
-    return model.llm(inputs_embeds=embeds, visual=model.look_at(visual).at(text)).logits[0, -1].log_softmax(-1)
+    return (
+        model.llm(inputs_embeds=embeds, visual=model.precompute_keys_values(visual).at(text))
+        .logits[0, -1]
+        .log_softmax(-1)
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------ greedy
@@ -90,7 +94,7 @@ def test_cached_decoding_equals_full_recomputation(model, images, beams, queries
     tiny = model(ending=0.0, queries=queries)
     visual = tiny.encode(images[:1])
     (writing,) = write(tiny, visual, replace(SHORT, beams=beams))
-    looks: list[Look] = []
+    looks: list[AttentionTrace] = []
     expected = tiny.log_probs(visual, torch.tensor([ids(writing)]), looks=looks)[0]
     assert len(writing.tokens) == SHORT.max_new_tokens
     got = torch.tensor([token.log_prob for token in writing.tokens])
@@ -268,13 +272,13 @@ class Loop:
                 logits[row, following] += self.pull
         return logits
 
-    def reads(self, visual: FilmTokens, written: list[int]) -> tuple[torch.Tensor, list[Look]]:
+    def reads(self, visual: FilmTokens, written: list[int]) -> tuple[torch.Tensor, list[AttentionTrace]]:
         """What the same looping model expects after each token of a text that it reads at once: (tokens + 1, vocabulary) log-probabilities."""
         prompt, is_text = self.model.prompt(visual)
         embeds = torch.cat([prompt, self.model.embed(torch.tensor([written]))], dim=1)
         is_text = torch.cat([is_text, torch.ones(1, len(written), dtype=torch.bool)], dim=1)
-        looks: list[Look] = []
-        seen = self.model.look_at(visual).at(is_text, looks=looks)
+        looks: list[AttentionTrace] = []
+        seen = self.model.precompute_keys_values(visual).at(is_text, looks=looks)
         hidden = self.model.llm.get_decoder()(inputs_embeds=embeds, visual=seen).last_hidden_state[0]
         self.read = [[0, 0], *([token] for token in written)]
         at = prompt.shape[1] - 1
@@ -422,7 +426,7 @@ def test_the_repetition_penalty_is_the_usual_one(endless, images):
         prompt, text = endless.prompt(visual)
         embeds = torch.cat([prompt, endless.embed(torch.tensor([written], dtype=torch.long))], dim=1)
         text = torch.cat([text, torch.ones(1, len(written), dtype=torch.bool)], dim=1)
-        logits = endless.llm(inputs_embeds=embeds, visual=endless.look_at(visual).at(text)).logits[0, -1]
+        logits = endless.llm(inputs_embeds=embeds, visual=endless.precompute_keys_values(visual).at(text)).logits[0, -1]
         for token in set(written):
             logits[token] = logits[token] / penalty if logits[token] > 0 else logits[token] * penalty
         written.append(int(logits.argmax()))

@@ -21,7 +21,7 @@ from emrrg_core.films.synthetic_findings import LABEL_OF, Sign
 from emrrg_core.model.checkpoint import read_config, save
 from emrrg_core.model.emrrg import Emrrg, FilmTokens
 from emrrg_core.model.finding_tokens import ABNORMAL, NAMES, Finding, Presence
-from emrrg_core.model.hybrid_decoder import Look
+from emrrg_core.model.hybrid_decoder import AttentionTrace
 from emrrg_core.model.partial_lora import ablate
 from emrrg_core.model.writing import Token, Writing
 from emrrg_core.report.draft import Draft, compose
@@ -468,8 +468,8 @@ def test_with_the_gates_shut_the_film_changes_nothing_and_afterwards_all_is_as_b
     film, ids = model.encode(images), torch.tensor([[5, 6, 7]] * 3)
     blind = replace(film, mask=torch.zeros(film.visual.shape[:2], dtype=torch.bool))
 
-    def read(seen: FilmTokens) -> tuple[torch.Tensor, list[Look]]:
-        looks: list[Look] = []
+    def read(seen: FilmTokens) -> tuple[torch.Tensor, list[AttentionTrace]]:
+        looks: list[AttentionTrace] = []
         with torch.inference_mode():
             return model.log_probs(seen, ids, looks=looks), looks
 

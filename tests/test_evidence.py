@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from emrrg_core.data.studies import normalise
 from emrrg_core.explain.faithfulness import (
     WORTH,
-    Looking,
+    DependenceTest,
     Why,
     drawn_chest,
     gate_strength,
@@ -411,7 +411,7 @@ def test_the_chart_of_a_sentence_has_its_place_the_mean_and_every_random_place()
 
 
 def test_a_text_that_moves_little_is_said_not_to_depend_on_its_film():
-    still, moving = Looking(0.002, -0.001, 0.01, 0.1, 40), Looking(0.4, 0.3, 0.2, 0.1, 40)
+    still, moving = DependenceTest(0.002, -0.001, 0.01, 0.1, 40), DependenceTest(0.4, 0.3, 0.2, 0.1, 40)
     assert (still.looks, moving.looks) == (False, True)
     assert "barely depends on its film" in still.verdict
     assert "another chest 0.01" in still.verdict
@@ -419,7 +419,7 @@ def test_a_text_that_moves_little_is_said_not_to_depend_on_its_film():
     assert "This text depends on its film" in moving.verdict
     assert moving.moved == pytest.approx(0.3)
     assert [bar.nats for bar in moving.bars] == [0.4, 0.3, 0.2]
-    assert Looking(*[still.threshold] * 3, 0.1, 40).looks
+    assert DependenceTest(*[still.threshold] * 3, 0.1, 40).looks
 
 
 def test_gates_are_as_strong_as_they_are_far_from_shut():

@@ -12,7 +12,7 @@ from pydicom.data import get_testdata_file
 from emrrg_core import DecodeConfig, Draft, Film, FilmError, Reporter, read_film
 from emrrg_core.__main__ import main as command_line
 from emrrg_core.errors import CheckpointError
-from emrrg_core.films.film_check import FILE, KINDS, Detector, Looks
+from emrrg_core.films.film_check import FILE, KINDS, Detector, FilmCheck
 from emrrg_core.model import checkpoint as checkpoints
 from emrrg_core.reporter import DEFAULT_CHECKPOINT
 from tests import tiny
@@ -118,7 +118,7 @@ def test_a_damaged_detector_says_what_to_do(detector, tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_has_its_words(kind):
-    looks = Looks(dict.fromkeys(KINDS, 0.0), kind, kind != "other")
+    looks = FilmCheck(dict.fromkeys(KINDS, 0.0), kind, kind != "other")
     assert looks.verdict
     words = looks.warning("Film 2")
     assert (words is None) is (kind == "frontal")
@@ -126,7 +126,7 @@ def test_every_kind_has_its_words(kind):
 
 
 def test_a_mirrored_film_is_not_to_be_flipped_for_that_alone():
-    words = Looks({}, "mirrored", True).warning("Film 1")
+    words = FilmCheck({}, "mirrored", True).warning("Film 1")
     assert "dextrocardia" in words
     assert "side marker" in words
 
@@ -160,7 +160,7 @@ def test_a_draft_kept_before_there_were_overrides_is_still_read(checkpoint, film
 @pytest.mark.parametrize("kind", KINDS)
 def test_doubts_stand_in_the_draft(checkpoint, film, tmp_path, kind):
     reporter = at(checkpoint, tmp_path, taking_all_for(kind, checkpoint))
-    looks = reporter.look_at(film)
+    looks = reporter.check_film(film)
     assert looks.kind == kind
     words = looks.warning("Film 1")
     warnings = reporter.draft([film], SHORT).warnings
@@ -177,7 +177,7 @@ def test_a_header_that_says_lateral_is_not_doubted_again(checkpoint, film, tmp_p
 
 def test_without_a_detector_nothing_is_checked_and_the_names_say_so(checkpoint, film, tmp_path):
     reporter = at(checkpoint, tmp_path, None)
-    assert reporter.look_at(film) is None
+    assert reporter.check_film(film) is None
     assert reporter.check(film) is film
     assert "looks_sha256" not in reporter.names
 
@@ -190,7 +190,7 @@ def test_the_detector_has_a_hash_of_its_own_and_leaves_that_of_the_weights_alone
 
 def test_a_detector_of_other_weights_is_not_used_and_the_draft_says_so(checkpoint, film, tmp_path, detector):
     reporter = at(checkpoint, tmp_path, detector)
-    assert reporter.look_at(film) is None
+    assert reporter.check_film(film) is None
     assert "looks_sha256" not in reporter.names
     assert any("Not checked" in warning for warning in reporter.draft([film], SHORT).warnings)
 
@@ -266,22 +266,24 @@ def test_the_shipped_detector_is_that_of_the_shipped_weights(shipped):
 
 def test_the_shipped_detector_knows_chests_from_what_is_none(shipped):
     chest = shipped.read(get_testdata_file("RG1_UNCR.dcm", download=False))
-    assert shipped.look_at(chest).chest
+    assert shipped.check_film(chest).chest
     for name in ("RG3_UNCR.dcm", "CT_small.dcm", "MR2_J2KR.dcm", "mlut_18.dcm"):
         with pytest.raises(FilmError) as caught:
             shipped.read(get_testdata_file(name, download=False), anyway=["modality", "body-part"])
         assert caught.value.rule == "looks"
     noise = replace(chest, pixels=np.random.default_rng(0).random((300, 260)).astype(np.float32))
-    assert not shipped.look_at(noise).chest
+    assert not shipped.check_film(noise).chest
 
 
 def test_the_shipped_detector_sees_which_way_up_a_real_film_hangs(shipped):
     film = shipped.read(get_testdata_file("RG1_UNCR.dcm", download=False))
     for turned, kind in ((film.pixels[::-1, ::-1], "upside down"), (film.pixels.T, "sideways")):
-        assert shipped.look_at(replace(film, pixels=np.ascontiguousarray(turned))).kind == kind
+        assert shipped.check_film(replace(film, pixels=np.ascontiguousarray(turned))).kind == kind
 
 
 def test_the_shipped_detector_takes_phantoms_for_chest_films(shipped):
     """They are the examples of the teaching room, and drawn to look so."""
     for seed in range(4):
-        assert shipped.look_at(Film("Film 1", make_phantom(seed).pixels, None, None, (), "0", "PNG")).chest
+        assert shipped.check_film(
+            Film("Film 1", make_phantom(seed).pixels, None, None, (), "0", "PNG")
+        ).chest

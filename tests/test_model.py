@@ -8,7 +8,7 @@ from transformers import DynamicCache
 
 from emrrg_core.config import Gate, PromptTokens
 from emrrg_core.model.emrrg import IGNORED, FilmTokens
-from emrrg_core.model.hybrid_decoder import Look
+from emrrg_core.model.hybrid_decoder import AttentionTrace
 from tests.conftest import surely
 from tests.rounding import assert_alike
 
@@ -104,7 +104,7 @@ def test_a_prompt_may_end_with_the_image(build):
 
 
 def test_pooled_prompts_leave_all_tokens_to_cross_attention(tiny, images):
-    looks: list[Look] = []
+    looks: list[AttentionTrace] = []
     tiny.log_probs(tiny.encode(images), reports([[5, 6]] * 3), looks=looks)
     assert [look.attention.shape for look in looks] == [(3, 2, 17)] * 2
 
@@ -121,7 +121,7 @@ def test_log_probs_are_those_of_an_independent_pass_over_the_whole_text(tiny, im
         prompt, text = tiny.prompt(visual.select([i]))
         embeds = torch.cat([prompt, tiny.embed(torch.tensor([row]))], dim=1)
         is_text = torch.cat([text, torch.ones(1, len(row), dtype=torch.bool)], dim=1)
-        film = tiny.look_at(visual.select([i])).at(is_text)
+        film = tiny.precompute_keys_values(visual.select([i])).at(is_text)
         log_probs = tiny.llm(inputs_embeds=embeds, visual=film).logits[0].log_softmax(-1)
         expected = torch.stack([log_probs[prompt.shape[1] - 1 + t, token] for t, token in enumerate(row)])
         torch.testing.assert_close(got[i, : len(row)], expected, rtol=1e-4, atol=1e-4)
@@ -164,7 +164,7 @@ def test_another_image_changes_the_log_prob_of_every_report_token(build, open_ga
 def test_closed_gates_leave_a_plain_language_model_that_reads_the_prompt(build, make_llm, images):
     model, plain = build(), make_llm()
     prompt, _ = model.prompt(model.encode(images))
-    got = model.llm(inputs_embeds=prompt, visual=model.look_at(model.encode(images))).logits
+    got = model.llm(inputs_embeds=prompt, visual=model.precompute_keys_values(model.encode(images))).logits
     assert torch.equal(got, plain(inputs_embeds=prompt).logits)
 
 
@@ -172,7 +172,7 @@ def test_decode_steps_equal_the_plain_language_model_with_closed_gates(build, ma
     model, plain = build(), make_llm()
     visual = model.encode(images[:1])
     prompt, _ = model.prompt(visual)
-    film = model.look_at(visual)
+    film = model.precompute_keys_values(visual)
     caches = DynamicCache(config=model.llm.config), DynamicCache(config=plain.config)
     for embeds in (prompt, *model.embed(torch.tensor([5, 6, 7])).view(3, 1, 1, -1)):
         ours = model.llm(inputs_embeds=embeds, past_key_values=caches[0], visual=film).logits
@@ -225,7 +225,7 @@ def test_before_anything_is_learned_the_patches_as_a_group_weigh_beside_the_find
     reading.calibration.thresholds[:] = 0.5  # every finding is assessed
     for _, layer in reading.hybrid.items():
         layer.kv_proj.weight.zero_()
-    looks: list[Look] = []
+    looks: list[AttentionTrace] = []
     reading.log_probs(reading.encode(images), reports([[5, 9, 2]] * 3), looks=looks)
     for look in looks:
         on_patches = look.attention[..., :17].sum(-1)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from emrrg_core import Draft, findings_table, flags
-from emrrg_core.explain.faithfulness import Looking, Why
+from emrrg_core.explain.faithfulness import DependenceTest, Why
 from emrrg_core.model.finding_tokens import Finding, Presence
 from emrrg_core.model.writing import Token, Writing
 from emrrg_core.report.draft import FilmRecord, compose, sections
@@ -611,9 +611,9 @@ def test_why_tells_the_finding_before_and_after_and_the_whole_effect_where_it_di
 
 
 LOOKS = {
-    "looks": Looking(0.4, 1.1, 0.35, 0.02, 80),
-    "barely": Looking(0.01, 0.02, -0.03, 0.001, 80),
-    "likelier without": Looking(-0.2, -0.5, -0.1, 0.001, 80),
+    "looks": DependenceTest(0.4, 1.1, 0.35, 0.02, 80),
+    "barely": DependenceTest(0.01, 0.02, -0.03, 0.001, 80),
+    "likelier without": DependenceTest(-0.2, -0.5, -0.1, 0.001, 80),
 }
 
 

@@ -466,19 +466,6 @@ def test_every_view_is_masked_at_the_same_patches_and_the_same_words_are_read_ag
     assert np.ptp(found.random) > 0
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_every_film_goes_through_the_tower_once_a_draft(reader, films, count):
-    seen: list[int] = []
-    hook = reader._model.visual_encoder.patch_embed.register_forward_hook(
-        lambda _, given, __: seen.append(len(given[0]))
-    )
-    try:
-        reader.draft(films[:count], SHORT)
-    finally:
-        hook.remove()
-    assert sum(seen) == count
-
-
 def test_why_tells_what_becomes_of_the_finding_that_the_sentence_speaks_of(reader, films):
     draft = reader.draft(films[:1], SHORT)
 

@@ -21,7 +21,7 @@ from emrrg_core.errors import CheckpointError, ConfigError
 from emrrg_core.explain.heat_map import heat_map, lay_over, patch_weights
 from emrrg_core.model.emrrg import IGNORED, Emrrg
 from emrrg_core.model.generation import write
-from emrrg_core.model.hybrid_decoder import Look
+from emrrg_core.model.hybrid_decoder import AttentionTrace
 from emrrg_core.model.vision_mamba import VisionMamba
 from emrrg_core.model.writing import Token, Writing
 from emrrg_core.report.draft import compose, sections
@@ -398,7 +398,10 @@ def test_the_loss_of_words_is_the_models_own_and_says_how_much_is_looked_at_find
 
 def test_looking_costs_what_the_gate_lets_through_and_more_the_more_it_looks_at():
     def cost(gate: float, *attention: float, real: bool = True) -> float:
-        looks = [Look(layer, torch.tensor([[gate, 0.9]]), torch.tensor([[attention, (1.0, 0.0)]])) for layer in (0, 5)]
+        looks = [
+            AttentionTrace(layer, torch.tensor([[gate, 0.9]]), torch.tensor([[attention, (1.0, 0.0)]]))
+            for layer in (0, 5)
+        ]
         return float(cost_of_looking(looks, torch.tensor([[True, not real]])))
 
     assert cost(0.5, 1.0, 0.0) == pytest.approx(0.5, abs=1e-4)  # one thing alone

@@ -163,10 +163,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     films = torch.from_numpy(np.stack([cache[s] for s in learn])).to("cuda" if torch.cuda.is_available() else "cpu")
 
     def loss_of(part: Part) -> tuple[Tensor, dict[str, float]]:
-        chosen = torch.from_numpy(part.of(draw.step(part.step, run.batch)))
+        chosen = torch.tensor(part.of(draw.step(part.step, run.batch).tolist()))
         shown = films[chosen.to(films.device)].to(part.device).float()
-        seen = member(images_of(torch.cat([cropped(shown, lessons.size), cropped(shown, lessons.size)])))
-        return contrast(*seen.chunk(2), lessons.temperature) * part.share(len(shown)), {}
+        seen: Tensor = member(images_of(torch.cat([cropped(shown, lessons.size), cropped(shown, lessons.size)])))
+        one, other = seen.chunk(2)
+        return contrast(one, other, lessons.temperature) * part.share(len(shown)), {}
 
     def after(step: int) -> None:
         save_file({name: value.cpu() for name, value in member.state_dict().items()}, args.out / "reader.safetensors")

@@ -187,7 +187,9 @@ class Judge:
         for i in range(0, len(ids), self.batch):
             rows = order[i : i + self.batch]
             with _fast():
-                found = self.model.log_probs(film.select(rows), pad([ids[r] for r in rows], IGNORED, torch.long))
+                found = self.model.log_probs(
+                    film.select(rows.tolist()), pad([ids[r] for r in rows], IGNORED, torch.long)
+                )
             for r, values in zip(rows, found.numpy(), strict=True):
                 scores[r] = values[: len(ids[r])]
         return scores
@@ -479,7 +481,7 @@ def _without(
     """Nats a token that the drafts at `rows` lose under a grey film and under noise, (n,) each; NaN for the others."""
     mine = [drafts[i] for i in rows]
     lengths = np.array([max(len(d.tokens), 1) for d in mine])
-    own = np.array([s.sum() for s in judge.score(film.select(rows), mine)])
+    own = np.array([s.sum() for s in judge.score(film.select(rows.tolist()), mine)])
     result = {}
     for name, grey in (("blank_drop", np.full((size, size), 118.0)), ("noise_drop", rng.uniform(0, 255, (size, size)))):
         seen = judge.see([normalise(grey)]).select([0] * len(rows))

@@ -41,7 +41,7 @@ from emrrg_core.model.disease_queries import Seen
 from emrrg_core.model.emrrg import IGNORED, Emrrg
 from emrrg_core.model.finding_tokens import NAMES, Finding, Presence, select_findings
 from emrrg_core.model.generation import write
-from emrrg_core.model.hybrid_decoder import Look
+from emrrg_core.model.hybrid_decoder import AttentionTrace
 from emrrg_core.model.language_model import load_language_model, prefers_bfloat16
 from emrrg_core.model.partial_lora import DESIGNS, ablate
 from emrrg_core.report.draft import Sentence, compose, split
@@ -215,7 +215,7 @@ class WordLessons:
         rows = [self._encoded(tuple(f), tuple(i)) for f, i in told]
         ids = pad([row[0] for row in rows], IGNORED, torch.long).to(part.device)
         weights = pad([row[1] for row in rows], 0.0, torch.float32).to(part.device)
-        looks: list[Look] = []
+        looks: list[AttentionTrace] = []
         scores = self._model.log_probs(self._model.project(seen, findings), ids, looks=looks)
         words = -(scores * weights).sum() / weights.sum()
         gates = [look.gate.detach().abs().mean() for look in looks]
@@ -233,7 +233,7 @@ class WordLessons:
         return words * part.share(weights.sum().item()), numbers
 
 
-def cost_of_looking(looks: Sequence[Look], real: Tensor) -> Tensor:
+def cost_of_looking(looks: Sequence[AttentionTrace], real: Tensor) -> Tensor:
     """How far the gates are open, and at how much at once the words look: gate × (1 + entropy of gate × attention in nats), the mean over the words
     (b, t) that are real and the hybrid layers.
 

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from emrrg_core.data.studies import FilmCache, Study, augment, normalise, read_studies
 from emrrg_core.errors import EmrrgError, FilmError
 from emrrg_core.films.film import OVERRIDABLE, model_input, read_film
-from emrrg_core.films.film_check import FILE, KINDS, Detector, Looks, features
+from emrrg_core.films.film_check import FILE, KINDS, Detector, FilmCheck, features
 from emrrg_core.model import checkpoint
 from emrrg_core.model.emrrg import Emrrg
 from train import strangers
@@ -233,7 +233,7 @@ def limit(detector: Detector, tokens: Tensor, found: Sequence[Picture]) -> None:
 # ---------------------------------------------------------------------------------------------------------------- table
 
 
-def table(found: Sequence[Picture], judged: Sequence[Looks]) -> str:
+def table(found: Sequence[Picture], judged: Sequence[FilmCheck]) -> str:
     """A row for each kind of image: what it was taken for, and how often that was wrong."""
     taken: dict[tuple[str, str], list[str]] = {}
     for picture, looks in zip(found, judged, strict=True):

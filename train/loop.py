@@ -97,6 +97,7 @@ class Run(Settings):
 
 def apart(kind: type[Own], section: Mapping[str, Any]) -> tuple[Own, Run]:
     """A recipe's section as a stage's own settings and the loop's. Raises ConfigError for a setting that neither knows."""
+    assert dataclasses.is_dataclass(kind), "a stage's settings are a dataclass"
     names = {field.name for field in dataclasses.fields(kind)}
     return (
         kind.from_dict({name: value for name, value in section.items() if name in names}),
@@ -283,8 +284,7 @@ def train(
                     _require_finite("gradient", norm, step, out)
                 optimizer.step()
                 optimizer.zero_grad()
-        means = torch.cat(rows)[:, 1:].nanmean(0).tolist()
-        means = dict(zip(names, means, strict=True))
+        means = dict(zip(names, torch.cat(rows)[:, 1:].nanmean(0).tolist(), strict=True))
         lines.add({"step": step, "loss": total, "norm": norm, **means, "seconds": time.perf_counter() - begun})
         bar.set_postfix(loss=f"{total:.4g}", refresh=False)
         if (step + 1) % run.save_every == 0 or step + 1 == last:
@@ -350,7 +350,7 @@ class _Keeper:
     def __init__(
         self,
         accelerator: Accelerator,
-        lesson: nn.Module,
+        lesson: Any,  # a _Lesson, or what accelerate has wrapped around it
         optimizer: Any,
         run: Run,
         out: Path,
@@ -430,7 +430,7 @@ class _Keeper:
             own = self._lesson.module.model.named_parameters()
             return {name: p.detach().float().cpu().clone() for name, p in own if p.requires_grad}
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
-        state = get_model_state_dict(self._lesson, options=options)
+        state: dict[str, Any] = get_model_state_dict(self._lesson, options=options)
         # a frozen tensor that has a second name, as tied embeddings have, is still in there under that one
         own = {name for name, p in self._accelerator.unwrap_model(self._lesson).named_parameters() if p.requires_grad}
         return {name.removeprefix("model."): value.contiguous() for name, value in state.items() if name in own}

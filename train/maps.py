@@ -193,8 +193,8 @@ def columns(
     for i, (study, draft) in enumerate(zip(studies, drafts, strict=True)):
         pairs = correlations(draft)
         for suffix, kinds in (("", ("stated", "denied", "mixed")), ("_stated", ("stated",)), ("_denied", ("denied",))):
-            if values := [r for r, kind in pairs if kind in kinds]:
-                note(f"map_correlation{suffix}", i, float(np.mean(values)))
+            if alike := [r for r, kind in pairs if kind in kinds]:
+                note(f"map_correlation{suffix}", i, float(np.mean(alike)))
         if study.lung_mask and (mine := map_of(draft, [s for s in draft.sentences if _LUNGS.search(s.text)])) is not None:  # fmt: skip
             mask = cv2.imread(str(study.lung_mask), cv2.IMREAD_GRAYSCALE) > 0
             cover = patch_cover(mask, draft.grid)

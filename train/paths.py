@@ -126,7 +126,7 @@ def paths(
     """
     known = [i for i in rows if studies[i].abnormal is not None]
     chosen = spread(studies, known, count)
-    others = donors(studies, chosen, known, np.random.default_rng(seed))
+    others = donors(studies, chosen.tolist(), known, np.random.default_rng(seed))
     chosen, others = chosen[others >= 0], others[others >= 0]
     if not len(chosen):
         return {}
@@ -135,7 +135,7 @@ def paths(
     own_said, other_said = ([stated(drafts[i].text) for i in part] for part in (chosen, others))
     own_called = np.array([ABNORMAL in said for said in own_said])
     truth = np.array([bool(studies[i].abnormal) for i in chosen])
-    made = changes(judge.model, film.select(chosen), film.select(others))
+    made = changes(judge.model, film.select(chosen.tolist()), film.select(others.tolist()))
     before = np.zeros(0)
     result = {}
     for name, changed in made.items():

@@ -203,7 +203,7 @@ def against_radiologists(
     (area). The same against the labels that came with these films: `…_given`."""
     rsna = np.array([truths[s.id].rsna if s.id in truths else None for s in studies], object)
     view = np.array([s.view for s in studies], object)
-    result = {}
+    result: dict[str, dict[str, Score]] = {}
     for name, rows in {"all": rsna != None, **{v: (rsna != None) & (view == v) for v in ("AP", "PA")}}.items():  # noqa: E711
         if not rows.any():
             continue

@@ -89,7 +89,7 @@ def _check(table: dict[str, Any]) -> None:
     for row in table["denial"]:
         for told in row["findings"]:
             denied = {m.label for m in read_findings(told) if m.status is Status.NEGATIVE}
-            _require(not is_abnormal(told) and denied and denied <= {NAMES[name] for name in row["of"]}, told, "a denial")  # fmt: skip
+            _require(not is_abnormal(told) and bool(denied) and denied <= {NAMES[name] for name in row["of"]}, told, "a denial")  # fmt: skip
     for told in (text for texts in table["whole"].values() for text in texts):
         _require(not is_abnormal(told), told, "nothing abnormal")
 

@@ -153,9 +153,9 @@ def example(
         except ValueError:
             halves = None
     grey = film.astype(np.float32)
-    if halves is not None and drawable(study) and rng.random() < simulate:
+    if lungs is not None and halves is not None and drawable(study) and rng.random() < simulate:
         try:
-            grey, drawn = draw(film, lungs, signs[rng.integers(len(signs))], rng)
+            grey, drawn = draw(film, lungs, signs[int(rng.integers(len(signs)))], rng)
         except ValueError:
             drawn = None  # a mask that shows too little
     if drawn:

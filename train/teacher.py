@@ -44,7 +44,7 @@ class Teacher(nn.Module):
         self.labels = nn.Linear(2 * config.d_model, len(LABELS))
         self.places = nn.Linear(config.d_model, len(PLACES))
         state = weights_of(weights)
-        mine = {}
+        mine: dict[str, Tensor] = {}
         for ours, theirs in (
             ("tower.", "visual_encoder."),
             ("stem.", STEM),

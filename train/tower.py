@@ -210,12 +210,12 @@ def loss_of_seen(
         target = torch.stack([F.adaptive_avg_pool2d(_tensor(examples[i].lungs), size) for i in outlined]).to(device)
         of_lungs = F.binary_cross_entropy_with_logits(seen.lungs[outlined].float(), target)
         total, numbers["lungs"] = total + 2 * of_lungs * part, of_lungs.item()
-    taught = [i for i, e in enumerate(examples) if e.taught is not None and e.lungs is None]
+    taught = [(i, e.taught) for i, e in enumerate(examples) if e.taught is not None and e.lungs is None]
     part = share(len(taught))
     if taught:
         # coarse, and not sure of the heart, but of every hospital: the borders must not drift where no one drew them
-        coarse = F.adaptive_avg_pool2d(seen.lungs.float()[taught].sigmoid(), grid).clamp(1e-4, 1 - 1e-4)
-        target = torch.stack([torch.from_numpy(examples[i].taught[:2]) for i in taught]).to(device).clamp(0, 1)
+        coarse = F.adaptive_avg_pool2d(seen.lungs.float()[[i for i, _ in taught]].sigmoid(), grid).clamp(1e-4, 1 - 1e-4)
+        target = torch.stack([torch.from_numpy(plane[:2]) for _, plane in taught]).to(device).clamp(0, 1)
         total = total + 0.15 * F.binary_cross_entropy(coarse, target) * part
     return total, numbers
 

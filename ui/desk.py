@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from emrrg_core import Draft, Film, Report, Reporter, Sessions
-    from emrrg_core.explain.faithfulness import Looking
+    from emrrg_core.explain.faithfulness import DependenceTest
     from emrrg_core.report.session_store import Session
     from ui.panels import Selection
 
@@ -79,7 +79,7 @@ class Desk:
         self.draft: Draft | None = None
         self.report: Report | None = None
         self.session: Session | None = None
-        self.looked: Looking | None = None
+        self.looked: DependenceTest | None = None
         self.picked: Selection | None = None  # the sentence or word of the draft that was chosen last
         self.found: str | None = None  # the finding that was chosen since, by its name
         self.missed: tuple[str, ...] = ()  # hashes of the prior films that a kept report was compared with
@@ -289,7 +289,7 @@ class Desk:
             settings = session.settings
             self.earlier, self.missed = str(settings.get("earlier", "")), tuple(settings.get("priors", ()))
             looked = settings.get("looking")
-            self.looked = core().Looking(**looked) if looked else None
+            self.looked = core().DependenceTest(**looked) if looked else None
 
     def keep(self, store: "Sessions") -> str | None:
         """Write report and draft to the server's disk: a sentence for the reader where that went otherwise than usual.

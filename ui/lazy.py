@@ -18,7 +18,7 @@ HOMES = {
     "Fill": "explain.occlusion",
     "FilmError": "errors",
     "KeyImage": "export",
-    "Looking": "explain.faithfulness",
+    "DependenceTest": "explain.faithfulness",
     "Reader": "export.dicom_sr",
     "Report": "report.report",
     "SessionConflictError": "report.session_store",

@@ -11,7 +11,7 @@ keeps anything. What is told by a colour is told in words or by a line as well. 
     tokens_html           the probabilities of the words of a selection, token by token
     gates_html            how far each hybrid layer's gate was open for a selection
     why_html              Why → the highlighted place beside random ones
-    looking_html          Looking → blank film, noise, another chest
+    looking_html          DependenceTest → blank film, noise, another chest
 """
 
 import html
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from emrrg_core import Draft, Finding, Sentence
-    from emrrg_core.explain.faithfulness import Looking, Why
+    from emrrg_core.explain.faithfulness import DependenceTest, Why
     from emrrg_core.text.consistency import Flag, Row
 
 # class, name, least probability: of a finding where the sentence states it, of its absence where it denies it
@@ -731,7 +731,7 @@ def _whole(why: "Why") -> str:
     )
 
 
-def looking_html(looking: "Looking | None") -> str:
+def looking_html(looking: "DependenceTest | None") -> str:
     """*Is it looking?*: what the draft loses a token without its film, against the threshold. None: not measured yet."""
     if looking is None:
         return _empty("Is it looking? After a draft, it is read again under a blank film, noise and another chest.")

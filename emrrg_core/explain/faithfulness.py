@@ -180,7 +180,7 @@ def masked(film: np.ndarray, region: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Looking:
+class DependenceTest:
     """What a text loses a token, in nats, when it is read under what is not its film; below 0: it became likelier."""
 
     blank: float  # even grey
@@ -242,7 +242,7 @@ def gate_strength(tokens: Sequence[Token]) -> float:
 
 
 def stand_ins(size: int, rng: np.random.Generator) -> np.ndarray:
-    """A blank film, noise and another chest as the tower takes them: (3, 3, size, size) float32, in the order of `Looking`."""
+    """A blank film, noise and another chest as the tower takes them: (3, 3, size, size) float32, in the order of `DependenceTest`."""
     blank = np.full((size, size), 118 / 255)  # as bright as films are on average
     noise = rng.uniform(0, 1, (size, size))
     return np.stack([model_input(pixels, size) for pixels in (blank, noise, drawn_chest(size, rng))])

@@ -25,7 +25,7 @@ GRID = 2  # patches are pooled in GRID × GRID parts of the film: a mirrored hea
 
 
 @dataclass(frozen=True)
-class Looks:
+class FilmCheck:
     """What a film looks like. Chances are the detector's own, not how often it is right: for that see docs/refusals.md."""
 
     chances: dict[str, float]  # of each of KINDS; together 1
@@ -76,7 +76,7 @@ class Detector:
     def __init__(self, tensors: dict[str, Tensor], *, weights: str, sha256: str = "") -> None:
         self.tensors, self.weights, self.sha256 = tensors, weights, sha256
 
-    def __call__(self, tokens: Tensor) -> list[Looks]:
+    def __call__(self, tokens: Tensor) -> list[FilmCheck]:
         """What each film looks like, from the tower's tokens of the patches, in raster order: (films, g², d)."""
         found = features(tokens.float().cpu())
         chances, distances = self.chances(found).tolist(), self.distances(found).tolist()
@@ -97,14 +97,14 @@ class Detector:
     def _standard(self, found: Tensor) -> Tensor:
         return (found - self.tensors["shift"]) / self.tensors["scale"]
 
-    def _judged(self, chances: list[float], distance: float) -> Looks:
+    def _judged(self, chances: list[float], distance: float) -> FilmCheck:
         limits = dict(zip(KINDS, self.tensors["limits"].tolist(), strict=False))
         found = dict(zip(KINDS, chances, strict=True))
         over = [kind for kind in KINDS[1:] if found[kind] > limits[kind]]
         kind = max(over, key=found.__getitem__, default="frontal")
         if "other" in over or distance > float(self.tensors["limits"][-1]):
             kind = "other"
-        return Looks(found, kind, chest=kind != "other")
+        return FilmCheck(found, kind, chest=kind != "other")
 
     def save(self, path: Path | str) -> None:
         """Write it; for use it belongs into the folder of the checkpoint that it was fitted to, under the name FILE."""

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from emrrg_core.config import ModelConfig, PromptTokens
 from emrrg_core.model.disease_queries import DiseaseQueries, LungBorders, Seen
 from emrrg_core.model.finding_tokens import NAMES, Calibration, Finding, FindingTokens, codes, select_findings
-from emrrg_core.model.hybrid_decoder import HybridDecoder, Look, Visual
+from emrrg_core.model.hybrid_decoder import AttentionTrace, HybridDecoder, Visual
 from emrrg_core.model.partial_lora import attach
 from emrrg_core.model.vision_mamba import VisionMamba
 
@@ -168,7 +168,7 @@ class Emrrg(nn.Module):
         middle = self.config.vision.class_position
         return torch.cat([tokens[:, :middle], tokens[:, middle + 1 :]], dim=1)
 
-    def look_at(self, film: FilmTokens) -> Visual:
+    def precompute_keys_values(self, film: FilmTokens) -> Visual:
         """What the hybrid layers see, for a whole draft: keys and values of the patches and of the finding tokens.
 
         Before anything is learned the patches as a group weigh `queries.patches` beside the finding tokens: 197 would else drown a dozen.
@@ -178,7 +178,7 @@ class Emrrg(nn.Module):
             patches = self.config.vision.tokens
             prior = film.visual.new_zeros(film.visual.shape[1], dtype=torch.float32)
             prior[:patches] = math.log(self.config.queries.patches * len(NAMES) / patches)
-        return self.hybrid.look_at(self.llm, film.visual.to(self.llm.dtype), film.mask, prior)
+        return self.hybrid.precompute_keys_values(self.llm, film.visual.to(self.llm.dtype), film.mask, prior)
 
     @property
     def finding_positions(self) -> dict[str, int]:
@@ -230,7 +230,7 @@ class Emrrg(nn.Module):
 
     # -- what is written ----------------------------------------------------------------------------------------------
 
-    def log_probs(self, film: FilmTokens, reports: Tensor, *, looks: list[Look] | None = None) -> Tensor:
+    def log_probs(self, film: FilmTokens, reports: Tensor, *, looks: list[AttentionTrace] | None = None) -> Tensor:
         """Log-probability of every report token given the film and the tokens before it.
 
         reports: (b, t) token ids, IGNORED after the end of a report. Returns (b, t) float32, 0 where ignored.
@@ -243,15 +243,15 @@ class Emrrg(nn.Module):
         embeds = torch.cat([prompt, self.embed(ids[:, :-1])], dim=1)  # the last token is predicted, never read
         attend = torch.cat([torch.ones_like(prompt_is_text), real[:, :-1]], dim=1)
         text = torch.cat([prompt_is_text, real[:, :-1]], dim=1)
-        seen: list[Look] | None = None if looks is None else []
+        seen: list[AttentionTrace] | None = None if looks is None else []
         hidden = self.llm.get_decoder()(
             inputs_embeds=embeds,
             attention_mask=attend.long() if not bool(attend.all()) else None,
-            visual=self.look_at(film).at(text, looks=seen),
+            visual=self.precompute_keys_values(film).at(text, looks=seen),
             use_cache=False,
         ).last_hidden_state[:, -t:]  # the last prompt position predicts the first token
         if looks is not None and seen is not None:
-            looks.extend(Look(s.layer, s.gate[:, -t:], s.attention[:, -t:]) for s in seen)
+            looks.extend(AttentionTrace(s.layer, s.gate[:, -t:], s.attention[:, -t:]) for s in seen)
         rows = real.flatten().nonzero().squeeze(1)  # the vocabulary is large: no logits where nothing is asked
         logits = self.llm.get_output_embeddings()(hidden.flatten(0, 1)[rows])  # (n, vocabulary)
         nll = F.cross_entropy(logits.float(), ids.flatten()[rows], reduction="none")

@@ -22,7 +22,7 @@ from transformers import DynamicCache
 
 from emrrg_core.config import DecodeConfig
 from emrrg_core.model.emrrg import Emrrg, FilmTokens
-from emrrg_core.model.hybrid_decoder import Look
+from emrrg_core.model.hybrid_decoder import AttentionTrace
 from emrrg_core.model.writing import Token, Writing
 from emrrg_core.text.sections import FINDINGS, IMPRESSION, first_repeat
 
@@ -92,8 +92,8 @@ def stream(model: Emrrg, film: FilmTokens, config: DecodeConfig) -> Iterator[lis
     films = [_Film() for _ in range(b)]
     active = list(range(b))  # films still being written; their rows lie in this order, k each after the first step
     cache = DynamicCache(config=llm.config)
-    looks: list[Look] = []
-    seen = model.look_at(film)
+    looks: list[AttentionTrace] = []
+    seen = model.precompute_keys_values(film)
     embeds, is_text = model.prompt(film)
     call = seen.at(is_text, looks=looks)
     width = 1  # beams per film so far
@@ -196,7 +196,7 @@ def write(model: Emrrg, film: FilmTokens, config: DecodeConfig) -> list[Writing]
     return result
 
 
-def _last(looks: list[Look], model: Emrrg, rows: int) -> tuple[np.ndarray, np.ndarray]:
+def _last(looks: list[AttentionTrace], model: Emrrg, rows: int) -> tuple[np.ndarray, np.ndarray]:
     """Gates (rows, layers) and attention over patches and finding tokens (rows, layers, patches + s) at the last position of a call."""
     if not looks:  # the hybrid decoder is off: nothing was looked at
         seen = model.config.vision.patches + len(model.finding_positions)

@@ -70,7 +70,7 @@ class HybridLayer(nn.Module):
 
 
 @dataclass(frozen=True)
-class Look:
+class AttentionTrace:
     """What one hybrid layer did at every position of one forward call."""
 
     layer: int
@@ -92,9 +92,9 @@ class Visual:
     mask: Tensor | None = None
     text: Tensor | None = None
     prior: Tensor | None = None
-    looks: list[Look] | None = field(default=None, compare=False)  # filled by every call when a list is given
+    looks: list[AttentionTrace] | None = field(default=None, compare=False)  # filled by every call when a list is given
 
-    def at(self, text: Tensor | None = None, *, looks: list[Look] | None = None) -> "Visual":
+    def at(self, text: Tensor | None = None, *, looks: list[AttentionTrace] | None = None) -> "Visual":
         """The same film for one call: which positions are text, and where to note what was looked at."""
         return replace(self, text=text, looks=looks)
 
@@ -148,10 +148,10 @@ class HybridDecoder(nn.Module):
             assert isinstance(layer, HybridLayer)
             yield int(i), layer
 
-    def look_at(
+    def precompute_keys_values(
         self, llm: PreTrainedModel, visual: Tensor, mask: Tensor | None = None, prior: Tensor | None = None
     ) -> Visual:
-        """Keys and values of the visual tokens (b, v, h), for any number of calls: `llm(..., visual=hybrid.look_at(llm, tokens))`.
+        """Keys and values of the visual tokens (b, v, h), for any number of calls: `llm(..., visual=hybrid.precompute_keys_values(llm, tokens))`.
 
         The layer's own input_layernorm normalises them, as it does the text. mask: (b, v) bool, prior: (v,), see Visual.
         """
@@ -198,7 +198,9 @@ def hybrid_attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )  # (b, l, heads, k)
     if visual is None:
-        raise RuntimeError("the hybrid decoder ran without an image: pass visual=hybrid.look_at(llm, visual_tokens)")
+        raise RuntimeError(
+            "the hybrid decoder ran without an image: pass visual=hybrid.precompute_keys_values(llm, visual_tokens)"
+        )
     index: int = module.layer_idx  # type: ignore[assignment]
     if index not in visual.keys_values:
         return a, None
@@ -219,7 +221,7 @@ def hybrid_attention(
         share = strength / strength.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
         share = torch.where(strength.sum(-1, keepdim=True) > 0, share, torch.full_like(share, 1 / layer.heads))
         seen = torch.einsum("blh,bhlv->blv", share, weights)  # differentiable: training may guide where sentences look
-        visual.looks.append(Look(index, gate.float().mean(-1), seen))
+        visual.looks.append(AttentionTrace(index, gate.float().mean(-1), seen))
     return mixed.to(a.dtype), None
 
 
