@@ -165,7 +165,7 @@ def judge(model: Emrrg, sample: Sample, cache: FilmCache, trial: Trial) -> tuple
     """All scores of a trained row, and its nll of each film, (n,)."""
     device = model.llama_proj.weight.device
     if prefers_bfloat16(device):
-        model.llm.to(torch.bfloat16)
+        model.llm.bfloat16()
     with torch.autocast(device.type, torch.bfloat16, enabled=prefers_bfloat16(device)):
         grey = np.stack([cache[s] for s in sample.studies])
         films = (torch.from_numpy(normalise(grey[i : i + 16])).unsqueeze(1) for i in range(0, len(grey), 16))

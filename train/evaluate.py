@@ -133,7 +133,7 @@ class Judge:
         self.model, self.batch = model, batch
         self.precision = "bfloat16" if prefers_bfloat16() else "float32"
         if prefers_bfloat16():
-            model.llm.to(torch.bfloat16)
+            model.llm.bfloat16()
 
     def see(self, films: Sequence[np.ndarray]) -> FilmTokens:
         """Films (3, s, s) as the language model may see them."""

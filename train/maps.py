@@ -196,8 +196,9 @@ def columns(
             if alike := [r for r, kind in pairs if kind in kinds]:
                 note(f"map_correlation{suffix}", i, float(np.mean(alike)))
         if study.lung_mask and (mine := map_of(draft, [s for s in draft.sentences if _LUNGS.search(s.text)])) is not None:  # fmt: skip
-            mask = cv2.imread(str(study.lung_mask), cv2.IMREAD_GRAYSCALE) > 0
-            cover = patch_cover(mask, draft.grid)
+            mask = cv2.imread(str(study.lung_mask), cv2.IMREAD_GRAYSCALE)
+            assert mask is not None, study.lung_mask
+            cover = patch_cover(np.greater(mask, 0), draft.grid)
             note("mask_share_over_chance", i, float(mine @ cover / cover.mean()))
         boxes = boxes_of(study, truths[study.id])
         each: dict[str, list[float]] = {}
