@@ -284,6 +284,4 @@ def test_the_shipped_detector_sees_which_way_up_a_real_film_hangs(shipped):
 def test_the_shipped_detector_takes_phantoms_for_chest_films(shipped):
     """They are the examples of the teaching room, and drawn to look so."""
     for seed in range(4):
-        assert shipped.check_film(
-            Film("Film 1", make_phantom(seed).pixels, None, None, (), "0", "PNG")
-        ).chest
+        assert shipped.check_film(Film("Film 1", make_phantom(seed).pixels, None, None, (), "0", "PNG")).chest
