@@ -71,6 +71,9 @@ from train.probabilities import (
 )
 from train.targets import Truth, truth_of
 
+pytestmark = pytest.mark.slow
+
+
 TEXT_SCORES = {"label_micro_f1", "label_macro_f1", "normal_balanced_accuracy", "bleu4", "rouge_l"}
 SCORES = TEXT_SCORES | {"as_read", "ended", "gate", "blank_drop", "noise_drop", "map_correlation", "mask_share_over_chance", "pointing", "zones",
                         "deletion_drop", "calibration_error", "denied_wrongly"}  # fmt: skip

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from emrrg_core.data.studies import NO_FINDING, SIGHTS, Study, lung_mask, normalise
+from emrrg_core.errors import DataError
 from emrrg_core.explain.faithfulness import highlighted, masked, places
 from emrrg_core.explain.heat_map import patch_weights
 from emrrg_core.films.film import read_film
@@ -197,7 +198,8 @@ def columns(
                 note(f"map_correlation{suffix}", i, float(np.mean(alike)))
         if study.lung_mask and (mine := map_of(draft, [s for s in draft.sentences if _LUNGS.search(s.text)])) is not None:  # fmt: skip
             mask = cv2.imread(str(study.lung_mask), cv2.IMREAD_GRAYSCALE)
-            assert mask is not None, study.lung_mask
+            if mask is None:
+                raise DataError(f"study {study.id}: its lung mask cannot be read.")
             cover = patch_cover(np.greater(mask, 0), draft.grid)
             note("mask_share_over_chance", i, float(mine @ cover / cover.mean()))
         boxes = boxes_of(study, truths[study.id])
