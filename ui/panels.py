@@ -676,8 +676,8 @@ def why_html(why: "Why | None", sentence: str) -> str:
     title = f"<p><b>Why this sentence?</b> {_quote(sentence)}</p>"
     if why is None:
         return (
-            f'<div class="rr-why rr-say rr-calm">{title}<p>Every gate was shut while this sentence was written, so there is no '
-            "highlighted place to hide: the model did not look at the film here.</p></div>"
+            f'<div class="rr-why rr-say rr-calm">{title}<p>This sentence has no map, so there is no highlighted '
+            "place to hide: every gate was shut, or the model looked at other findings while it wrote this.</p></div>"
         )
     scale = _Scale.over([why.drop, why.mean, *why.random])
     mine, mean = scale.x(why.drop), scale.x(why.mean)

@@ -1,4 +1,4 @@
-"""Where the model looked: heat maps on the film's own pixels, the strength of the gates, and whether what was looked at mattered.
+"""Where the model looked: heat maps on the film's own pixels, and the strength of the gates.
 
 A token's map is its cross-attention times the gate's strength, summed over the hybrid layers, the class token left out. Attention on a finding's
 token is carried on to the patches by that finding's own map: what its logit is made of where it is present, where it was looked for otherwise
@@ -86,9 +86,8 @@ def _overlap(pixels: int, grid: int) -> np.ndarray:
 def heat_map(draft: Draft, film: int, what: Sentence | tuple[int, int]) -> np.ndarray | None:
     """The map of a sentence, or of draft.tokens[first:last], on a film (its number in draft.films): (height, width) float32, sum 1.
 
-    None where the model did not look: `no_map` says why. Views are averaged before the hybrid layers see their patches
-    (docs/method.md 5.1); the findings'
-    maps are each film's own.
+    None where the model did not look: `no_map` says why. Views are averaged before the hybrid layers see their patches (docs/method.md 5.1); the
+    findings' maps are each film's own.
     """
     weights = patch_weights(draft, what, film)
     if not weights.sum() > 0:
