@@ -94,14 +94,14 @@ def test_cached_decoding_equals_full_recomputation(model, images, beams, queries
     tiny = model(ending=0.0, queries=queries)
     visual = tiny.encode(images[:1])
     (writing,) = write(tiny, visual, replace(SHORT, beams=beams))
-    looks: list[AttentionTrace] = []
-    expected = tiny.log_probs(visual, torch.tensor([ids(writing)]), looks=looks)[0]
+    trace: list[AttentionTrace] = []
+    expected = tiny.log_probs(visual, torch.tensor([ids(writing)]), trace=trace)[0]
     assert len(writing.tokens) == SHORT.max_new_tokens
     got = torch.tensor([token.log_prob for token in writing.tokens])
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
     middle = tiny.config.vision.class_position
-    seen = [i for i in range(looks[0].attention.shape[-1]) if i != middle]
-    for layer, look in enumerate(looks):
+    seen = [i for i in range(trace[0].attention.shape[-1]) if i != middle]
+    for layer, look in enumerate(trace):
         for t, token in enumerate(writing.tokens):
             assert token.gates[layer] == pytest.approx(float(look.gate[0, t]), abs=1e-4)
             np.testing.assert_allclose(token.attention[layer], look.attention[0, t, seen], atol=1e-4)
@@ -277,13 +277,13 @@ class Loop:
         prompt, is_text = self.model.prompt(visual)
         embeds = torch.cat([prompt, self.model.embed(torch.tensor([written]))], dim=1)
         is_text = torch.cat([is_text, torch.ones(1, len(written), dtype=torch.bool)], dim=1)
-        looks: list[AttentionTrace] = []
-        seen = self.model.precompute_keys_values(visual).at(is_text, looks=looks)
+        trace: list[AttentionTrace] = []
+        seen = self.model.precompute_keys_values(visual).at(is_text, trace=trace)
         hidden = self.model.llm.get_decoder()(inputs_embeds=embeds, visual=seen).last_hidden_state[0]
         self.read = [[0, 0], *([token] for token in written)]
         at = prompt.shape[1] - 1
-        looks = [replace(look, gate=look.gate[0, at:], attention=look.attention[0, at:]) for look in looks]
-        return self.model.llm.lm_head(hidden[at:]).log_softmax(-1), looks
+        trace = [replace(layer, gate=layer.gate[0, at:], attention=layer.attention[0, at:]) for layer in trace]
+        return self.model.llm.lm_head(hidden[at:]).log_softmax(-1), trace
 
 
 LONG = DecodeConfig(max_new_tokens=60)
@@ -302,13 +302,13 @@ def said_twice(text: str) -> list[str]:
 
 def assert_is_what_is_read_at_once(loop: Loop, visual: FilmTokens, writing) -> None:
     """Log-probability, gates and attention of every token are those of a model that is given the text as it stands."""
-    expected, looks = loop.reads(visual, ids(writing))
+    expected, trace = loop.reads(visual, ids(writing))
     middle = loop.model.config.vision.class_position
-    seen = [i for i in range(looks[0].attention.shape[-1]) if i != middle]
+    seen = [i for i in range(trace[0].attention.shape[-1]) if i != middle]
     most = rounding(1, additions(loop.model))
     for t, token in enumerate(writing.tokens):
         assert token.log_prob == pytest.approx(float(expected[t, token.id]), rel=most, abs=most)
-        for layer, look in enumerate(looks):
+        for layer, look in enumerate(trace):
             assert token.gates[layer] == pytest.approx(float(look.gate[t]), abs=most)
             np.testing.assert_allclose(token.attention[layer], look.attention[t, seen], atol=most)
 

@@ -472,14 +472,14 @@ def test_with_the_gates_shut_the_film_changes_nothing_and_afterwards_all_is_as_b
     blind = replace(film, mask=torch.zeros(film.visual.shape[:2], dtype=torch.bool))
 
     def read(seen: FilmTokens) -> tuple[torch.Tensor, list[AttentionTrace]]:
-        looks: list[AttentionTrace] = []
+        trace: list[AttentionTrace] = []
         with torch.inference_mode():
-            return model.log_probs(seen, ids, looks=looks), looks
+            return model.log_probs(seen, ids, trace=trace), trace
 
     open_now, _ = read(film)
-    closed, looks = interrupted(model, lambda: read(film))
-    assert all(not look.gate.any() for look in looks)
-    assert looks
+    closed, trace = interrupted(model, lambda: read(film))
+    assert all(not layer.gate.any() for layer in trace)
+    assert trace
     torch.testing.assert_close(closed, read(blind)[0])
     assert (closed - open_now).abs().max() > 1e-3
     assert all(torch.equal(before[name], value) for name, value in model.hybrid.state_dict().items())
@@ -760,8 +760,8 @@ def test_attention_on_a_finding_token_points_where_the_finding_lies(ill):
 
 def test_maps_of_different_findings_correlate_as_they_are_alike():
     text = "Findings: There is a nodule in the lung. No pleural effusion. The heart is normal in size. The heart is not enlarged."
-    looks = {"nodule": at(1, 2), "effusion": at(9, 10), "normal": at(9, 10), "enlarged": at(5)}
-    found = correlations(drafted(text, looks))
+    looked = {"nodule": at(1, 2), "effusion": at(9, 10), "normal": at(9, 10), "enlarged": at(5)}
+    found = correlations(drafted(text, looked))
     # of six pairs five are about different findings
     assert sorted((round(r, 6), kind) for r, kind in found if kind == "denied") == [
         (round(np.corrcoef(at(9, 10), at(5))[0, 1], 6), "denied"),
@@ -770,7 +770,7 @@ def test_maps_of_different_findings_correlate_as_they_are_alike():
     assert [kind for _, kind in found].count("mixed") == 3
     assert len(found) == 5
     one = study(0, {})
-    made = judged(one, drafted(text, looks), truth=Truth({}))
+    made = judged(one, drafted(text, looked), truth=Truth({}))
     assert made["map_correlation"] == pytest.approx(np.mean([r for r, _ in found]))
     assert made["map_correlation_denied"] > made["map_correlation"]
     assert np.isnan(made["map_correlation_stated"])

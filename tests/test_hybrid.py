@@ -101,9 +101,9 @@ def test_a_shut_warm_up_gate_keeps_whatever_its_other_weights_say_out(pair, make
 
 def test_a_fresh_channel_wise_gate_starts_nearly_shut(pair):
     llm, hybrid = pair(Gate.CHANNEL_WISE_DYNAMIC_SIGMOID)
-    looks: list[AttentionTrace] = []
-    llm(ids(2), visual=hybrid.precompute_keys_values(llm, noise(2, SEEN, WIDTH)).at(looks=looks))
-    assert all(0 < float(look.gate.max()) < 0.06 for look in looks)
+    trace: list[AttentionTrace] = []
+    llm(ids(2), visual=hybrid.precompute_keys_values(llm, noise(2, SEEN, WIDTH)).at(trace=trace))
+    assert all(0 < float(layer.gate.max()) < 0.06 for layer in trace)
 
 
 def test_the_language_models_keys_are_unchanged(pair, make_llm):
@@ -256,22 +256,22 @@ def test_keys_of_a_family_with_biases_are_copied_with_their_biases(make_llm):
 @pytest.mark.parametrize(("every_n", "expected"), [(0, []), (1, [0, 1, 2, 3]), (2, [0, 2]), (3, [0, 3]), (8, [0])])
 def test_layers_0_n_2n_look_at_the_film(pair, every_n, expected):
     llm, hybrid = pair(opened=True, every_n=every_n)
-    looks: list[AttentionTrace] = []
-    llm(ids(1), visual=hybrid.precompute_keys_values(llm, noise(1, SEEN, WIDTH)).at(looks=looks))
+    trace: list[AttentionTrace] = []
+    llm(ids(1), visual=hybrid.precompute_keys_values(llm, noise(1, SEEN, WIDTH)).at(trace=trace))
     assert hybrid.indices() == expected
-    assert [look.layer for look in looks] == expected
+    assert [layer.layer for layer in trace] == expected
 
 
 @pytest.mark.parametrize("gate", GATES)
 def test_what_was_looked_at_is_a_distribution_over_the_visual_tokens(pair, gate):
     llm, hybrid = pair(gate, opened=True)
-    looks: list[AttentionTrace] = []
-    llm(ids(2), visual=hybrid.precompute_keys_values(llm, noise(2, SEEN, WIDTH)).at(looks=looks))
-    for look in looks:
-        assert look.gate.shape == (2, LENGTH)
-        assert look.gate.abs().max() > 0
-        torch.testing.assert_close(look.attention.sum(-1), torch.ones(2, LENGTH))
-        assert look.attention.std() > 1e-3
+    trace: list[AttentionTrace] = []
+    llm(ids(2), visual=hybrid.precompute_keys_values(llm, noise(2, SEEN, WIDTH)).at(trace=trace))
+    for layer in trace:
+        assert layer.gate.shape == (2, LENGTH)
+        assert layer.gate.abs().max() > 0
+        torch.testing.assert_close(layer.attention.sum(-1), torch.ones(2, LENGTH))
+        assert layer.attention.std() > 1e-3
 
 
 # --------------------------------------------------------------------------------------- batches, padding and beams
@@ -303,11 +303,11 @@ def test_a_gate_counts_as_shut_where_no_text_stands(pair):
     llm, hybrid = pair(opened=True)
     text = torch.ones(1, LENGTH, dtype=torch.bool)
     text[:, 2:4] = False
-    looks: list[AttentionTrace] = []
-    llm(ids(1), visual=hybrid.precompute_keys_values(llm, noise(1, SEEN, WIDTH)).at(text, looks=looks))
-    for look in looks:
-        assert not look.gate[~text].any()
-        assert look.gate[text].all()
+    trace: list[AttentionTrace] = []
+    llm(ids(1), visual=hybrid.precompute_keys_values(llm, noise(1, SEEN, WIDTH)).at(text, trace=trace))
+    for layer in trace:
+        assert not layer.gate[~text].any()
+        assert layer.gate[text].all()
 
 
 def test_a_sample_that_may_see_nothing_is_left_as_the_plain_model_has_it(pair, make_llm):
@@ -325,10 +325,10 @@ def test_a_masked_visual_token_is_not_seen(pair):
     seen = noise(1, SEEN, WIDTH)
     mask = torch.tensor([[True, True, True, False, False]])
     fewer = llm(ids(1), visual=hybrid.precompute_keys_values(llm, seen[:, :3])).logits
-    looks: list[AttentionTrace] = []
-    masked = llm(ids(1), visual=hybrid.precompute_keys_values(llm, seen, mask).at(looks=looks)).logits
+    trace: list[AttentionTrace] = []
+    masked = llm(ids(1), visual=hybrid.precompute_keys_values(llm, seen, mask).at(trace=trace)).logits
     assert_alike(masked, fewer, llm, hybrid)
-    assert not any(look.attention[..., 3:].any() for look in looks)
+    assert not any(layer.attention[..., 3:].any() for layer in trace)
 
 
 def test_padding_in_a_batch_does_not_change_a_samples_logits(pair):
@@ -394,8 +394,8 @@ def test_text_and_films_of_one_call_do_not_touch_the_film_of_the_draft(pair):
     llm, hybrid = pair(opened=True)
     visual = hybrid.precompute_keys_values(llm, noise(1, SEEN, WIDTH))
     before = replace(visual)
-    looks: list[AttentionTrace] = []
-    call = visual.at(torch.ones(1, LENGTH, dtype=torch.bool), looks=looks)
+    trace: list[AttentionTrace] = []
+    call = visual.at(torch.ones(1, LENGTH, dtype=torch.bool), trace=trace)
     llm(ids(1), visual=call)
-    assert (visual.text, visual.looks) == (before.text, before.looks) == (None, None)
-    assert len(looks) == 2
+    assert (visual.text, visual.trace) == (before.text, before.trace) == (None, None)
+    assert len(trace) == 2

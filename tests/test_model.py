@@ -104,9 +104,9 @@ def test_a_prompt_may_end_with_the_image(build):
 
 
 def test_pooled_prompts_leave_all_tokens_to_cross_attention(tiny, images):
-    looks: list[AttentionTrace] = []
-    tiny.log_probs(tiny.encode(images), reports([[5, 6]] * 3), looks=looks)
-    assert [look.attention.shape for look in looks] == [(3, 2, 17)] * 2
+    trace: list[AttentionTrace] = []
+    tiny.log_probs(tiny.encode(images), reports([[5, 6]] * 3), trace=trace)
+    assert [layer.attention.shape for layer in trace] == [(3, 2, 17)] * 2
 
 
 # -------------------------------------------------------------------------------------------------- log-probabilities
@@ -225,10 +225,10 @@ def test_before_anything_is_learned_the_patches_as_a_group_weigh_beside_the_find
     reading.calibration.thresholds[:] = 0.5  # every finding is assessed
     for _, layer in reading.hybrid.items():
         layer.kv_proj.weight.zero_()
-    looks: list[AttentionTrace] = []
-    reading.log_probs(reading.encode(images), reports([[5, 9, 2]] * 3), looks=looks)
-    for look in looks:
-        on_patches = look.attention[..., :17].sum(-1)
+    trace: list[AttentionTrace] = []
+    reading.log_probs(reading.encode(images), reports([[5, 9, 2]] * 3), trace=trace)
+    for layer in trace:
+        on_patches = layer.attention[..., :17].sum(-1)
         torch.testing.assert_close(on_patches, torch.full((3, 3), weight / (1 + weight)))
 
 

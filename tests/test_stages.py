@@ -132,7 +132,7 @@ def test_every_stage_logs_what_it_learned_from(made):
         ("tower", {"labels", "normal", "absent", "present", "lungs"}),
         ("finetune", {"nll", "gate", "on_findings", "readings"}),
         ("heads", {"labels", "normal", "absent"}),
-        ("tell", {"nll", "gate", "on_findings", "looking"}),
+        ("tell", {"nll", "gate", "on_findings", "attention_cost"}),
     ):
         rows = columns(made.folder / stage / "log.csv")
         assert [row["step"] for row in rows] == [0, 1]
@@ -258,7 +258,7 @@ echo "$@" >> "$LOG"
 while [ $# -gt 0 ]; do
     if [ "$1" = --out ]; then mkdir -p "$2"; fi
     if [ "$1" = --checkpoint ]; then checkpoint=$2; fi
-    if [ "$1" = train.looks ]; then looks=1; fi
+    if [ "$1" = train.film_check ]; then looks=1; fi
     shift
 done
 if [ -n "${looks:-}" ]; then touch "$checkpoint/looks.safetensors"; fi

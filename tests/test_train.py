@@ -34,7 +34,7 @@ from train.finetune import (
     TELLING,
     Texts,
     WordLessons,
-    cost_of_looking,
+    cost_of_attention,
     load_language,
     load_start,
     pad,
@@ -402,7 +402,7 @@ def test_looking_costs_what_the_gate_lets_through_and_more_the_more_it_looks_at(
             AttentionTrace(layer, torch.tensor([[gate, 0.9]]), torch.tensor([[attention, (1.0, 0.0)]]))
             for layer in (0, 5)
         ]
-        return float(cost_of_looking(looks, torch.tensor([[True, not real]])))
+        return float(cost_of_attention(looks, torch.tensor([[True, not real]])))
 
     assert cost(0.5, 1.0, 0.0) == pytest.approx(0.5, abs=1e-4)  # one thing alone
     assert cost(0.5, 0.5, 0.5) == pytest.approx(0.5 * (1 + np.log(2)), abs=1e-4)
@@ -418,8 +418,8 @@ def test_where_looking_costs_the_loss_is_higher_by_it(build, open_gates, images)
         seen, part = model.see(images), Part(0, 0, 1, torch.device("cpu"))
         free, _ = WordLessons(model).loss(seen, told, part)
         costly, numbers = WordLessons(model, focus=0.5).loss(seen, told, part)
-    assert numbers["looking"] > 0
-    assert float(costly) == pytest.approx(float(free) + 0.5 * numbers["looking"], rel=1e-4)
+    assert numbers["attention_cost"] > 0
+    assert float(costly) == pytest.approx(float(free) + 0.5 * numbers["attention_cost"], rel=1e-4)
 
 
 # ------------------------------------------------------------------------------------------------- what it starts from

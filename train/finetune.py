@@ -72,7 +72,7 @@ class Lessons(Settings):
     made_up: float = 0.5  # share of films whose findings are made up (with disease queries)
     readings: float = 0.0  # weight of what the tower is to see, as train.tower taught it, in the loss
     deciding: float = 1.0  # see `tokens_of`
-    focus: float = 0.0  # weight of `cost_of_looking`
+    focus: float = 0.0  # weight of `cost_of_attention`
     tower: bool = True  # the tower's adapters learn too; False: it is as `--begin` has left it
     heads: bool = False  # only what is read learns, on the tower as it is, and no word (with disease queries)
     gate_bias: float | None = None  # a gate that starts open on average; its size is the warm-up's to learn
@@ -215,31 +215,31 @@ class WordLessons:
         rows = [self._encoded(tuple(f), tuple(i)) for f, i in told]
         ids = pad([row[0] for row in rows], IGNORED, torch.long).to(part.device)
         weights = pad([row[1] for row in rows], 0.0, torch.float32).to(part.device)
-        looks: list[AttentionTrace] = []
-        scores = self._model.log_probs(self._model.project(seen, findings), ids, looks=looks)
+        trace: list[AttentionTrace] = []
+        scores = self._model.log_probs(self._model.project(seen, findings), ids, trace=trace)
         words = -(scores * weights).sum() / weights.sum()
-        gates = [look.gate.detach().abs().mean() for look in looks]
+        gates = [layer.gate.detach().abs().mean() for layer in trace]
         numbers = {
             "nll": -(scores.sum() / (ids != IGNORED).sum()).item(),
             "gate": torch.stack(gates).mean().item() if gates else float("nan"),
         }
-        if looks and self._model.finding_positions:
+        if trace and self._model.finding_positions:
             first = self._model.config.vision.tokens
-            share = torch.stack([look.attention.detach()[..., first:].sum(-1).mean() for look in looks])
+            share = torch.stack([layer.attention.detach()[..., first:].sum(-1).mean() for layer in trace])
             numbers["on_findings"] = share.mean().item()
-        if looks and self._focus:
-            cost = cost_of_looking(looks, ids != IGNORED)
-            words, numbers["looking"] = words + self._focus * cost, cost.item()
+        if trace and self._focus:
+            cost = cost_of_attention(trace, ids != IGNORED)
+            words, numbers["attention_cost"] = words + self._focus * cost, cost.item()
         return words * part.share(weights.sum().item()), numbers
 
 
-def cost_of_looking(looks: Sequence[AttentionTrace], real: Tensor) -> Tensor:
+def cost_of_attention(trace: Sequence[AttentionTrace], real: Tensor) -> Tensor:
     """How far the gates are open, and at how much at once the words look: gate × (1 + entropy of gate × attention in nats), the mean over the words
     (b, t) that are real and the hybrid layers.
 
     It asks for gates that open where the film is needed, and there for one thing to look at. At which, and for which word, nothing says.
     """
-    seen = torch.stack([look.gate.abs()[..., None] * look.attention for look in looks]).mean(0)[real]  # (words, v)
+    seen = torch.stack([layer.gate.abs()[..., None] * layer.attention for layer in trace]).mean(0)[real]  # (words, v)
     gate = seen.sum(-1)
     share = seen / gate.clamp_min(1e-6)[:, None]
     entropy = -(share * share.clamp_min(1e-9).log()).sum(-1)

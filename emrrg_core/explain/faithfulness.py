@@ -27,8 +27,8 @@ FEWEST_PLACES, PLACES = 8, 19  # random places at least, and by default: where n
 FILL = 5  # pixels around a hidden one that fill it
 RARE = 0.05  # of the random places may cost as much as the highlighted one, for that to matter
 WORTH = 0.1  # nats that the highlighted place must cost, and cost more than random ones: a tenth less likely
-# Nats a token: a text that moves less barely depends on its film. From `python -m train.looking --limit 160` on the shipped checkpoint's validation
-# films: below 0.98 of the drafts, above 0.67 of other films' texts (the mean of the three tells them apart with an area of 0.86).
+# Nats a token: a text that moves less barely depends on its film. From `python -m train.image_dependence --limit 160` on the shipped checkpoint's
+# validation films: below 0.98 of the drafts, above 0.67 of other films' texts (the mean of the three tells them apart with an area of 0.86).
 # Another checkpoint needs it measured anew.
 BARELY = 0.2
 

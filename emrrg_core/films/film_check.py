@@ -1,6 +1,6 @@
 """What a film looks like to the tower: a frontal chest film, a lateral one, one upside down, turned or mirrored, or no chest film.
 
-A linear softmax over the tower's patch tokens, fitted to one checkpoint by `python -m train.looks` and kept beside its weights. It knows
+A linear softmax over the tower's patch tokens, fitted to one checkpoint by `python -m train.film_check` and kept beside its weights. It knows
 chests from what it was shown as no chest; what lies further from every chest film than they from each other is no chest film either.
 Error rates are in docs/refusals.md.
 """
@@ -118,7 +118,7 @@ class Detector:
         path = Path(directory) / FILE
         if not path.is_file():
             return None
-        problem = f"{path} is damaged or of another version. Fit it again with train.looks, or remove it."
+        problem = f"{path} is damaged or of another version. Fit it again with train.film_check, or remove it."
         try:
             with safe_open(path, framework="pt") as file:
                 notes = file.metadata() or {}

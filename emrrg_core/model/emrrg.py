@@ -230,11 +230,11 @@ class Emrrg(nn.Module):
 
     # -- what is written ----------------------------------------------------------------------------------------------
 
-    def log_probs(self, film: FilmTokens, reports: Tensor, *, looks: list[AttentionTrace] | None = None) -> Tensor:
+    def log_probs(self, film: FilmTokens, reports: Tensor, *, trace: list[AttentionTrace] | None = None) -> Tensor:
         """Log-probability of every report token given the film and the tokens before it.
 
         reports: (b, t) token ids, IGNORED after the end of a report. Returns (b, t) float32, 0 where ignored.
-        looks: receives what each hybrid layer looked at, restricted to the positions that predict report tokens, in order.
+        trace: receives what each hybrid layer looked at, restricted to the positions that predict report tokens, in order.
         """
         b, t = reports.shape
         prompt, prompt_is_text = self.prompt(film)
@@ -243,15 +243,15 @@ class Emrrg(nn.Module):
         embeds = torch.cat([prompt, self.embed(ids[:, :-1])], dim=1)  # the last token is predicted, never read
         attend = torch.cat([torch.ones_like(prompt_is_text), real[:, :-1]], dim=1)
         text = torch.cat([prompt_is_text, real[:, :-1]], dim=1)
-        seen: list[AttentionTrace] | None = None if looks is None else []
+        seen: list[AttentionTrace] | None = None if trace is None else []
         hidden = self.llm.get_decoder()(
             inputs_embeds=embeds,
             attention_mask=attend.long() if not bool(attend.all()) else None,
-            visual=self.precompute_keys_values(film).at(text, looks=seen),
+            visual=self.precompute_keys_values(film).at(text, trace=seen),
             use_cache=False,
         ).last_hidden_state[:, -t:]  # the last prompt position predicts the first token
-        if looks is not None and seen is not None:
-            looks.extend(AttentionTrace(s.layer, s.gate[:, -t:], s.attention[:, -t:]) for s in seen)
+        if trace is not None and seen is not None:
+            trace.extend(AttentionTrace(s.layer, s.gate[:, -t:], s.attention[:, -t:]) for s in seen)
         rows = real.flatten().nonzero().squeeze(1)  # the vocabulary is large: no logits where nothing is asked
         logits = self.llm.get_output_embeddings()(hidden.flatten(0, 1)[rows])  # (n, vocabulary)
         nll = F.cross_entropy(logits.float(), ids.flatten()[rows], reduction="none")

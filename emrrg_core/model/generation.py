@@ -92,10 +92,10 @@ def stream(model: Emrrg, film: FilmTokens, config: DecodeConfig) -> Iterator[lis
     films = [_Film() for _ in range(b)]
     active = list(range(b))  # films still being written; their rows lie in this order, k each after the first step
     cache = DynamicCache(config=llm.config)
-    looks: list[AttentionTrace] = []
+    trace: list[AttentionTrace] = []
     seen = model.precompute_keys_values(film)
     embeds, is_text = model.prompt(film)
-    call = seen.at(is_text, looks=looks)
+    call = seen.at(is_text, trace=trace)
     width = 1  # beams per film so far
     prompt, heading = embeds.shape[1], _heading(model)
     held: Tensor | None = None  # (rows, cached positions) bool: False where a row was taken back; None until one is
@@ -111,7 +111,7 @@ def stream(model: Emrrg, film: FilmTokens, config: DecodeConfig) -> Iterator[lis
             visual=call,
         ).last_hidden_state[:, -1]
         logits = llm.get_output_embeddings()(hidden).float()  # (rows, vocabulary)
-        gates, attention = _last(looks, model, logits.shape[0])  # (rows, layers), (rows, layers, patches + s)
+        gates, attention = _last(trace, model, logits.shape[0])  # (rows, layers), (rows, layers, patches + s)
         log_probs = F.log_softmax(logits, -1)
         ranked = log_probs if config.repetition_penalty == 1 else _penalised(logits, films, active, config)
         ranked = _forced(ranked, log_probs, [beam for f in active for beam in films[f].beams])
@@ -181,8 +181,8 @@ def stream(model: Emrrg, film: FilmTokens, config: DecodeConfig) -> Iterator[lis
             for row, length in back:  # the last token that is left is read again: what it predicted was not kept
                 held[row, held[row].cumsum(0) >= prompt + length] = False
         films_of_rows = torch.tensor(film_numbers, device=logits.device)
-        looks = []
-        call = seen.select(films_of_rows).at(looks=looks) if still != active or width != k else call.at(looks=looks)
+        trace = []
+        call = seen.select(films_of_rows).at(trace=trace) if still != active or width != k else call.at(trace=trace)
         active, width = still, k
         last = torch.tensor([[beam.steps[-1].id] for f in active for beam in films[f].beams], device=logits.device)
         embeds = model.embed(last)
@@ -196,14 +196,14 @@ def write(model: Emrrg, film: FilmTokens, config: DecodeConfig) -> list[Writing]
     return result
 
 
-def _last(looks: list[AttentionTrace], model: Emrrg, rows: int) -> tuple[np.ndarray, np.ndarray]:
+def _last(trace: list[AttentionTrace], model: Emrrg, rows: int) -> tuple[np.ndarray, np.ndarray]:
     """Gates (rows, layers) and attention over patches and finding tokens (rows, layers, patches + s) at the last position of a call."""
-    if not looks:  # the hybrid decoder is off: nothing was looked at
+    if not trace:  # the hybrid decoder is off: nothing was looked at
         seen = model.config.vision.patches + len(model.finding_positions)
         return np.zeros((rows, 0), np.float32), np.zeros((rows, 0, seen), np.float32)
     middle = model.config.vision.class_position
-    gates = torch.stack([look.gate[:, -1] for look in looks], 1)
-    attention = torch.stack([look.attention[:, -1] for look in looks], 1)
+    gates = torch.stack([layer.gate[:, -1] for layer in trace], 1)
+    attention = torch.stack([layer.attention[:, -1] for layer in trace], 1)
     rest = torch.cat([attention[..., :middle], attention[..., middle + 1 :]], -1)
     return gates.float().cpu().numpy(), rest.float().cpu().numpy()
 

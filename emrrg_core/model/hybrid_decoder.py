@@ -92,11 +92,11 @@ class Visual:
     mask: Tensor | None = None
     text: Tensor | None = None
     prior: Tensor | None = None
-    looks: list[AttentionTrace] | None = field(default=None, compare=False)  # filled by every call when a list is given
+    trace: list[AttentionTrace] | None = field(default=None, compare=False)  # filled by every call when a list is given
 
-    def at(self, text: Tensor | None = None, *, looks: list[AttentionTrace] | None = None) -> "Visual":
+    def at(self, text: Tensor | None = None, *, trace: list[AttentionTrace] | None = None) -> "Visual":
         """The same film for one call: which positions are text, and where to note what was looked at."""
-        return replace(self, text=text, looks=looks)
+        return replace(self, text=text, trace=trace)
 
     def repeat(self, times: int) -> "Visual":
         """Every sample `times` times in a row, for beams."""
@@ -212,16 +212,16 @@ def hybrid_attention(
     drop = dropout if module.training else 0.0
     ctx, weights = grouped_film(query, keys, values, layer.head_dim**-0.5, visual.mask, drop, visual.prior)
     mixed, gate = layer.mix(a, ctx.transpose(1, 2))  # (b, l, heads, k), (b, l, heads)
-    looking = _looking(visual, a)
-    if looking is not None:
-        mixed = torch.where(looking[..., None, None], mixed, a)
-        gate = gate * looking[..., None]
-    if visual.looks is not None:
+    sees = _sees_film(visual, a)
+    if sees is not None:
+        mixed = torch.where(sees[..., None, None], mixed, a)
+        gate = gate * sees[..., None]
+    if visual.trace is not None:
         strength = gate.float().abs()
         share = strength / strength.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
         share = torch.where(strength.sum(-1, keepdim=True) > 0, share, torch.full_like(share, 1 / layer.heads))
         seen = torch.einsum("blh,bhlv->blv", share, weights)  # differentiable: training may guide where sentences look
-        visual.looks.append(AttentionTrace(index, gate.float().mean(-1), seen))
+        visual.trace.append(AttentionTrace(index, gate.float().mean(-1), seen))
     return mixed.to(a.dtype), None
 
 
@@ -261,16 +261,16 @@ def grouped_film(
     return context.view_as(query), weights.view(*query.shape[:3], -1)
 
 
-def _looking(visual: Visual, a: Tensor) -> Tensor | None:
+def _sees_film(visual: Visual, a: Tensor) -> Tensor | None:
     """(b, l) bool: the text positions of samples that have an image. None when that is all of them."""
     if visual.text is None and visual.mask is None:
         return None
-    looking = torch.ones(a.shape[:2], dtype=torch.bool, device=a.device)
+    sees = torch.ones(a.shape[:2], dtype=torch.bool, device=a.device)
     if visual.text is not None:
-        looking = looking & visual.text
+        sees = sees & visual.text
     if visual.mask is not None:
-        looking = looking & visual.mask.any(-1, keepdim=True)
-    return looking
+        sees = sees & visual.mask.any(-1, keepdim=True)
+    return sees
 
 
 AttentionInterface.register(ATTENTION, hybrid_attention)

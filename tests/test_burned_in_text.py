@@ -10,7 +10,7 @@ from pydicom.data import get_testdata_file
 from emrrg_core import Film, read_film
 from emrrg_core.films.burned_in_text import burned_in, burned_in_warning, text_lines
 from tests.phantom import make_phantom
-from train.burned import CONTRASTS, FONTS, identity, written
+from train.burned_in_text import CONTRASTS, FONTS, identity, written
 
 WORDS = ["SPECIMEN, ADA", "04.07.1931", "ID 20770184"]
 

@@ -1,6 +1,6 @@
 """Calibrates *Is it looking?*: how far drafts move under what is not their film, beside texts that were written for another film.
 
-    python -m train.looking --checkpoint assets/checkpoints/small --films FILMS.jsonl --split val [--limit N] [--json]
+    python -m train.image_dependence --checkpoint assets/checkpoints/small --films FILMS.jsonl --split val [--limit N] [--json]
 
 Every film of the split is drafted, and the draft is read under its own film, under the three stand-ins of `emrrg_core.explain.heat_map` and under one
 other film of the split. As on the screen, a stand-in takes the film's place before the hybrid layers and not in the prompt. A text read under
@@ -46,7 +46,7 @@ def moves(model: Emrrg, studies: Sequence[Study], *, batch: int = 32, seed: int 
     rng = np.random.default_rng(seed)
     films = judge.see(load_films(studies, size))
     drafts = judge.write(films)
-    strangers = [int(rng.choice([j for j in range(len(studies)) if j != i])) for i in range(len(studies))]
+    another = [int(rng.choice([j for j in range(len(studies)) if j != i])) for i in range(len(studies))]
 
     def nats(seen: FilmTokens, rows: Sequence[int]) -> np.ndarray:
         scores = judge.score(seen, [drafts[i] for i in rows])
@@ -64,7 +64,7 @@ def moves(model: Emrrg, studies: Sequence[Study], *, batch: int = 32, seed: int 
     moved, alien = [], []
     for start in range(0, len(worded), batch):  # stand-ins of few drafts at once: they need not all lie in memory
         rows = worded[start : start + batch]
-        others = [strangers[i] for i in rows]
+        others = [another[i] for i in rows]
         fakes = judge.see([film for i in rows for film in stand_ins(size, np.random.default_rng(seed + i))])
         own = unlike(fakes, rows, rows)
         moved.append(nats(films.select(rows), rows)[:, None] - own)
@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "settings_sha256": checkpoint.settings_fingerprint(args.checkpoint),
         "films": args.films.name,
         "split": args.split,
-        "command": "python -m train.looking " + " ".join(argv if argv is not None else sys.argv[1:]),
+        "command": "python -m train.image_dependence " + " ".join(argv if argv is not None else sys.argv[1:]),
         **found,
     }
     if args.json:

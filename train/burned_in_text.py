@@ -1,6 +1,6 @@
 """Measures how well text burned into films is found (`emrrg_core.films.burned_in_text`), and how often markers and clean films are taken for it.
 
-    python -m train.burned --films FILMS.jsonl [--split val] [--repeats N] [--docs docs/refusals.md]
+    python -m train.burned_in_text --films FILMS.jsonl [--split val] [--repeats N] [--docs docs/refusals.md]
 
 Films are taken as they are, and enlarged with grain, as files from a detector would be; into each, made-up names, dates and numbers are written in
 several heights, contrasts and fonts, or the short markers that most films carry. The constants of `emrrg_core.films.burned_in_text` were
@@ -25,7 +25,7 @@ from emrrg_core.data.studies import Study, read_studies
 from emrrg_core.errors import EmrrgError
 from emrrg_core.films.burned_in_text import MANY, Box, Line, text_lines
 from emrrg_core.films.film import read_film
-from train.rates import put, rate
+from train.confidence import put, rate
 
 SIDES = (0, 1024, 2048)  # pixels, longer side; 0: as the film is
 HEIGHTS = (0.012, 0.02, 0.035)  # of a capital letter, as a share of the longer side, but at least LEAST pixels

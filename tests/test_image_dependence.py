@@ -11,7 +11,7 @@ from emrrg_core.errors import DataError
 from emrrg_core.model import checkpoint as checkpoints
 from tests import tiny
 from tests.phantom import make_phantom
-from train.looking import KINDS, calibrate, main, moves, separation
+from train.image_dependence import KINDS, calibrate, main, moves, separation
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Images that are no chest film, drawn from a seed, for the detector of `train.looks` to learn what to refuse.
+"""Images that are no chest film, drawn from a seed, for the detector of `train.film_check` to learn what to refuse.
 
 No one's film is in them, but for `jigsaw`, which cuts a chest film in tiles.
 """

@@ -1,9 +1,9 @@
 """Fits the detector of chest films (`emrrg_core.films.film_check`) to a checkpoint, and measures it.
 
-    python -m train.looks --checkpoint assets/checkpoints/small --films FILMS.jsonl --out assets/checkpoints/small/looks.safetensors \\
+    python -m train.film_check --checkpoint assets/checkpoints/small --films FILMS.jsonl --out assets/checkpoints/small/looks.safetensors \\
         [--others FILE...] [--docs docs/refusals.md]
 
-Fitted on films of the split `train`, turned and mirrored, on the lateral films of any split, and on images drawn by `train.strangers`. Limits
+Fitted on films of the split `train`, turned and mirrored, on the lateral films of any split, and on images drawn by `train.negative_images`. Limits
 are set on one half of the patients of the split `val` and on drawn images of other seeds; every rate is of the other half, and of real images
 that are no chest film and that nothing was fitted to: those that come with pydicom, matplotlib and Gradio, and the files named by --others.
 The table goes between the markers `<!-- looks -->` of the document.
@@ -30,8 +30,8 @@ from emrrg_core.films.film import OVERRIDABLE, model_input, read_film
 from emrrg_core.films.film_check import FILE, KINDS, Detector, FilmCheck, features
 from emrrg_core.model import checkpoint
 from emrrg_core.model.emrrg import Emrrg
-from train import strangers
-from train.rates import put, rate
+from train import negative_images
+from train.confidence import put, rate
 
 ROOT = Path(__file__).resolve().parent.parent
 FITTED = {"frontal": 300, "upside down": 80, "sideways": 80, "mirrored": 240, "other": 24, "phantom": 16}
@@ -117,10 +117,10 @@ def pictures(
             found.append(Picture(kind, f"films, {kind}", np.ascontiguousarray(turned(kind, cache[study], rng))))
     films = [picture.grey for picture in found if picture.kind == "frontal"]
     size = cache.size
-    for row, draw in strangers.DRAWN.items():
+    for row, draw in negative_images.DRAWN.items():
         found += [Picture("other", row, _eight_bits(draw(size, rng))) for _ in range(counts["other"])]
     for i in rng.permutation(len(films))[: counts["other"]]:
-        found.append(Picture("other", "films cut in tiles", _eight_bits(strangers.jigsaw(films[i] / 255, rng))))
+        found.append(Picture("other", "films cut in tiles", _eight_bits(negative_images.jigsaw(films[i] / 255, rng))))
     found += [Picture("frontal", "phantoms", grey) for grey in _phantoms(counts["phantom"], phantoms, size)]
     return found
 
@@ -245,7 +245,9 @@ def table(found: Sequence[Picture], judged: Sequence[FilmCheck]) -> str:
         counts = " | ".join(str(got.count(k)) for k in KINDS)
         wrong = sum(k != kind for k in got)
         lines.append(f"| {row} | {names[KINDS.index(kind)]} | {counts} | {rate(wrong, len(got))} |")
-    drawn = {row for kind, row in taken if kind == "other" and (row in strangers.DRAWN or row == "films cut in tiles")}
+    drawn = {
+        row for kind, row in taken if kind == "other" and (row in negative_images.DRAWN or row == "films cut in tiles")
+    }
     for words, rows in (
         ("all drawn ones", drawn),
         ("all real ones", {row for k, row in taken if k == "other"} - drawn),

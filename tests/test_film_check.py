@@ -17,8 +17,8 @@ from emrrg_core.model import checkpoint as checkpoints
 from emrrg_core.reporter import DEFAULT_CHECKPOINT
 from tests import tiny
 from tests.phantom import make_phantom
-from train import looks as fitting
-from train.looks import Picture, fit, limit
+from train import film_check as fitting
+from train.film_check import Picture, fit, limit
 
 SHORT = DecodeConfig(max_new_tokens=12)
 PATCHES, WIDTH = 16, 16  # of the tiny tower
@@ -112,7 +112,7 @@ def test_a_detector_comes_back_as_it_was_saved(detector, tmp_path):
 def test_a_damaged_detector_says_what_to_do(detector, tmp_path):
     detector.save(tmp_path / FILE)
     (tmp_path / FILE).write_bytes((tmp_path / FILE).read_bytes()[:200])
-    with pytest.raises(CheckpointError, match=r"Fit it again with train\.looks"):
+    with pytest.raises(CheckpointError, match=r"Fit it again with train\.film_check"):
         Detector.load(tmp_path)
 
 
