@@ -10,11 +10,13 @@ Without queries, as in the published method, a film's own report is learned, or 
 """
 
 import argparse
+import contextlib
 import functools
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,7 +44,7 @@ from emrrg_core.model.emrrg import IGNORED, Emrrg
 from emrrg_core.model.finding_tokens import NAMES, Finding, Presence, select_findings
 from emrrg_core.model.generation import write
 from emrrg_core.model.hybrid_decoder import AttentionTrace
-from emrrg_core.model.language_model import load_language_model, prefers_bfloat16
+from emrrg_core.model.language_model import LanguageModel, load_language_model, prefers_bfloat16
 from emrrg_core.model.partial_lora import DESIGNS, ablate
 from emrrg_core.report.draft import Sentence, compose, split
 from emrrg_core.reporter import differences
@@ -53,7 +55,7 @@ from train import calibrate, tower
 from train.loop import Part, Run, apart, load_trained, train
 from train.measures import balanced_accuracy
 from train.report_templates import made_up, tell
-from train.targets import near_copies, read_radiologists, truth_of
+from train.targets import Truth, near_copies, read_radiologists, truth_of
 from train.teacher import Readings, weights_of
 
 TELLING = 2.5  # weight of a token in a sentence that tells films apart: the first of a section, and every abnormal one
@@ -246,138 +248,222 @@ def cost_of_attention(trace: Sequence[AttentionTrace], real: Tensor) -> Tensor:
     return (gate * (1 + entropy)).mean()
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    args = _parser().parse_args(argv)
-    torch.set_num_threads(args.threads)
+class FindingLessons:
+    """For recipes with disease queries: the tower reads findings in a film, and the report is made of these findings."""
+
+    def __init__(
+        self, model: Emrrg, words: WordLessons, films: "FilmSet", plan: "Plan", teacher: Readings | None
+    ) -> None:
+        """Calibrates the model, unless only what is read learns."""
+        self._model, self._words, self._films, self._plan = model, words, films, plan
+        own = plan.lessons
+        copies = near_copies(films.learn, [*films.develop, *films.held], films.cache)
+        self.studies = [s for s in films.learn if s.id not in copies]
+        self._reading = tower.Lessons(simulate=own.simulate, mirror=own.mirror, places=own.places, distil=own.distil)
+        if own.heads:
+            model.requires_grad_(False)
+            model.disease.requires_grad_(True)
+        else:
+            self._calibrate()
+        if not own.tower:
+            model.visual_encoder.requires_grad_(False)
+        self._examples = tower.Films(self.studies, films.cache, films.truths, teacher, self._reading)
+        self._sampler = tower.Sampler(self.studies, plan.run.sources, plan.run.seed)
+        self._assessed = [name for name in NAMES if model.calibration.assessed(name)]
+        denied_below = model.calibration.thresholds[:, 2]
+        self._deniable = {name for name in self._assessed if denied_below[LABELS.index(NAMES[name])] > 0}
+
+    def loss(self, part: Part) -> tuple[Tensor, dict[str, float]]:
+        own = self._plan.lessons
+        chosen, rng = self._sampler.step(part.step, self._plan.run.batch)
+        drawn = part.of([(self._examples.example(s, rng), int(rng.integers(1 << 31))) for s in chosen])
+        examples = [example for example, _ in drawn]
+        images = torch.from_numpy(normalise(np.stack([e.film for e in examples]))).unsqueeze(1)
+        with torch.set_grad_enabled(own.tower or own.heads):
+            seen = self._model.see(images.to(part.device))
+        if own.heads:
+            return tower.loss_of_seen(seen, examples, self._reading, part.share)
+        findings, told = self._report(seen, [seed for _, seed in drawn])
+        loss, numbers = self._words.loss(seen, told, part, findings)
+        if own.readings:
+            kept, _ = tower.loss_of_seen(seen, examples, self._reading, part.share)
+            loss, numbers = loss + own.readings * kept, numbers | {"readings": kept.item()}
+        return loss, numbers
+
+    def _report(
+        self, seen: Seen, seeds: Sequence[int]
+    ) -> tuple[list[Sequence[Finding]], list[tuple[list[str], list[str]]]]:
+        """What is reported of each film, read in it or made up, and its sentences."""
+        findings: list[Sequence[Finding]] = []
+        told = []
+        for read, seed in zip(select_findings(seen, self._model.calibration), seeds, strict=True):
+            rng = np.random.default_rng(seed)
+            invented = rng.random() < self._plan.lessons.made_up
+            mine = made_up(self._assessed, rng, self._deniable) if invented else read
+            findings.append(mine)
+            told.append(tell(mine, rng))
+        return findings, told
+
+    @contextlib.contextmanager
+    def as_saved(self) -> Iterator[dict[str, Any]]:
+        """Calibrated anew inside. Afterwards as before: the steps to come must not depend on where a run was stopped."""
+        before = {name: value.clone() for name, value in self._model.calibration.state_dict().items()}
+        yield {"calibration": self._calibrate()}
+        self._model.calibration.load_state_dict(before)
+
+    def _calibrate(self) -> dict[str, dict]:
+        model, films = self._model, self._films
+        seen = calibrate.see_all(model, films.develop, films.cache)
+        drawn = calibrate.see_drawn(model, seen, films.develop, films.cache)
+        return calibrate.fit(model.calibration, seen, films.develop, films.truths, drawn)
+
+
+class ReportLessons:
+    """For recipes without disease queries, as published: a film teaches its own report, or one that agrees with its labels."""
+
+    def __init__(self, model: Emrrg, words: WordLessons, films: "FilmSet", plan: "Plan", texts: Texts) -> None:
+        """Raises DataError where no film has a report."""
+        self._model, self._words, self._cache, self._plan, self._texts = model, words, films.cache, plan, texts
+        self.studies = [s for s in films.learn if texts.has(s)]
+        if not self.studies:
+            raise DataError(
+                f"{films.name} has no training film of {sorted(plan.run.sources)} with a report of its own or labels that a report text "
+                "matches: name the recipe's sources, or give --reports."
+            )
+        self._sampler = tower.Sampler(self.studies, plan.run.sources, plan.run.seed)
+
+    def loss(self, part: Part) -> tuple[Tensor, dict[str, float]]:
+        chosen, rng = self._sampler.step(part.step, self._plan.run.batch)
+        drawn = part.of([(self._views(s, rng), self._texts.tell(s, rng)) for s in chosen])
+        images, views = stack([films for films, _ in drawn])
+        seen = self._model.see(images.to(part.device), views.to(part.device))
+        return self._words.loss(seen, [told for _, told in drawn], part)
+
+    def _views(self, study: Study, rng: np.random.Generator) -> list[np.ndarray]:
+        return [augment(film, rng)[0] for film in self._cache.views(study)[: self._plan.lessons.views]]
+
+    def as_saved(self) -> contextlib.AbstractContextManager[dict[str, Any]]:
+        """Nothing is calibrated."""
+        return contextlib.nullcontext({})
+
+
+# --------------------------------------------------------------------------------------------------------------- program
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe, with what the command line changes of it."""
+
+    recipe: dict[str, Any]
+    variant: str | None
+    config: ModelConfig
+    lessons: Lessons
+    run: Run
+
+
+@dataclass(frozen=True)
+class FilmSet:
+    """The films of a run. truths: of the films in `learn` and `develop`, by study id."""
+
+    name: str  # of the first file, for messages
+    learn: list[Study]  # training films of the recipe's sources
+    develop: list[Study]  # training films that are not learned: for thresholds and scores
+    held: list[Study]  # films of the other splits
+    truths: dict[str, Truth]
+    cache: FilmCache
+
+
+def read_plan(args: argparse.Namespace) -> Plan:
     recipe = tomllib.loads(args.recipe.read_text())
     lessons, run = apart(Lessons, recipe[args.section])
     variant = recipe["variants"][args.variant] if args.variant else {}
     config = ModelConfig.from_dict(recipe["model"] | variant)
     if args.design:
         config = ablate(config, args.design)
+    return Plan(recipe, args.variant, config, lessons, run)
+
+
+def read_films(args: argparse.Namespace, plan: Plan) -> FilmSet:
     studies = [study for path in args.films for study in read_studies(path)]
-    cache = FilmCache(studies, args.cache, config.vision.image_size, workers=args.workers)
+    cache = FilmCache(studies, args.cache, plan.config.vision.image_size, workers=args.workers)
     learn, develop = development([s for s in studies if s.split == "train"])
-    learn = [s for s in learn if s.source in run.sources]
-    torch.manual_seed(run.seed)
+    learn = [s for s in learn if s.source in plan.run.sources]
+    held = [s for s in studies if s.split != "train"]
+    read = read_radiologists(args.radiologists)
+    truths = {s.id: truth_of(s, read.get(s.id)) for s in [*learn, *develop]}
+    return FilmSet(args.films[0].name, learn, develop, held, truths, cache)
+
+
+def build_model(args: argparse.Namespace, plan: Plan) -> tuple[Emrrg, LanguageModel]:
+    """The recipe's model, with what it begins with: the tower of --start, the report language of --language, an earlier run of --begin."""
+    torch.manual_seed(plan.run.seed)
     # the frozen weights may be bfloat16; what learns stays float32, or small updates would be lost
     fast = prefers_bfloat16("cuda" if torch.cuda.is_available() else "cpu")
-    language = load_language_model(args.language_model or config.language, dtype=torch.bfloat16 if fast else torch.float32)  # fmt: skip
-    model = Emrrg(config, language.model, language.tokenizer)
+    language = load_language_model(args.language_model or plan.config.language, dtype=torch.bfloat16 if fast else torch.float32)  # fmt: skip
+    model = Emrrg(plan.config, language.model, language.tokenizer)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     load_start(model, args.start)
     if args.language:
         load_language(model, args.language)
-    if lessons.gate_bias is not None:
+    if plan.lessons.gate_bias is not None:
         for _, layer in model.hybrid.items():
-            torch.nn.init.constant_(layer.gate_proj.bias, lessons.gate_bias)
+            torch.nn.init.constant_(layer.gate_proj.bias, plan.lessons.gate_bias)
     if args.begin and (args.begin / "last.pt").is_file():
         load_trained(model, args.begin / "last.pt")
     elif args.begin:
         checkpoint.restore(model, args.begin)
-    words = WordLessons(model, lessons.deciding, lessons.focus)
-    truths = {s.id: truth_of(s, r) for s in [*learn, *develop] for r in [read_radiologists_of(args).get(s.id)]}
+    return model, language
 
-    if config.queries.depth:
-        copies = near_copies(learn, [*develop, *(s for s in studies if s.split != "train")], cache)
-        learn = [s for s in learn if s.id not in copies]
-        kinds = tower.Lessons(
-            simulate=lessons.simulate, mirror=lessons.mirror, places=lessons.places, distil=lessons.distil
-        )
-        if lessons.heads:
-            model.requires_grad_(False)
-            model.disease.requires_grad_(True)
-        else:
-            _calibrate(model, develop, cache, truths)
-        films = tower.Films(learn, cache, truths, Readings(args.teacher) if args.teacher else None, kinds)
-        sampler = tower.Sampler(learn, run.sources, run.seed)
-        assessed = [name for name in NAMES if model.calibration.assessed(name)]
-        deniable = {name for name in assessed if model.calibration.thresholds[LABELS.index(NAMES[name]), 2] > 0}
-        if not lessons.tower:
-            model.visual_encoder.requires_grad_(False)
 
-        def loss_of(part: Part) -> tuple[Tensor, dict[str, float]]:
-            chosen, rng = sampler.step(part.step, run.batch)
-            drawn = part.of([(films.example(s, rng), int(rng.integers(1 << 31))) for s in chosen])
-            images = torch.from_numpy(normalise(np.stack([e.film for e, _ in drawn]))).unsqueeze(1)
-            with torch.set_grad_enabled(lessons.tower or lessons.heads):
-                seen = model.see(images.to(part.device))
-            if lessons.heads:
-                return tower.loss_of_seen(seen, [e for e, _ in drawn], kinds, part.share)
-            read = select_findings(seen, model.calibration)
-            told, findings = [], []
-            for (_, seed), mine in zip(drawn, read, strict=True):
-                mine_rng = np.random.default_rng(seed)
-                mine = made_up(assessed, mine_rng, deniable) if mine_rng.random() < lessons.made_up else mine
-                findings.append(mine)
-                told.append(tell(mine, mine_rng))
-            loss, numbers = words.loss(seen, told, part, findings)
-            if lessons.readings:
-                kept, _ = tower.loss_of_seen(seen, [e for e, _ in drawn], kinds, part.share)
-                loss, numbers = loss + lessons.readings * kept, numbers | {"readings": kept.item()}
-            return loss, numbers
-    else:
-        texts = Texts(read_reports(args.reports, "train") if args.reports else [])
-        learn = [s for s in learn if texts.has(s)]
-        if not learn:
-            raise DataError(
-                f"{args.films[0].name} has no training film of {sorted(run.sources)} with a report of its own or labels that a report text "
-                "matches: name the recipe's sources, or give --reports."
-            )
-        sampler = tower.Sampler(learn, run.sources, run.seed)
+def make_lessons(args: argparse.Namespace, model: Emrrg, films: FilmSet, plan: Plan) -> FindingLessons | ReportLessons:
+    words = WordLessons(model, plan.lessons.deciding, plan.lessons.focus)
+    if plan.config.queries.depth:
+        return FindingLessons(model, words, films, plan, Readings(args.teacher) if args.teacher else None)
+    return ReportLessons(model, words, films, plan, Texts(read_reports(args.reports, "train") if args.reports else []))
 
-        def loss_of(part: Part) -> tuple[Tensor, dict[str, float]]:
-            chosen, rng = sampler.step(part.step, run.batch)
-            drawn = part.of(
-                [
-                    ([augment(film, rng)[0] for film in cache.views(s)[: lessons.views]], texts.tell(s, rng))
-                    for s in chosen
-                ]
-            )
-            images, views = stack([films for films, _ in drawn])
-            seen = model.see(images.to(part.device), views.to(part.device))
-            return words.loss(seen, [told for _, told in drawn], part)
 
-    print(f"{len(learn)} films, {sum(own_report(s) for s in learn)} of them with their own report", flush=True)
-    print(f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,} trainable parameters", flush=True)
-    dev = some([s for s in develop if s.source in run.sources], 80, run)
+class Checkpoints:
+    """Saves the model after a step, and scores its drafts of some development films."""
 
-    findings_read = config.queries.depth > 0
+    def __init__(
+        self,
+        model: Emrrg,
+        language: LanguageModel,
+        lessons: FindingLessons | ReportLessons,
+        films: FilmSet,
+        plan: Plan,
+        out: Path,
+    ) -> None:
+        self._model, self._lessons, self._cache, self._plan, self._out = model, lessons, films.cache, plan, out
+        self._language = {"name": language.name, "sha256": language.sha256}
+        self._films = some([s for s in films.develop if s.source in plan.run.sources], 80, plan.run)
 
-    def after(step: int) -> dict[str, float]:
+    def save(self, step: int) -> dict[str, float]:
+        model, recipe = self._model, self._plan.recipe
         model.eval()
-        before = (
-            {name: value.clone() for name, value in model.calibration.state_dict().items()} if findings_read else {}
-        )
-        training = {"recipe": recipe, "variant": args.variant, "step": step, "data": "see MODEL_CARD.md"}
-        if findings_read:
-            training["calibration"] = _calibrate(model, develop, cache, truths)
-        about = {"name": language.name, "sha256": language.sha256}
-        checkpoint.save(model, args.out / "checkpoint", language=about, training=training)
-        decoding = DecodeConfig.from_dict(recipe.get("decode", {"max_new_tokens": 100}))
-        scores = develop_drafts(model, dev, cache, decoding)
-        print(f"step {step}: development drafts {scores}", flush=True)
-        if before:  # what the steps to come are told by must not depend on where a run was stopped
-            model.calibration.load_state_dict(before)
+        with self._lessons.as_saved() as notes:
+            training = {"recipe": recipe, "variant": self._plan.variant, "step": step, "data": "see MODEL_CARD.md"}
+            checkpoint.save(model, self._out / "checkpoint", language=self._language, training=training | notes)
+            decoding = DecodeConfig.from_dict(recipe.get("decode", {"max_new_tokens": 100}))
+            scores = develop_drafts(model, self._films, self._cache, decoding)
+            print(f"step {step}: development drafts {scores}", flush=True)
         return scores
 
-    train(model, run, loss_of, args.out, after=after)
 
-
-def _calibrate(model: Emrrg, studies: Sequence[Study], cache: FilmCache, truths: dict) -> dict:
-    seen = calibrate.see_all(model, studies, cache)
-    return calibrate.fit(model.calibration, seen, studies, truths, calibrate.see_drawn(model, seen, studies, cache))
-
-
-@functools.cache
-def _radiologists(path: Path | None) -> dict:
-    return read_radiologists(path)
-
-
-def read_radiologists_of(args: argparse.Namespace) -> dict:
-    return _radiologists(args.radiologists)
+def main(argv: Sequence[str] | None = None) -> None:
+    args = _parser().parse_args(argv)
+    torch.set_num_threads(args.threads)
+    plan = read_plan(args)
+    films = read_films(args, plan)
+    model, language = build_model(args, plan)
+    lessons = make_lessons(args, model, films, plan)
+    reported = sum(own_report(s) for s in lessons.studies)
+    print(f"{len(lessons.studies)} films, {reported} of them with their own report", flush=True)
+    print(f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,} trainable parameters", flush=True)
+    checkpoints = Checkpoints(model, language, lessons, films, plan, args.out)
+    train(model, plan.run, lessons.loss, args.out, after=checkpoints.save)
 
 
 def _parser() -> argparse.ArgumentParser:
