@@ -4,16 +4,24 @@ Presets: `small` (ours, for a laptop's CPU), `base` and `large` (the published t
 """
 
 import dataclasses
+import json
 import math
-import types
 import typing
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
-from typing import Any, Self
+from typing import Annotated, Any, Self
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from emrrg_core.errors import ConfigError
 
 MOST_FILMS = 4  # of one study
+
+Count = Annotated[int, Field(ge=1)]
+OrOff = Annotated[int, Field(ge=0)]  # 0 turns it off
+Share = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
 
 
 class Gate(StrEnum):
@@ -47,7 +55,21 @@ class PromptTokens(StrEnum):
     ALL = "all"  # all of them, as in docs/method.md 5.1
 
 
-class Settings:
+class _SaysWhy(type):
+    """Turns what pydantic finds wrong at construction into a ConfigError."""
+
+    def __call__(cls, *args: Any, **values: Any) -> Any:
+        try:
+            return super().__call__(*args, **values)
+        except ValidationError as error:
+            raise _in_words(cls, error) from error
+
+
+class Settings(metaclass=_SaysWhy):
+    """Base of all settings. Types are strict: true is not a number and a text is not a list, but a whole number is a number."""
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid")
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON or TOML; `from_dict` reads them back."""
         return dataclasses.asdict(self)  # type: ignore[call-overload]
@@ -57,44 +79,29 @@ class Settings:
         """Build from plain values: a table as JSON or TOML gives it. Raises ConfigError on an unknown key or a wrong value, naming it."""
         if not isinstance(data, dict):
             raise ConfigError(f"{cls.__name__} must be a table of settings, not {data!r}.")
-        fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        if unknown := sorted(data.keys() - fields.keys()):
-            raise ConfigError(f"{cls.__name__} has no settings called {unknown}; it knows {sorted(fields)}.")
-        hints = typing.get_type_hints(cls)
-        values = {}
-        for name, value in data.items():
-            try:
-                values[name] = _typed(hints[name], value)
-            except (TypeError, ValueError) as error:
-                raise ConfigError(f"{cls.__name__}.{name}: {error}.") from error
-        return cls(**values)
+        try:
+            return TypeAdapter(cls).validate_json(json.dumps(data))  # in JSON a list serves as tuple, a text as choice
+        except ValidationError as error:
+            raise _in_words(cls, error) from error
+        except TypeError as error:
+            raise ConfigError(f"{cls.__name__} takes text, numbers, true, false, lists and tables: {error}.") from error
 
 
-def _typed(hint: Any, value: Any) -> Any:
-    """Turn a plain value into what the field holds: nested configurations, enums, tuples; other values are type-checked."""
-    if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        if value is None:
-            return None
-        hint = next(h for h in typing.get_args(hint) if h is not type(None))
-    if typing.get_origin(hint) is tuple:
-        if not isinstance(value, list | tuple):  # a string would fall apart into its letters
-            raise TypeError(f"{value!r} is not a list")
-        (inner, *_) = typing.get_args(hint)
-        return tuple(_typed(inner, v) for v in value)
-    if isinstance(hint, type) and issubclass(hint, Settings):
-        return hint.from_dict(value)
-    if isinstance(hint, type) and issubclass(hint, StrEnum):
-        if value not in list(hint):
-            raise ValueError(f"{value!r} is none of {', '.join(hint)}")
-        return hint(value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise TypeError(f"{value!r} is not {_KINDS.get(hint, hint.__name__)}")
-    return value
-
-
-_KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+def _in_words(kind: type, error: ValidationError) -> ConfigError:
+    found = error.errors()
+    unknown = [fault for fault in found if fault["type"] == "unexpected_keyword_argument"]
+    # a misspelt name comes before the setting that is missing because of it
+    first = (unknown or found)[0]
+    path = list(map(str, first["loc"]))
+    while len(path) > 1 and isinstance(inner := typing.get_type_hints(kind).get(path[0]), _SaysWhy):
+        kind, path = inner, path[1:]
+    if unknown:
+        known = sorted(typing.get_type_hints(kind))
+        return ConfigError(f"{kind.__name__} has no settings called {path}; it knows {known}.")
+    where = ".".join((kind.__name__, *path))
+    if first["type"] == "missing":
+        return ConfigError(f"{where}: is missing.")
+    return ConfigError(f"{where}: {first['msg'].removeprefix('Input ')}, not {first['input']!r}.")
 
 
 def _require(condition: bool, message: str) -> None:
@@ -106,23 +113,20 @@ def _require(condition: bool, message: str) -> None:
 class VisionConfig(Settings):
     """The tower (docs/method.md 1.1). Expansion is 1: the scans are as wide as the model."""
 
-    image_size: int = 224  # pixels, square
-    patch_size: int = 16  # pixels, square
-    d_model: int = 768
-    depth: int = 12
-    d_state: int = 16
-    d_conv: int = 4
-    drop_path: float = 0.1  # of the last layer; rises linearly from 0
+    image_size: Count = 224  # pixels, square
+    patch_size: Count = 16  # pixels, square
+    d_model: Count = 768
+    depth: Count = 12
+    d_state: Count = 16
+    d_conv: Count = 4
+    drop_path: Share = 0.1  # of the last layer; rises linearly from 0
     stem: Stem = Stem.PATCH
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "patch_size", "d_model", "depth", "d_state", "d_conv"):
-            _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
         _require(
             self.image_size % self.patch_size == 0,
             f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}",
         )
-        _require(0 <= self.drop_path < 1, f"drop_path {self.drop_path} is not in [0, 1)")
         if self.stem is Stem.CONVOLUTION:
             _require(
                 self.patch_size >= 4 and self.patch_size & (self.patch_size - 1) == 0,
@@ -166,13 +170,9 @@ class VisionConfig(Settings):
 class LowRankConfig(Settings):
     """One low-rank update of docs/method.md 3: weight += scale · up @ down. Rank 0 turns it off."""
 
-    rank: int = 16
+    rank: OrOff = 16
     scale: float = 1.0
-    dropout: float = 0.1  # on the rank activations, while training (MambaPEFT)
-
-    def __post_init__(self) -> None:
-        _require(self.rank >= 0, f"an adapter's rank must be 0 (off) or more, not {self.rank}")
-        _require(0 <= self.dropout < 1, f"dropout {self.dropout} is not in [0, 1)")
+    dropout: Share = 0.1  # on the rank activations, while training (MambaPEFT)
 
 
 def _off() -> LowRankConfig:
@@ -220,26 +220,20 @@ class AdapterConfig(Settings):
 class LanguageLoraConfig(Settings):
     """LoRA inside the language model, through peft. Rank 0 turns it off."""
 
-    rank: int = 0
+    rank: OrOff = 0
     alpha: int = 16
     dropout: float = 0.0
     targets: tuple[str, ...] = ("q_proj", "v_proj")
-
-    def __post_init__(self) -> None:
-        _require(self.rank >= 0, f"the language model's LoRA rank must be 0 (off) or more, not {self.rank}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class HybridConfig(Settings):
     """Which decoder layers look at the image, and how (docs/method.md 4)."""
 
-    every_n: int = 8  # layers 0, n, 2n, … are hybrid; 0 turns the hybrid decoder off
+    every_n: OrOff = 8  # layers 0, n, 2n, … are hybrid; 0 turns the hybrid decoder off
     gate: Gate = Gate.WHOLE_DYNAMIC_TANH_WARMUP
     warmup_start: float = 0.0  # α at the start; 0 is exactly the plain language model
     keys_from_llm: bool = True  # start K/V as copies of the layer's own k_proj and v_proj, head by head
-
-    def __post_init__(self) -> None:
-        _require(self.every_n >= 0, f"every_n must be 0 (off) or more, not {self.every_n}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,31 +243,21 @@ class PromptConfig(Settings):
     before: str = "Human: <Img>"
     after: str = "</Img> Generate a comprehensive and detailed diagnosis report for this chest xray image. \nAssistant:"
     tokens: PromptTokens = PromptTokens.POOLED
-    pooled_grid: int = 7  # pooled: patches averaged to this many along one side; divides the tower's grid
-
-    def __post_init__(self) -> None:
-        _require(self.pooled_grid >= 1, f"pooled_grid must be at least 1, not {self.pooled_grid}")
+    pooled_grid: Count = 7  # pooled: patches averaged to this many along one side; divides the tower's grid
 
 
 @dataclass(frozen=True, kw_only=True)
 class QueryConfig(Settings):
     """The disease queries (emrrg_core.model.disease_queries) and the finding tokens that the hybrid layers see. depth 0 turns both off."""
 
-    depth: int = 0  # layers of the Q-Former
-    heads: int = 4
-    hidden: int = 256  # width of the heads' hidden layer
+    depth: OrOff = 0  # layers of the Q-Former
+    heads: Count = 4
+    hidden: Count = 256  # width of the heads' hidden layer
     stem: bool = False  # the heads also read what a convolutional stem saw
     # what all patches weigh beside all finding tokens in a hybrid layer's attention before anything is learned
-    patches: float = 1.0
+    patches: Positive = 1.0
     # of training films whose finding tokens are hidden, so that the language model learns to look at the patches too
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        _require(self.depth >= 0, f"the Q-Former has 0 (off) or more layers, not {self.depth}")
-        _require(self.heads >= 1, f"the Q-Former has 1 or more heads, not {self.heads}")
-        _require(self.hidden >= 1, f"the heads' hidden layer is 1 or more wide, not {self.hidden}")
-        _require(self.patches > 0, f"patches must weigh more than 0, not {self.patches}")
-        _require(0 <= self.dropout < 1, f"dropout {self.dropout} is not in [0, 1)")
+    dropout: Share = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,6 +277,11 @@ class ModelConfig(Settings):
             self.prompt.tokens is not PromptTokens.POOLED or self.vision.grid % self.prompt.pooled_grid == 0,
             f"pooled_grid {self.prompt.pooled_grid} does not divide the tower's grid of {self.vision.grid}",
         )
+        _require(
+            not self.queries.stem or self.vision.stem is Stem.CONVOLUTION,
+            "queries.stem lets the heads read a convolutional stem, and this tower has a patch stem: "
+            'turn queries.stem off, or set vision.stem to "convolution"',
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,15 +289,13 @@ class DecodeConfig(Settings):
     """How a draft is written. No forced minimum length: a draft ends where the model ends it."""
 
     beams: int = 1  # 1 is greedy
-    max_new_tokens: int = 160
+    max_new_tokens: Count = 160
     length_penalty: float = 1.0  # beams are ranked by log-probability / length ** length_penalty
-    repetition_penalty: float = 1.0  # 1 is off; the published settings use 2.0
+    repetition_penalty: Positive = 1.0  # 1 is off; the published settings use 2.0
     seed: int = 0  # recorded with the draft; greedy and beam search draw no random numbers
 
     def __post_init__(self) -> None:
         _require(1 <= self.beams <= 16, f"beams must be from 1 to 16, not {self.beams}")
-        _require(self.max_new_tokens >= 1, f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
-        _require(self.repetition_penalty > 0, f"repetition_penalty must be above 0, not {self.repetition_penalty}")
 
 
 # `small`: a convolutional stem and 4 layers of width 256 are 5.7 M parameters. Of the same size without the stem, 8 layers learned from 8,000 films
