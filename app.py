@@ -26,13 +26,13 @@ with without_stubs():
 from starlette.middleware import Middleware
 
 from ui import about, api, read, teach, viewer
-from ui.pixels import Pixels
+from ui.pixel_endpoint import PixelEndpoint
 from ui.uploads import Nameless
 
 if TYPE_CHECKING:
     from emrrg_core import Reporter
 
-_SHEETS = ("style.css", "viewer.css", "panels.css", "teach.css", "about.css")
+_SHEETS = ("style.css", "viewer.css", "draft_panels.css", "teach.css", "about.css")
 STYLES = [Path(__file__).parent / "ui" / name for name in _SHEETS]
 MOST_BYTES = 500_000_000  # of one upload; a larger file is no single film
 _HEADER = (
@@ -51,7 +51,7 @@ def build_demo(reporter: "Reporter | Future[Reporter]", *, cases: Path | None = 
     with gr.Blocks(title="EMRRG", analytics_enabled=False, delete_cache=(600, 600), fill_width=True) as demo:
         api.endpoints(demo, soon)  # first: an event of a screen that has the same name takes another
         gr.HTML(_HEADER, elem_id="bar")
-        with gr.Tabs(elem_id="rooms"):
+        with gr.Tabs(elem_id="screens"):
             with gr.Tab("Read", id="read"):
                 read.screen(demo, soon, example_film)
             with gr.Tab("Teach", id="teach"):
@@ -94,7 +94,7 @@ def launch(demo: gr.Blocks, *, port: int | None = None) -> str:
             body_text_color_subdued_dark="*neutral_400",
             input_placeholder_color="*neutral_600",
             input_placeholder_color_dark="*neutral_400",
-            color_accent="*primary_700",  # of tabs in the dark: panels.css
+            color_accent="*primary_700",  # of tabs in the dark: draft_panels.css
             button_primary_background_fill="*primary_700",
             button_primary_background_fill_dark="*primary_700",
             button_primary_background_fill_hover="*primary_800",
@@ -103,7 +103,7 @@ def launch(demo: gr.Blocks, *, port: int | None = None) -> str:
         css_paths=STYLES,
         head=viewer.HEAD,
         app_kwargs={
-            "middleware": [Middleware(Nameless), Middleware(api.Once), Middleware(Pixels)],
+            "middleware": [Middleware(Nameless), Middleware(api.Once), Middleware(PixelEndpoint)],
             "docs_url": None,
             "redoc_url": None,
             "openapi_url": None,

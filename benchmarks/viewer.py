@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from emrrg_core import Film
 from ui import viewer
-from ui.pixels import packed
+from ui.pixel_endpoint import packed
 
 ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = Path("/usr/bin/chromium")

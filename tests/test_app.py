@@ -36,7 +36,7 @@ from emrrg_core.model.language_model import cache_home
 from emrrg_core.reporter import DEFAULT_CHECKPOINT
 from tests.phantom import make_phantom
 from ui import read, viewer
-from ui.desk import MOST_FILMS, core
+from ui.session_state import MOST_FILMS, core
 from ui.stubs import without_stubs
 from ui.uploads import Renamer
 
@@ -101,7 +101,7 @@ def test_an_upload_loses_its_name_and_keeps_its_content_however_it_is_cut(size: 
 
 
 def test_a_form_field_that_is_no_file_passes_unchanged() -> None:
-    body = multipart([(b'Content-Disposition: form-data; name="note"', b"hello")])
+    body = multipart([(b'Content-Disposition: form-data; name="note"', b"on_load")])
     renamer = Renamer(b"----geckoform7")
     assert renamer.feed(body) + renamer.end() == body
 
@@ -217,10 +217,10 @@ def test_a_film_can_be_shown_before_torch_is_there(films: list[Path]) -> None:
 import sys
 from pathlib import Path
 from ui import viewer
-from ui.desk import Desk
-desk = Desk()
-words = desk.take([Path(sys.argv[1])], first=1)
-print(len(desk.films), words, "film-0" in viewer.figures(desk.shown), "torch" in sys.modules)
+from ui.session_state import SessionState
+state = SessionState()
+words = state.take([Path(sys.argv[1])], first=1)
+print(len(state.films), words, "film-0" in viewer.figures(state.shown), "torch" in sys.modules)
 """
     done = subprocess.run(
         [sys.executable, "-c", code, str(films[0])], cwd=ROOT, capture_output=True, text=True, check=True
@@ -478,7 +478,7 @@ def test_the_whole_job_in_a_browser(server: Server, tmp_path: Path) -> None:
             )
 
         rows.first.hover()
-        rows.first.locator("[data-deed=edit]").click()
+        rows.first.locator("[data-action=edit]").click()
         page.locator("#report textarea").fill(f"{drafted} Edited by the reader.")
         page.keyboard.press("Enter")
         expect(rows.first).to_contain_text("Edited by the reader.")
@@ -502,7 +502,7 @@ def test_the_whole_job_in_a_browser(server: Server, tmp_path: Path) -> None:
         expect(rows.first).to_contain_text("Edited by the reader.")
 
         page.click("#new")
-        page.click("#notice [data-deed=close]")
+        page.click("#notice [data-action=close]")
         expect(page.locator("#films")).to_contain_text("No film yet")
         expect(rows).to_have_count(0)
         assert wrong == []
@@ -547,7 +547,7 @@ def test_a_film_can_be_taken_out_and_a_readers_words_outlive_a_new_draft(server:
         earlier = page.locator("#earlier textarea")
 
         def write(words: str) -> None:
-            page.locator("#report [data-section=findings] [data-deed=add]").last.click()
+            page.locator("#report [data-section=findings] [data-action=add]").last.click()
             page.locator("#report textarea").fill(words)
             page.keyboard.press("Enter")
             expect(page.locator("#report .rr-item", has_text=words)).to_be_visible()
@@ -570,7 +570,7 @@ def test_a_film_can_be_taken_out_and_a_readers_words_outlive_a_new_draft(server:
         assert kept.count("Written by hand.") == 1
 
         page.click("#new")
-        page.click("#notice [data-deed=close]")
+        page.click("#notice [data-action=close]")
         expect(page.locator("#films")).to_contain_text("No film yet")
         expect(earlier).to_be_hidden()
         expect(page.locator("#remove-1")).to_be_hidden()

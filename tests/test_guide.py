@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from docs.screenshots import make
-from ui import board, exports, notices, viewer
+from ui import exports, messages, teach_html, viewer
 
 ROOT = Path(__file__).parent.parent
 GUIDE = ROOT / "docs/guide.md"
@@ -62,11 +62,11 @@ def test_every_button_that_the_guide_names_is_on_the_screen() -> None:
 
 def test_the_guide_names_every_export_every_preset_every_fill_and_every_key() -> None:
     named = [kind.label for kind in exports.KINDS] + [preset.name for preset in viewer.PRESETS]
-    assert [each for each in [*named, *(label for _, label in board.FILLS)] if f"**{each}**" not in TEXT] == []
+    assert [each for each in [*named, *(label for _, label in teach_html.FILLS)] if f"**{each}**" not in TEXT] == []
     keys = [row for row in TEXT.partition("### Keys")[2].partition("\n\nThey rest")[0].splitlines() if "|" in row]
     cells = [[cell.strip() for cell in row.split("|")[1:5]] for row in keys[2:]]
     in_report, on_film = ({row[column] for row in cells} for column in (0, 2))
-    assert in_report == set(re.findall("<dt>(.*?)</dt>", notices.keys()))
+    assert in_report == set(re.findall("<dt>(.*?)</dt>", messages.keys()))
     assert {key for cell in on_film for key in cell.split(", ")} == {name for name, _ in viewer.KEYS}
 
 

@@ -1,4 +1,4 @@
-"""The reading room: a report made of a draft sentence by sentence, kept over reloads and restarts, signed, exported, asked."""
+"""The Read screen: a report made of a draft sentence by sentence, kept over reloads and restarts, signed, exported, asked."""
 
 import io
 import json
@@ -23,8 +23,8 @@ from emrrg_core.report.draft import NOT_REVIEWED, FilmRecord, sections
 from emrrg_core.report.session_store import SessionGoneError
 from tests.phantom import make_phantom
 from tests.test_app import SLOW, Server, browser_page
-from ui import editor, exports, notices, panels, read, viewer
-from ui.desk import Desk
+from ui import draft_panels, editor, exports, messages, read, viewer
+from ui.session_state import SessionState
 
 FINDINGS = ("The heart is of normal size.", "There is a small left pleural effusion.", "The lungs are unchanged.")
 IMPRESSION = ("No pleural effusion.",)
@@ -68,6 +68,7 @@ def drafted(reporter: Reporter, tokenizer: Any) -> Callable[..., Draft]:
                 float(np.log(rng.uniform(0.3, 1))),
                 tuple(rng.uniform(0.1, 1, 2)),
                 rng.dirichlet(np.ones(16), 2).astype(np.float32),
+                np.zeros((2, 0), np.float32),
             )
             for number in ids
         )
@@ -112,9 +113,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.fixture
-def desk(drafted: Callable[..., Draft], rg1: Path) -> Desk:
+def state(drafted: Callable[..., Draft], rg1: Path) -> SessionState:
     """A real film and a draft of it, nothing reviewed."""
-    made = Desk()
+    made = SessionState()
     assert made.take([rg1], first=None) == []
     made.draft = drafted(made.films)
     made.report = Report.of(made.draft)
@@ -125,42 +126,42 @@ def desk(drafted: Callable[..., Draft], rg1: Path) -> Desk:
 
 
 def test_every_deed_of_the_screen_is_one_of_the_report() -> None:
-    report = editor.apply(Report(), {"deed": "add", "section": "findings", "text": OWN})
-    report = editor.apply(report, {"deed": "add", "section": "findings", "text": "Second.", "after": 0})
-    report = editor.apply(report, {"deed": "edit", "line": 1, "text": "Third."})
+    report = editor.apply(Report(), {"action": "add", "section": "findings", "text": OWN})
+    report = editor.apply(report, {"action": "add", "section": "findings", "text": "Second.", "after": 0})
+    report = editor.apply(report, {"action": "edit", "line": 1, "text": "Third."})
     assert report.findings == f"{OWN} Third."
-    report = editor.apply(report, {"deed": "delete", "line": 0})
+    report = editor.apply(report, {"action": "delete", "line": 0})
     assert report.findings == "Third."
-    report = editor.apply(editor.apply(report, {"deed": "undo"}), {"deed": "redo"})
-    report = editor.apply(report, {"deed": "restore", "line": 0})
-    report = editor.apply(report, {"deed": "retype", "section": "impression", "text": "One. Two."})
+    report = editor.apply(editor.apply(report, {"action": "undo"}), {"action": "redo"})
+    report = editor.apply(report, {"action": "restore", "line": 0})
+    report = editor.apply(report, {"action": "retype", "section": "impression", "text": "One. Two."})
     assert [line.text for line in report.lines] == [OWN, "Third.", "One.", "Two."]
-    report = editor.apply(report, {"deed": "sign", "confirmed": []})
+    report = editor.apply(report, {"action": "sign", "confirmed": []})
     assert report.status == "final"
-    assert editor.apply(report, {"deed": "unsign"}).status == "preliminary"
+    assert editor.apply(report, {"action": "unsign"}).status == "preliminary"
 
 
 @pytest.mark.parametrize(
-    "deed",
+    "action",
     [
         {},
-        {"deed": "to_dict"},
-        {"deed": "accept"},
-        {"deed": "accept", "line": None},
-        {"deed": "accept", "line": "one"},
-        {"deed": "accept", "line": 99},
-        {"deed": "add", "section": "history", "text": "x"},
-        {"deed": "add"},
-        {"deed": "sign", "confirmed": 3},
+        {"action": "to_dict"},
+        {"action": "accept"},
+        {"action": "accept", "line": None},
+        {"action": "accept", "line": "one"},
+        {"action": "accept", "line": 99},
+        {"action": "add", "section": "history", "text": "x"},
+        {"action": "add"},
+        {"action": "sign", "confirmed": 3},
     ],
 )
-def test_a_deed_that_makes_no_sense_is_refused_in_words(deed: dict[str, Any]) -> None:
+def test_a_deed_that_makes_no_sense_is_refused_in_words(action: dict[str, Any]) -> None:
     with pytest.raises(EmrrgError, match=r"\w \w"):
-        editor.apply(Report(), deed)
+        editor.apply(Report(), action)
 
 
-def test_each_line_is_found_in_the_text_of_its_section(desk: Desk) -> None:
-    report = desk.report.add("findings", "The heart is of normal size.", 1).delete(0).edit(2, "1. A list item")
+def test_each_line_is_found_in_the_text_of_its_section(state: SessionState) -> None:
+    report = state.report.add("findings", "The heart is of normal size.", 1).delete(0).edit(2, "1. A list item")
     texts = {"findings": report.findings, "impression": report.impression}
     found = editor.places(report)
     assert found.keys() == {line.id for line in report.lines} - {0}
@@ -169,24 +170,24 @@ def test_each_line_is_found_in_the_text_of_its_section(desk: Desk) -> None:
             assert texts[line.section][slice(*found[line.id])] == line.text
 
 
-def test_what_a_reader_types_is_text_and_never_markup(desk: Desk) -> None:
-    report = desk.report.edit(0, OWN).add("impression", "<script>1</script>")
-    page = editor.html_of(report, desk.draft)
+def test_what_a_reader_types_is_text_and_never_markup(state: SessionState) -> None:
+    report = state.report.edit(0, OWN).add("impression", "<script>1</script>")
+    page = editor.html_of(report, state.draft)
     assert "<b>on the right" not in page
     assert "<script" not in page
     assert "&lt;b&gt;on the right&lt;/b&gt;, 5 mm &amp; calcified" in page
 
 
-def test_a_flag_stands_at_its_sentence(desk: Desk) -> None:
-    marks = emrrg_core.flags(*desk.texts, has_prior=False)
-    page = editor.html_of(desk.report, desk.draft, marks)
+def test_a_flag_stands_at_its_sentence(state: SessionState) -> None:
+    marks = emrrg_core.flags(*state.texts, has_prior=False)
+    page = editor.html_of(state.report, state.draft, marks)
     rows = re.findall(r'<li class="rr-item.*?</li>', page, re.DOTALL)
     assert [("rr-tag" in row) for row in rows] == [False, True, True, True]
     assert "earlier film" in rows[2]
 
 
-def test_a_sentence_of_the_report_shows_its_findings_probability_and_never_its_words(desk: Desk) -> None:
-    page = editor.html_of(desk.report.edit(2, OWN), desk.draft).replace("\N{NO-BREAK SPACE}", " ")
+def test_a_sentence_of_the_report_shows_its_findings_probability_and_never_its_words(state: SessionState) -> None:
+    page = editor.html_of(state.report.edit(2, OWN), state.draft).replace("\N{NO-BREAK SPACE}", " ")
     rows = re.findall(r'<li class="rr-item rr-\w+ (rr-[\w-]+)".*?</li>', page, re.DOTALL)
     shown = re.findall(r'<span class="rr-measure">(.*?)</span>', page)
     assert shown == [
@@ -195,8 +196,8 @@ def test_a_sentence_of_the_report_shows_its_findings_probability_and_never_its_w
         "pleural effusion 83 %, stated from 61 % (read as present, yet denied)",
     ], "none of the reader's own words"
     assert rows == ["rr-sure", "rr-sure", "rr-own-words", "rr-unsure"]
-    streaming = re.findall(r'<li class="rr-item (rr-\w+)"', editor.writing(desk.draft))
-    assert streaming == [panels.band(desk.draft, sentence)[0] for sentence in desk.draft.sentences]
+    streaming = re.findall(r'<li class="rr-item (rr-\w+)"', editor.writing(state.draft))
+    assert streaming == [draft_panels.band(state.draft, sentence)[0] for sentence in state.draft.sentences]
 
 
 def test_the_map_of_a_finding_is_its_own_on_the_films_own_pixels(
@@ -213,14 +214,14 @@ def test_the_map_of_a_finding_is_its_own_on_the_films_own_pixels(
     assert second[:50, :40].sum() == pytest.approx(1), "the other film has another map"
 
 
-# --- the desk ------------------------------------------------------------------------------------------------------------
+# --- the session state of a tab ------------------------------------------------------------------------------------------
 
 
 def test_a_kept_report_tells_which_films_to_drop_and_takes_them_back_by_their_pixels(
-    desk: Desk, drafted: Callable[..., Draft], pictures: list[Path], tmp_path: Path
+    state: SessionState, drafted: Callable[..., Draft], pictures: list[Path], tmp_path: Path
 ) -> None:
     store = Sessions(tmp_path)
-    first = Desk()
+    first = SessionState()
     assert first.take(pictures[:2], first=1) == []
     first.mark(1)
     assert first.take([pictures[2]], first=1) == []
@@ -230,12 +231,12 @@ def test_a_kept_report_tells_which_films_to_drop_and_takes_them_back_by_their_pi
     first.report = Report.of(first.draft).accept(0)
     assert first.keep(store) is None
 
-    later = Desk()
+    later = SessionState()
     later.open(store.load(first.session.id))
     assert later.report == first.report
     assert later.has_prior
     assert later.missing == [0, 1]
-    page = notices.films(later, [])
+    page = messages.films(later, [])
     assert "Drop Film 1" in page
     assert "prior film" in page
     assert later.take([pictures[2]], first=1) == []  # the second of the draft
@@ -251,28 +252,28 @@ def test_a_kept_report_tells_which_films_to_drop_and_takes_them_back_by_their_pi
 def test_one_bad_file_among_good_ones_is_named_by_its_place_and_the_good_ones_stay(pictures: list[Path]) -> None:
     damaged = pictures[0].with_name("damaged")
     damaged.write_bytes(b"no film at all")
-    desk = Desk()
-    (said,) = desk.take([pictures[0], damaged, pictures[1]], first=1)
+    state = SessionState()
+    (said,) = state.take([pictures[0], damaged, pictures[1]], first=1)
     damaged.unlink()
-    assert [film.name for film in desk.films] == ["Film 1", "Film 2"]
+    assert [film.name for film in state.films] == ["Film 1", "Film 2"]
     assert said.startswith("File 2 was not taken. ")
     assert "damaged" not in said
 
 
 def test_five_films_are_refused_in_a_sentence_that_counts_them(pictures: list[Path]) -> None:
-    desk = Desk()
-    assert desk.take(pictures[:5], first=1) == [
+    state = SessionState()
+    assert state.take(pictures[:5], first=1) == [
         "A study may have at most 4 films; 5 were given. Leave some out and drop the others again."
     ]
-    desk.take(pictures[:3], first=1)
-    (said,) = desk.take(pictures[3:5], first=1)
+    state.take(pictures[:3], first=1)
+    (said,) = state.take(pictures[3:5], first=1)
     assert "3 here and 2 more were given" in said
-    assert len(desk.films) == 3
+    assert len(state.films) == 3
 
 
 def test_the_same_image_is_not_taken_twice(pictures: list[Path]) -> None:
-    desk = Desk()
-    said = desk.take([pictures[0], pictures[0]], first=1)
+    state = SessionState()
+    said = state.take([pictures[0], pictures[0]], first=1)
     assert said == ["File 2 was not taken, because it is the same image as Film 1."]
 
 
@@ -282,86 +283,86 @@ def test_a_rule_that_a_person_may_know_better_is_overridden_on_their_word_and_re
     header = pydicom.dcmread(rg1)
     header.BodyPartExamined = "HAND"
     header.save_as(tmp_path / "hand.dcm")
-    desk = Desk()
-    assert desk.take([tmp_path / "hand.dcm"], first=1) == []
-    assert desk.films == []
-    assert "HAND" in desk.waiting[0].words
-    assert 'data-deed="use"' in notices.films(desk, [])
-    assert desk.use(0) is None
-    (film,) = desk.films
+    state = SessionState()
+    assert state.take([tmp_path / "hand.dcm"], first=1) == []
+    assert state.films == []
+    assert "HAND" in state.waiting[0].words
+    assert 'data-action="use"' in messages.films(state, [])
+    assert state.use(0) is None
+    (film,) = state.films
     assert film.overridden == ("body-part",)
     assert any("overridden by the reader" in step for step in film.steps)
-    assert desk.waiting == ()
+    assert state.waiting == ()
 
 
 def test_a_file_that_cannot_be_read_at_all_offers_nothing(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"words")
-    desk = Desk()
-    assert len(desk.take([tmp_path / "x"], first=1)) == 1
-    assert desk.waiting == ()
+    state = SessionState()
+    assert len(state.take([tmp_path / "x"], first=1)) == 1
+    assert state.waiting == ()
 
 
-def test_two_tabs_with_one_report_are_told_and_neither_loses_a_word(desk: Desk, tmp_path: Path) -> None:
+def test_two_tabs_with_one_report_are_told_and_neither_loses_a_word(state: SessionState, tmp_path: Path) -> None:
     store = Sessions(tmp_path)
-    desk.keep(store)
-    copy = Desk()
-    copy.open(store.load(desk.session.id))
-    desk.report = desk.report.accept(0)
-    assert desk.keep(store) is None
+    state.keep(store)
+    copy = SessionState()
+    copy.open(store.load(state.session.id))
+    state.report = state.report.accept(0)
+    assert state.keep(store) is None
     copy.report = copy.report.edit(1, OWN)
     said = copy.keep(store)
     assert said is not None
     assert "another tab" in said
-    assert copy.session.id != desk.session.id
+    assert copy.session.id != state.session.id
     assert store.load(copy.session.id).report.lines[1].text == OWN
-    assert store.load(desk.session.id).report == desk.report
+    assert store.load(state.session.id).report == state.report
 
 
-def test_a_report_that_was_closed_elsewhere_may_be_kept_anew(desk: Desk, tmp_path: Path) -> None:
+def test_a_report_that_was_closed_elsewhere_may_be_kept_anew(state: SessionState, tmp_path: Path) -> None:
     store = Sessions(tmp_path)
-    desk.keep(store)
-    store.close(desk.session.id)
-    desk.report = desk.report.accept(0)
-    said = desk.keep(store)
+    state.keep(store)
+    store.close(state.session.id)
+    state.report = state.report.accept(0)
+    said = state.keep(store)
     assert said is not None
-    assert 'data-deed="keep"' in notices.films(desk, [said])
-    desk.session = None
-    assert desk.keep(store) is None
-    assert store.load(desk.session.id).report == desk.report
+    assert 'data-action="keep"' in messages.films(state, [said])
+    state.session = None
+    assert state.keep(store) is None
+    assert store.load(state.session.id).report == state.report
 
 
-def test_a_full_disk_is_told_and_the_next_change_is_kept(desk: Desk, tmp_path: Path) -> None:
+def test_a_full_disk_is_told_and_the_next_change_is_kept(state: SessionState, tmp_path: Path) -> None:
     store = Sessions(tmp_path / "store")
-    desk.keep(store)
+    state.keep(store)
     (tmp_path / "store").rename(tmp_path / "away")
     (tmp_path / "store").write_text("in the way")
-    said = desk.keep(store)
+    said = state.keep(store)
     assert said is not None
     assert "still on this page" in said
     (tmp_path / "store").unlink()
     (tmp_path / "away").rename(tmp_path / "store")
-    desk.report = desk.report.accept(0)
-    assert desk.keep(store) is None
-    assert store.load(desk.session.id).report == desk.report
+    state.report = state.report.accept(0)
+    assert state.keep(store) is None
+    assert store.load(state.session.id).report == state.report
 
 
-def test_closing_deletes_the_report_from_the_disk(desk: Desk, tmp_path: Path) -> None:
+def test_closing_deletes_the_report_from_the_disk(state: SessionState, tmp_path: Path) -> None:
     store = Sessions(tmp_path)
-    desk.keep(store)
-    id = desk.session.id
-    desk.close(store)
-    assert desk.report is None
+    state.keep(store)
+    id = state.session.id
+    state.close(store)
+    assert state.report is None
     with pytest.raises(SessionGoneError):
         store.load(id)
 
 
-def test_only_what_a_reader_wrote_or_edited_is_kept_when_a_report_is_drafted_anew(desk: Desk) -> None:
-    assert read.own_words(desk) == ""
-    desk.report = desk.report.accept(0)
-    assert read.own_words(desk) == ""
-    desk.report = desk.report.edit(0, OWN)
-    assert read.own_words(desk).startswith(f"Findings: {OWN}")
-    assert read.own_words(Desk()) == ""
+def test_only_what_a_reader_wrote_or_edited_is_kept_when_a_report_is_drafted_anew(state: SessionState) -> None:
+    assert read.own_words(state) == ""
+    state.report = state.report.accept(0)
+    assert read.own_words(state) == ""
+    state.report = state.report.edit(0, OWN)
+    assert read.own_words(state).startswith(f"Findings: {OWN}")
+    assert read.own_words(SessionState()) == ""
 
 
 def test_followed_tells_every_step_and_raises_what_the_work_raises() -> None:
@@ -378,15 +379,15 @@ def test_followed_tells_every_step_and_raises_what_the_work_raises() -> None:
 # --- exports -------------------------------------------------------------------------------------------------------------
 
 
-def unpacked(parcel: str) -> bytes:
+def unpacked(download: str) -> bytes:
     import base64
 
-    return base64.b64decode(json.loads(parcel)["body"])
+    return base64.b64decode(json.loads(download)["body"])
 
 
 @pytest.mark.parametrize("kind", exports.KINDS, ids=lambda kind: kind.name)
-def test_every_export_says_that_nobody_has_reviewed_it(desk: Desk, kind: exports.Kind) -> None:
-    body = unpacked(exports.make(kind.name, desk))
+def test_every_export_says_that_nobody_has_reviewed_it(state: SessionState, kind: exports.Kind) -> None:
+    body = unpacked(exports.make(kind.name, state))
     check_export(kind.name, body, mark=NOT_REVIEWED)
 
 
@@ -415,42 +416,44 @@ def check_export(name: str, body: bytes, *, mark: str | None) -> None:
     assert (mark in text) if mark else (NOT_REVIEWED not in text)
 
 
-def test_dicom_exports_refer_to_the_film_and_its_patient(desk: Desk, rg1: Path) -> None:
+def test_dicom_exports_refer_to_the_film_and_its_patient(state: SessionState, rg1: Path) -> None:
     source = pydicom.dcmread(rg1)
     for kind in ("sr", "dicom-pdf", "capture"):
-        made = pydicom.dcmread(io.BytesIO(unpacked(exports.make(kind, desk))))
+        made = pydicom.dcmread(io.BytesIO(unpacked(exports.make(kind, state))))
         assert made.StudyInstanceUID == source.StudyInstanceUID
         assert source.SOPInstanceUID in str(made)
 
 
-def test_an_export_that_needs_the_film_says_so_once_it_is_gone(desk: Desk) -> None:
-    desk.held = ()
-    assert "drop Film 1 again" in exports.menu(desk)
+def test_an_export_that_needs_the_film_says_so_once_it_is_gone(state: SessionState) -> None:
+    state.held = ()
+    assert "drop Film 1 again" in exports.menu(state)
     with pytest.raises(EmrrgError, match="drop Film 1 again"):
-        exports.make("sr", desk)
+        exports.make("sr", state)
     with pytest.raises(EmrrgError, match="drop"):
-        exports.make("capture", desk)
-    assert unpacked(exports.make("pdf", desk)).startswith(b"%PDF-")
-    assert json.loads(unpacked(exports.make("fhir-r5", desk)))["resourceType"] == "DiagnosticReport"
+        exports.make("capture", state)
+    assert unpacked(exports.make("pdf", state)).startswith(b"%PDF-")
+    assert json.loads(unpacked(exports.make("fhir-r5", state)))["resourceType"] == "DiagnosticReport"
 
 
 def test_a_report_without_a_draft_can_be_taken_as_text_alone() -> None:
-    desk = Desk()
-    desk.report = Report().add("findings", OWN)
-    assert OWN in unpacked(exports.make("text", desk)).decode()
-    assert "needs a draft" in exports.menu(desk)
+    state = SessionState()
+    state.report = Report().add("findings", OWN)
+    assert OWN in unpacked(exports.make("text", state)).decode()
+    assert "needs a draft" in exports.menu(state)
     with pytest.raises(EmrrgError, match="needs a draft"):
-        exports.make("pdf", desk)
+        exports.make("pdf", state)
     with pytest.raises(EmrrgError, match="nothing to export"):
-        exports.make("text", Desk())
+        exports.make("text", SessionState())
 
 
-def test_a_signed_structured_report_is_verified_only_by_a_reader_with_name_and_organization(desk: Desk) -> None:
-    desk.report = desk.report.sign([line.id for line in desk.report.unreviewed])
+def test_a_signed_structured_report_is_verified_only_by_a_reader_with_name_and_organization(
+    state: SessionState,
+) -> None:
+    state.report = state.report.sign([line.id for line in state.report.unreviewed])
     reader = exports.reader_of("Roe^Jana", "Clinic")
-    named = pydicom.dcmread(io.BytesIO(unpacked(exports.make("sr", desk, reader=reader))))
+    named = pydicom.dcmread(io.BytesIO(unpacked(exports.make("sr", state, reader=reader))))
     assert named.VerificationFlag == "VERIFIED"
-    unnamed = pydicom.dcmread(io.BytesIO(unpacked(exports.make("sr", desk))))
+    unnamed = pydicom.dcmread(io.BytesIO(unpacked(exports.make("sr", state))))
     assert unnamed.VerificationFlag == "UNVERIFIED"
     assert exports.reader_of(" ", "") is None
     assert exports.reader_of(None, None) is None, "a text box that was never unfolded"
@@ -462,7 +465,7 @@ def test_a_signed_structured_report_is_verified_only_by_a_reader_with_name_and_o
 
 
 @dataclass
-class Room:
+class RunningApp:
     """A running app and the store that it keeps reports in."""
 
     server: Server
@@ -490,9 +493,9 @@ class Room:
 
 
 @pytest.fixture(scope="module")
-def room(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
+def running(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp]:
     home = tmp_path_factory.mktemp("home")
-    running = Room(Server(tmp_path_factory.mktemp("server"), checkpoint, home=home), home)
+    running = RunningApp(Server(tmp_path_factory.mktemp("server"), checkpoint, home=home), home)
     try:
         yield running
     finally:
@@ -501,9 +504,9 @@ def room(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 @pytest.fixture
-def kept(room: Room, drafted: Callable[..., Draft], rg1: Path) -> str:
-    """The id of a report on RG1 that nobody has reviewed, in the room's store."""
-    return room.store.begin(drafted([read_film(rg1, name="Film 1")])).id
+def kept(running: RunningApp, drafted: Callable[..., Draft], rg1: Path) -> str:
+    """The id of a report on RG1 that nobody has reviewed, in its store."""
+    return running.store.begin(drafted([read_film(rg1, name="Film 1")])).id
 
 
 def said(page: Any, expect: Any, words: str) -> None:
@@ -514,16 +517,16 @@ def item(page: Any, line: int) -> Any:
     return page.locator(f'#report .rr-item[data-line="{line}"]')
 
 
-def do(page: Any, line: int, deed: str) -> None:
+def do(page: Any, line: int, action: str) -> None:
     item(page, line).hover()
-    item(page, line).locator(f'[data-deed="{deed}"]').click()
+    item(page, line).locator(f'[data-action="{action}"]').click()
 
 
 def test_edits_survive_a_reload_and_a_restart_until_the_report_is_closed(
-    room: Room, kept: str, checkpoint: Path
+    running: RunningApp, kept: str, checkpoint: Path
 ) -> None:
     with browser_page(1440, 900) as (page, wrong, expect):
-        room.open(page, expect, kept)
+        running.open(page, expect, kept)
         expect(page.locator("#notice")).to_contain_text("Films are not stored. Drop Film 1")
         expect(page.locator("#was-read")).to_contain_text("Not assessed: ")
         expect(page.locator("#was-read [data-presence=open]")).to_contain_text("left open")
@@ -542,10 +545,10 @@ def test_edits_survive_a_reload_and_a_restart_until_the_report_is_closed(
         page.locator("#report textarea").fill("Follow-up in 3 months.")
         page.locator("#report .rr-box button", has_text="Keep").click()
         said(page, expect, "Added.")
-        page.locator("#report [data-deed=undo]").click()
+        page.locator("#report [data-action=undo]").click()
         said(page, expect, "Undone.")
         expect(page.locator("#report .rr-item[data-line]")).to_have_count(4)
-        page.locator("#report [data-deed=redo]").click()
+        page.locator("#report [data-action=redo]").click()
         said(page, expect, "Done again.")
         expected = [
             (FINDINGS[0], "accepted"),
@@ -554,50 +557,50 @@ def test_edits_survive_a_reload_and_a_restart_until_the_report_is_closed(
             (IMPRESSION[0], "not reviewed"),
             ("Follow-up in 3 months.", "yours"),
         ]
-        room.shows(page, expected)
-        page.locator("#report [data-deed=changes]").click()
+        running.shows(page, expected)
+        page.locator("#report [data-action=changes]").click()
         expect(item(page, 1).locator("del").first).to_be_visible()
         expect(item(page, 1).locator("ins").first).to_be_visible()
 
         page.reload()
         expect(page.locator("#status")).to_contain_text("as you left it")
-        room.shows(page, expected)
-        assert room.server.stop() == 0
-        room.server = Server(room.server.folder, checkpoint, home=room.home, port=room.server.port)
+        running.shows(page, expected)
+        assert running.server.stop() == 0
+        running.server = Server(running.server.folder, checkpoint, home=running.home, port=running.server.port)
         page.reload()
         expect(page.locator("#status")).to_contain_text("as you left it")
-        room.shows(page, expected)
+        running.shows(page, expected)
         do(page, 2, "restore")
         said(page, expect, "Restored.")
         wrong.clear()  # the server was away for a while
 
         page.click("#new")
         expect(page.locator("#notice")).to_contain_text("deletes it from the server")
-        page.locator("#notice [data-deed=leave-open]").click()
+        page.locator("#notice [data-action=leave-open]").click()
         expect(page.locator("#notice")).not_to_contain_text("deletes it")
         page.click("#new")
-        page.locator("#notice [data-deed=close]").click()
+        page.locator("#notice [data-action=close]").click()
         expect(page.locator("#report")).to_contain_text("The draft appears here")
         assert page.evaluate("sessionStorage.getItem('emrrg-session')") is None
         with pytest.raises(SessionGoneError):
-            room.store.load(kept)
+            running.store.load(kept)
         assert wrong == []
 
 
-def test_two_readers_never_see_each_others_work_and_a_duplicated_tab_is_told(room: Room, kept: str) -> None:
+def test_two_readers_never_see_each_others_work_and_a_duplicated_tab_is_told(running: RunningApp, kept: str) -> None:
     with browser_page(1200, 800) as (page, wrong, expect):
-        room.open(page, expect, kept)
+        running.open(page, expect, kept)
         stranger = page.context.browser.new_page()
         stranger.set_default_timeout(SLOW)
-        stranger.goto(room.server.address)
+        stranger.goto(running.server.address)
         expect(stranger.locator("#status")).to_contain_text("Ready")
-        assert FINDINGS[0] not in stranger.locator("#room").inner_text()
+        assert FINDINGS[0] not in stranger.locator("#read").inner_text()
         with page.context.expect_page() as opened:  # of the same browser: nothing is kept for all its tabs
             page.evaluate("() => { window.open(location.href, '_blank', 'noopener') }")
         fresh = opened.value
         fresh.set_default_timeout(SLOW)
         expect(fresh.locator("#status")).to_contain_text("Ready")
-        assert FINDINGS[0] not in fresh.locator("#room").inner_text()
+        assert FINDINGS[0] not in fresh.locator("#read").inner_text()
 
         with (
             page.context.expect_page() as opened
@@ -615,19 +618,19 @@ def test_two_readers_never_see_each_others_work_and_a_duplicated_tab_is_told(roo
             each.reload()
             expect(each.locator("#status")).to_contain_text("as you left it")
         texts = (*FINDINGS, *IMPRESSION)
-        room.shows(page, list(zip(texts, ["accepted", *["not reviewed"] * 3], strict=True)))
-        room.shows(tab, list(zip(texts, ["not reviewed", "deleted", *["not reviewed"] * 2], strict=True)))
+        running.shows(page, list(zip(texts, ["accepted", *["not reviewed"] * 3], strict=True)))
+        running.shows(tab, list(zip(texts, ["not reviewed", "deleted", *["not reviewed"] * 2], strict=True)))
         assert wrong == []
 
 
-def test_sign_off_asks_for_every_sentence_that_nobody_has_reviewed(room: Room, kept: str) -> None:
+def test_sign_off_asks_for_every_sentence_that_nobody_has_reviewed(running: RunningApp, kept: str) -> None:
     with browser_page(1200, 800) as (page, wrong, expect):
-        room.open(page, expect, kept)
+        running.open(page, expect, kept)
         do(page, 0, "accept")
         said(page, expect, "Accepted.")
-        page.locator("#report [data-deed=ask-sign]").click()
+        page.locator("#report [data-action=ask-sign]").click()
         dialog = page.locator("dialog[data-dialog=sign]")
-        ticks, sign = dialog.locator("input"), dialog.locator("[data-deed=sign]")
+        ticks, sign = dialog.locator("input"), dialog.locator("[data-action=sign]")
         expect(ticks).to_have_count(3)
         expect(sign).to_be_disabled()
         ticks.nth(0).check()
@@ -636,30 +639,30 @@ def test_sign_off_asks_for_every_sentence_that_nobody_has_reviewed(room: Room, k
         page.keyboard.press("Escape")
         do(page, 1, "accept")
         said(page, expect, "2 sentences not reviewed")
-        page.locator("#report [data-deed=ask-sign]").click()
+        page.locator("#report [data-action=ask-sign]").click()
         assert [tick.is_checked() for tick in ticks.all()] == [False, False], "no yes is carried to another sentence"
         for tick in ticks.all():
             tick.check()
         sign.click()
         expect(page.locator(".rr-stand")).to_contain_text("Signed off")
-        expect(page.locator("#report [data-deed=edit]")).to_have_count(0)
+        expect(page.locator("#report [data-action=edit]")).to_have_count(0)
         expect(page.locator("#menu")).not_to_contain_text("DRAFT")
         with page.expect_download() as saved:
             page.locator("[data-kind=text]").click()
         text = Path(saved.value.path()).read_text()
         assert NOT_REVIEWED not in text
         assert "Signed off" in text
-        page.locator("#report [data-deed=unsign]").click()
+        page.locator("#report [data-action=unsign]").click()
         said(page, expect, "taken back")
-        expect(item(page, 0).locator("[data-deed=edit]")).to_be_attached()
-        report = room.store.load(kept).report
+        expect(item(page, 0).locator("[data-action=edit]")).to_be_attached()
+        report = running.store.load(kept).report
         assert [edit.action for edit in report.edits][-4:] == ["accept", "accept", "sign", "unsign"]
         assert wrong == []
 
 
-def test_every_export_is_downloaded_and_can_be_opened(room: Room, kept: str, rg1: Path) -> None:
+def test_every_export_is_downloaded_and_can_be_opened(running: RunningApp, kept: str, rg1: Path) -> None:
     with browser_page(1440, 900) as (page, wrong, expect):
-        room.open(page, expect, kept)
+        running.open(page, expect, kept)
         for name in ("sr", "dicom-pdf", "capture"):
             expect(page.locator(f"[data-kind={name}]")).to_be_disabled()
         page.set_input_files("#drop input[type=file]", str(rg1))
@@ -672,12 +675,12 @@ def test_every_export_is_downloaded_and_can_be_opened(room: Room, kept: str, rg1
             check_export(kind.name, Path(saved.value.path()).read_bytes(), mark=NOT_REVIEWED)
             expect(page.locator("#packing")).to_contain_text("saved")
         assert wrong == []
-    assert not any(path.endswith((".pdf", ".dcm", ".docx")) for path in room.server.paths())
+    assert not any(path.endswith((".pdf", ".dcm", ".docx")) for path in running.server.paths())
 
 
-def test_a_sentence_and_a_word_show_map_gates_and_tokens_and_why(room: Room, kept: str, rg1: Path) -> None:
+def test_a_sentence_and_a_word_show_map_gates_and_tokens_and_why(running: RunningApp, kept: str, rg1: Path) -> None:
     with browser_page(1440, 900) as (page, wrong, expect):
-        room.open(page, expect, kept)
+        running.open(page, expect, kept)
         item(page, 1).locator(".rr-item-text").click()
         expect(page.locator("#caption")).to_contain_text("not stored")
         page.set_input_files("#drop input[type=file]", str(rg1))
@@ -694,7 +697,7 @@ def test_a_sentence_and_a_word_show_map_gates_and_tokens_and_why(room: Room, kep
         expect(page.locator("#caption")).to_contain_text(f"“{word.inner_text()}”")
         page.wait_for_function(f"old => ({shown})() != old", arg=of_sentence)
         expect(page.locator("#chosen .rr-tokens li")).not_to_have_count(0)
-        page.locator("[data-deed=why]").click()
+        page.locator("[data-action=why]").click()
         expect(page.locator("#why")).to_contain_text("random places of the same shape")
         expect(page.locator("#why svg")).to_be_visible()
         of_word = page.evaluate(shown)
@@ -719,9 +722,9 @@ def test_a_sentence_and_a_word_show_map_gates_and_tokens_and_why(room: Room, kep
         assert wrong == []
 
 
-def test_what_the_report_states_and_contradicts_follows_the_readers_own_text(room: Room, kept: str) -> None:
+def test_what_the_report_states_and_contradicts_follows_the_readers_own_text(running: RunningApp, kept: str) -> None:
     with browser_page(1200, 800) as (page, wrong, expect):
-        room.open(page, expect, kept)
+        running.open(page, expect, kept)
         effusion = page.locator("#table tr", has=page.locator("th", has_text=re.compile("^Pleural Effusion$")))
         expect(effusion).to_contain_text("positive")
         expect(page.locator("#flags")).to_contain_text("stated and denied")
@@ -738,9 +741,9 @@ def test_what_the_report_states_and_contradicts_follows_the_readers_own_text(roo
         assert wrong == []
 
 
-def test_the_keys_work_and_rest_while_a_reader_types(room: Room, kept: str) -> None:
+def test_the_keys_work_and_rest_while_a_reader_types(running: RunningApp, kept: str) -> None:
     with browser_page(1200, 800) as (page, wrong, expect):
-        room.open(page, expect, kept)
+        running.open(page, expect, kept)
         press = page.keyboard.press
         press("j")
         press("n")
@@ -767,12 +770,12 @@ def test_the_keys_work_and_rest_while_a_reader_types(room: Room, kept: str) -> N
             (FINDINGS[2], "not reviewed"),
             (IMPRESSION[0], "not reviewed"),
         ]
-        room.shows(page, expected)
+        running.shows(page, expected)
         press("e")
         page.keyboard.type("never kept")
         press("Escape")
         expect(page.locator("#report textarea")).to_have_count(0)
-        room.shows(page, expected)
+        running.shows(page, expected)
         press("d")
         expect(page.locator("#status")).to_contain_text("drop Film 1 again")
         press("?")
@@ -784,21 +787,21 @@ def test_the_keys_work_and_rest_while_a_reader_types(room: Room, kept: str) -> N
         press("z")
         press("?")
         expect(keys).to_be_hidden()
-        room.shows(page, expected)
+        running.shows(page, expected)
         assert wrong == []
 
 
-def test_a_refused_film_states_its_rule_and_may_be_used_anyway(room: Room, rg1: Path, tmp_path: Path) -> None:
+def test_a_refused_film_states_its_rule_and_may_be_used_anyway(running: RunningApp, rg1: Path, tmp_path: Path) -> None:
     header = pydicom.dcmread(rg1)
     header.BodyPartExamined = "HAND"
     header.save_as(tmp_path / "hand.dcm")
     with browser_page(1200, 800) as (page, wrong, expect):
-        page.goto(room.server.address)
+        page.goto(running.server.address)
         expect(page.locator("#status")).to_contain_text("Ready")
         page.set_input_files("#drop input[type=file]", str(tmp_path / "hand.dcm"))
         expect(page.locator("#notice [role=alert]")).to_contain_text("shows a HAND, not a chest")
         expect(page.locator("#films")).to_contain_text("No film yet")
-        page.locator("#notice [data-deed=use]").click()
+        page.locator("#notice [data-action=use]").click()
         expect(page.locator(".film-0")).to_contain_text("overridden by the reader")
         expect(page.locator("#notice [role=alert]")).to_have_count(0)
 
@@ -807,9 +810,9 @@ def test_a_refused_film_states_its_rule_and_may_be_used_anyway(room: Room, rg1: 
         assert wrong == []
 
 
-def test_a_prior_film_is_shown_and_not_given_to_the_model(room: Room, pictures: list[Path]) -> None:
+def test_a_prior_film_is_shown_and_not_given_to_the_model(running: RunningApp, pictures: list[Path]) -> None:
     with browser_page(1440, 900) as (page, wrong, expect):
-        page.goto(room.server.address)
+        page.goto(running.server.address)
         expect(page.locator("#status")).to_contain_text("Ready")
         page.set_input_files("#drop input[type=file]", [str(path) for path in pictures[:2]])
         expect(page.locator(".film-1")).to_contain_text("Film 2")
@@ -819,7 +822,7 @@ def test_a_prior_film_is_shown_and_not_given_to_the_model(room: Room, pictures: 
         expect(page.locator("#write")).to_be_enabled()
         expect(page.locator("#looked")).to_contain_text("film")
         id = page.evaluate("sessionStorage.getItem('emrrg-session')")
-        session = room.store.load(id)
+        session = running.store.load(id)
         assert session.draft is not None
         assert len(session.draft.films) == 1
         assert session.films == (read_film(pictures[1]).sha256,)

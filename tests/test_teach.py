@@ -1,4 +1,4 @@
-"""The Teach room in a real browser: write first, then compare; a class and its teacher; the brush; nothing is shown too early."""
+"""The Teach screen in a real browser: write first, then compare; a class and its teacher; the brush; nothing is shown too early."""
 
 import base64
 import csv
@@ -21,7 +21,7 @@ from emrrg_core.teaching.classroom import Answer
 from tests.phantom import make_phantom
 from tests.test_app import SLOW, Server, browser_page
 from tests.test_cases import WHEN
-from ui import board, teach
+from ui import teach, teach_html
 
 CASE = read_cases(teach.SHIPPED).cases[0]
 MINE = ("There is a left pleural effusion. The heart is enlarged.", "Left effusion.")
@@ -35,11 +35,11 @@ def test_what_anybody_typed_is_shown_as_text_and_never_as_html():
     found = compare((evil, evil), (evil, "Normal."))
     answer = Answer(evil, "a", evil, evil, WHEN, WHEN)
     for drawn in (
-        board.head(case),
-        board.beside(case, found, found),
-        board.beside(case, found, None),
-        board.answers(case, [answer], [found], found),
-        board.problems(replace(read_cases(teach.SHIPPED), problems=(evil,))),
+        teach_html.head(case),
+        teach_html.beside(case, found, found),
+        teach_html.beside(case, found, None),
+        teach_html.answers(case, [answer], [found], found),
+        teach_html.problems(replace(read_cases(teach.SHIPPED), problems=(evil,))),
     ):
         assert "&lt;img" in drawn
         assert "<img" not in drawn
@@ -47,7 +47,7 @@ def test_what_anybody_typed_is_shown_as_text_and_never_as_html():
 
 def test_a_sentence_says_in_a_word_and_a_sign_what_it_is_to_the_reference():
     found = compare(("There is no pleural effusion. The heart is enlarged.", ""), (CASE.findings, CASE.impression))
-    drawn = board.beside(CASE, found, None)
+    drawn = teach_html.beside(CASE, found, None)
     assert "contradicts the reference" in drawn
     assert "✕" in drawn
     assert "There is no draft." in drawn
@@ -59,7 +59,7 @@ def test_a_sentence_says_in_a_word_and_a_sign_what_it_is_to_the_reference():
 def test_every_label_of_either_report_has_a_row():
     mine = compare(MINE, (CASE.findings, CASE.impression), CASE.labels)
     other = compare(("Fracture.", ""), (CASE.findings, CASE.impression), CASE.labels)
-    drawn = board.labels(mine, other)
+    drawn = teach_html.labels(mine, other)
     for name in {row.label for found in (mine, other) for row in found.labels}:
         assert f'<th scope="row">{name}</th>' in drawn
 
@@ -67,12 +67,12 @@ def test_every_label_of_either_report_has_a_row():
 def test_sentences_that_move_say_so_and_the_others_say_that_they_do_not(reporter, drafted):
     count = len(drafted.sentences)
     found = Rescored((-3.0,) * count, (-7.5,) + (-3.0,) * (count - 1), (3,) * count)
-    drawn = board.moved(drafted, found)
+    drawn = teach_html.moved(drafted, found)
     assert [float(x) for x in re.findall(r'data-change="([^"]+)"', drawn)] == list(found.change)
     assert drawn.count("less likely (−4.50)") == 1
     assert drawn.count("<b>as before</b>") == count - 1
     assert f"{100 * np.exp(-1):.1f}" in drawn
-    assert 'aria-busy="true"' in board.moved(drafted, None, busy=True)
+    assert 'aria-busy="true"' in teach_html.moved(drafted, None, busy=True)
 
 
 def painted(*masks: np.ndarray, fill: str = "blank") -> dict:

@@ -20,8 +20,8 @@ from PIL import Image
 import app
 from emrrg_core import Film, overlay
 from ui import viewer
-from ui.pixels import LONGEST, Pixels, address, packed
-from ui.window import AS_READ, PRESETS, Window, windowed, windows
+from ui.pixel_endpoint import LONGEST, PixelEndpoint, address, packed
+from ui.window_level import AS_READ, PRESETS, Window, windowed, windows
 
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = Path("/usr/bin/chromium")
@@ -132,7 +132,7 @@ def asked(path: str, method: str = "GET") -> tuple[int | None, dict[bytes, bytes
         return {"type": "http.request"}
 
     scope = {"type": "http", "method": method, "path": path, "headers": []}
-    asyncio.run(Pixels(inner)(scope, receive, collect))  # type: ignore[arg-type]
+    asyncio.run(PixelEndpoint(inner)(scope, receive, collect))  # type: ignore[arg-type]
     return sent[0]["status"], dict(sent[0]["headers"]), b"".join(message.get("body", b"") for message in sent)
 
 

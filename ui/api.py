@@ -25,8 +25,8 @@ from gradio.utils import get_upload_folder
 from PIL import Image
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ui import about, exports, panels
-from ui.desk import MOST_FILMS, Desk, Held, core
+from ui import about, draft_panels, exports
+from ui.session_state import MOST_FILMS, Held, SessionState, core
 
 if TYPE_CHECKING:
     from emrrg_core import Draft, Film, Reporter
@@ -123,31 +123,31 @@ def endpoints(demo: gr.Blocks, reporter: "Future[Reporter]") -> None:
         organization: str = "",
     ) -> gr.FileData:
         """A draft, or the report that a reader made of it (emrrg.report/1), as a file."""
-        desk = Desk()
+        state = SessionState()
         if draft is not None:
-            desk.draft = _draft_of(draft)
-            desk.report = core().Report.of(desk.draft)
+            state.draft = _draft_of(draft)
+            state.report = core().Report.of(state.draft)
         if report is not None:
-            desk.report = core().Report.from_dict(report)
-            known = len(desk.draft.sentences) if desk.draft else 0
-            if desk.draft and any(
-                line.drafted is not None and not 0 <= line.drafted < known for line in desk.report.lines
+            state.report = core().Report.from_dict(report)
+            known = len(state.draft.sentences) if state.draft else 0
+            if state.draft and any(
+                line.drafted is not None and not 0 <= line.drafted < known for line in state.report.lines
             ):
                 raise core().EmrrgError("This report was made of another draft: give the two that belong together.")
         if format not in typing.get_args(Format):
             raise core().ConfigError(
                 f"There is no format {format!r}: choose one of {', '.join(typing.get_args(Format))}."
             )
-        if desk.draft is not None:
-            desk.held = tuple(_films(films or []))
-            for held in desk.held:
-                _number(desk.draft, held.film)
+        if state.draft is not None:
+            state.held = tuple(_films(films or []))
+            for held in state.held:
+                _number(state.draft, held.film)
             if sentence is not None:
-                _sentence_of(desk.draft, sentence)
-                desk.picked = panels.picked(desk.draft, [sentence, None])
+                _sentence_of(state.draft, sentence)
+                state.picked = draft_panels.picked(state.draft, [sentence, None])
         signer = exports.reader_of(_text(reader, "reader"), _text(organization, "organization"))
-        parcel = json.loads(exports.make(format, desk, reader=signer))
-        return _file(parcel["name"], base64.b64decode(parcel["body"]))
+        download = json.loads(exports.make(format, state, reader=signer))
+        return _file(download["name"], base64.b64decode(download["body"]))
 
     def about_() -> dict[str, Any]:
         """What runs here: version, checkpoint and language model with their hashes, and what it may be used for."""

@@ -1,6 +1,6 @@
 """The editor: the report sentence by sentence, what the reader may do with each, and the sign-off.
 
-`html_of` draws a report, `apply` does what its buttons ask for (read.js sends it). A report is never changed: every deed
+`html_of` draws a report, `apply` does what its buttons ask for (read.js sends it). A report is never changed: every action
 gives a new one.
 """
 
@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from ui.desk import core
-from ui.panels import about_html, band, tags_html
+from ui.draft_panels import about_html, band, tags_html
+from ui.session_state import core
 
 if TYPE_CHECKING:
     from emrrg_core import Draft, Report
@@ -27,12 +27,12 @@ _CHOICES = {  # what is said of a sentence, and its mark
 }
 
 
-def apply(report: "Report", deed: Mapping[str, Any]) -> "Report":
-    """The report after a deed of the reader's: {"deed": …, "line": …, "text": …, "section": …, "after": …, "confirmed": […]}.
+def apply(report: "Report", action: Mapping[str, Any]) -> "Report":
+    """The report after a action of the reader's: {"action": …, "line": …, "text": …, "section": …, "after": …, "confirmed": […]}.
 
-    Raises EmrrgError with the reason, for a deed that makes no sense too: a browser may send anything.
+    Raises EmrrgError with the reason, for a action that makes no sense too: a browser may send anything.
     """
-    do, line, text = deed.get("deed"), deed.get("line", ""), deed.get("text", "")
+    do, line, text = action.get("action"), action.get("line", ""), action.get("text", "")
     try:
         match do:
             case "accept" | "delete" | "restore":
@@ -40,12 +40,12 @@ def apply(report: "Report", deed: Mapping[str, Any]) -> "Report":
             case "edit":
                 return report.edit(int(line), str(text))
             case "add":
-                after = deed.get("after")
-                return report.add(str(deed["section"]), str(text), None if after is None else int(after))
+                after = action.get("after")
+                return report.add(str(action["section"]), str(text), None if after is None else int(after))
             case "retype":
-                return report.retype(str(deed["section"]), str(text))
+                return report.retype(str(action["section"]), str(text))
             case "sign":
-                return report.sign([int(number) for number in deed.get("confirmed", ())])
+                return report.sign([int(number) for number in action.get("confirmed", ())])
             case "undo" | "redo" | "unsign":
                 return getattr(report, do)()
     except (KeyError, TypeError, ValueError) as error:
@@ -53,7 +53,7 @@ def apply(report: "Report", deed: Mapping[str, Any]) -> "Report":
     raise core().EmrrgError("That could not be done: load the page again.")
 
 
-def told(report: "Report", deed: Mapping[str, Any]) -> str:
+def told(report: "Report", action: Mapping[str, Any]) -> str:
     """What was done, for the line that a screen reader reads out."""
     done = {
         "accept": "Accepted.",
@@ -73,7 +73,7 @@ def told(report: "Report", deed: Mapping[str, Any]) -> str:
         if not left
         else f"{left} {'sentence' if left == 1 else 'sentences'} not reviewed."
     )
-    return done.get(str(deed.get("deed")), "") + (f" {many}" if report.signed is None else "")
+    return done.get(str(action.get("action")), "") + (f" {many}" if report.signed is None else "")
 
 
 def places(report: "Report") -> dict[int, tuple[int, int]]:
@@ -171,7 +171,7 @@ def _row(
     measured = f'<span class="rr-measure">{about_it}</span>' if about_it else ""
     return (
         f'<li class="rr-item rr-{choice} {kind}" data-line="{line.id}"{about} data-text="{words}">'
-        f'<div class="rr-item-text" role="button" tabindex="0" data-deed="look" data-line="{line.id}">{said}</div>'
+        f'<div class="rr-item-text" role="button" tabindex="0" data-action="look" data-line="{line.id}">{said}</div>'
         + (
             f'<div class="rr-change" aria-label="Against the draft">{_pieces(difference)}</div>'
             if changed and difference
@@ -209,13 +209,13 @@ def _bar(report: "Report | None", closed: bool) -> str:
         return f'<p class="rr-bar-of-report">{_button("unsign", "Take the signature back")}{_button("to-export", "Export…")}</p>'
     undo = _button("undo", "Undo", "" if report.past else "disabled")
     redo = _button("redo", "Redo", "" if report.future else "disabled")
-    changes = '<button type="button" data-deed="changes" aria-pressed="false">Show changes</button>'
+    changes = '<button type="button" data-action="changes" aria-pressed="false">Show changes</button>'
     sign = _button("ask-sign", "Sign off…", "" if report.findings or report.impression else "disabled", "rr-main")
     return f'<p class="rr-bar-of-report">{undo}{redo}{changes}{sign}{_button("to-export", "Export…")}</p>'
 
 
 def _button(do: str, label: str, given: str = "", kind: str = "") -> str:
-    return f'<button type="button" class="{kind}" data-deed="{do}" {given}>{label}</button>'
+    return f'<button type="button" class="{kind}" data-action="{do}" {given}>{label}</button>'
 
 
 def _pieces(difference: "Difference") -> str:
@@ -237,6 +237,6 @@ def _sign(report: "Report") -> str:
     return (
         '<dialog class="rr-dialog" data-dialog="sign" aria-label="Sign off the report"><h3>Sign off</h3>'
         f"{words}<p>A signed report is final and cannot be changed until the signature is taken back. It is still research and teaching only.</p>"
-        f'<p class="rr-ends"><button type="button" class="rr-main" data-deed="sign" {"disabled" if asked else ""}>Sign off</button>'
-        '<button type="button" data-deed="shut">Go back</button></p></dialog>'
+        f'<p class="rr-ends"><button type="button" class="rr-main" data-action="sign" {"disabled" if asked else ""}>Sign off</button>'
+        '<button type="button" data-action="shut">Go back</button></p></dialog>'
     )

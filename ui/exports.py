@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from ui.desk import Desk, core
+from ui.session_state import SessionState, core
 
 if TYPE_CHECKING:
     from emrrg_core import Draft
@@ -35,7 +35,7 @@ class Kind:
     note: str
     file: str
     type: str
-    refers: bool = False  # to the films' own files, which have to be on the desk where they are DICOM
+    refers: bool = False  # to the films' own files, which this tab has to hold where they are DICOM
     shows: bool = False  # nothing without a film
 
 
@@ -54,68 +54,68 @@ KINDS = (
 )
 
 
-def menu(desk: Desk) -> str:
+def menu(state: SessionState) -> str:
     """The menu as HTML; what cannot be made yet says why."""
-    if desk.report is None or not any(desk.texts):
+    if state.report is None or not any(state.texts):
         return '<p class="rr-none">Nothing to export yet: draft a report, or write one.</p>'
     rows = []
     for kind in KINDS:
-        reason = hindrance(kind, desk)
+        reason = unavailable_reason(kind, state)
         rows.append(
-            f'<li><button type="button" data-deed="export" data-event="save" data-kind="{kind.name}" {"disabled" if reason else ""}>'
+            f'<li><button type="button" data-action="export" data-event="save" data-kind="{kind.name}" {"disabled" if reason else ""}>'
             f"{kind.label}</button> <span>{html.escape(reason or kind.note)}</span></li>"
         )
-    return f'{_caution(desk)}<ul class="rr-exports">{"".join(rows)}</ul>'
+    return f'{_caution(state)}<ul class="rr-exports">{"".join(rows)}</ul>'
 
 
-def _caution(desk: Desk) -> str:
-    report = desk.report
+def _caution(state: SessionState) -> str:
+    report = state.report
     said = []
     if report and report.signed is None:
-        state = "“DRAFT, NOT REVIEWED”" if report.unreviewed else "“PRELIMINARY, NOT SIGNED OFF”"
-        said.append(f"Every export says {state} until the report is signed off.")
-    if desk.draft and desk.missing:
+        standing = "“DRAFT, NOT REVIEWED”" if report.unreviewed else "“PRELIMINARY, NOT SIGNED OFF”"
+        said.append(f"Every export says {standing} until the report is signed off.")
+    if state.draft and state.missing:
         said.append("Without the films there are no key images in PDF and Word.")
-    elif desk.draft:
+    elif state.draft:
         said.append("Pictures show each film as read, not as windowed on the screen.")
-    burned = "".join(f'<div class="rr-say rr-warn" role="alert">{html.escape(words)}</div>' for words in desk.burned)
+    burned = "".join(f'<div class="rr-say rr-warn" role="alert">{html.escape(words)}</div>' for words in state.burned)
     return burned + (f'<p class="rr-hint">{" ".join(said)}</p>' if said else "")
 
 
-def hindrance(kind: Kind, desk: Desk) -> str:
+def unavailable_reason(kind: Kind, state: SessionState) -> str:
     """Why an export cannot be made now; empty where it can."""
     if kind.name == "text":
         return ""
-    draft = desk.draft
+    draft = state.draft
     if draft is None:
         return "needs a draft: this report has none"
-    away = [draft.films[number].name for number in desk.missing if draft.films[number].format == "DICOM"]
+    away = [draft.films[number].name for number in state.missing if draft.films[number].format == "DICOM"]
     if kind.refers and away:
         return f"drop {' and '.join(away)} again: it refers to the film’s own file"
-    if kind.shows and not desk.films:
+    if kind.shows and not state.films:
         return "drop the film again: films are not stored"
     return ""
 
 
-def make(name: str, desk: Desk, *, reader: "Reader | None" = None) -> str:
-    """The file of that kind as a parcel for the browser (`pack`). Raises EmrrgError with what to do where it cannot be made."""
+def make(name: str, state: SessionState, *, reader: "Reader | None" = None) -> str:
+    """The file of that kind as a download for the browser (`pack`). Raises EmrrgError with what to do where it cannot be made."""
     kind = next((kind for kind in KINDS if kind.name == name), None)
-    with desk.lock:
-        report, draft = desk.report, desk.draft
-    if kind is None or report is None or not any(desk.texts):
+    with state.lock:
+        report, draft = state.report, state.draft
+    if kind is None or report is None or not any(state.texts):
         raise core().EmrrgError("There is nothing to export yet: draft a report, or write one.")
-    if reason := hindrance(kind, desk):
+    if reason := unavailable_reason(kind, state):
         raise core().EmrrgError(f"{kind.label}: {reason}.")
     if draft is None:
         return pack(kind, core().to_text(report))
     at = datetime.now().astimezone()
-    files = [desk.source(number) for number in range(len(draft.films))]
+    files = [state.source(number) for number in range(len(draft.films))]
 
     def pdf() -> bytes:
-        return core().to_pdf(report, draft, images=key_images(desk, draft), created=at)
+        return core().to_pdf(report, draft, images=key_images(state, draft), created=at)
 
     def fhir(release: str) -> str:
-        known = not any(draft.films[number].format == "DICOM" for number in desk.missing)
+        known = not any(draft.films[number].format == "DICOM" for number in state.missing)
         sources = core().origin(draft, files).images if known else []
         return core().diagnostic_report(
             report, draft, release=release, presented=pdf(), sources=sources, issued=report.signed
@@ -124,48 +124,50 @@ def make(name: str, desk: Desk, *, reader: "Reader | None" = None) -> str:
     made = {
         "text": lambda: core().to_text(report),
         "pdf": pdf,
-        "docx": lambda: core().to_docx(report, draft, images=key_images(desk, draft), created=at),
+        "docx": lambda: core().to_docx(report, draft, images=key_images(state, draft), created=at),
         "json": lambda: core().to_json(report, draft),
         "fhir-r5": lambda: fhir("R5"),
         "fhir-r4": lambda: fhir("R4B"),
         "sr": lambda: core().to_dicom_sr(report, draft, files, at=at, reader=reader),
-        "dicom-pdf": lambda: core().to_dicom_pdf(pdf(), report, draft, files, at=at, burned_in=burned(desk)),
-        "capture": lambda: capture(desk, draft, files, at),
+        "dicom-pdf": lambda: core().to_dicom_pdf(pdf(), report, draft, files, at=at, burned_in=burned(state)),
+        "capture": lambda: capture(state, draft, files, at),
     }[kind.name]()
     return pack(kind, made)
 
 
-def key_images(desk: Desk, draft: "Draft") -> "list[KeyImage]":
-    """Every film that is on the desk, the first with the map of the selected sentence, or of the first one that has a map."""
-    sentence = desk.picked.sentence if desk.picked else None
+def key_images(state: SessionState, draft: "Draft") -> "list[KeyImage]":
+    """Every film that this tab holds, the first with the map of the selected sentence, or of the first one that has a map."""
+    sentence = state.picked.sentence if state.picked else None
     if sentence is None and draft.sentences:
         sentence = 0
     images = []
     for number in range(len(draft.films)):
-        if film := desk.film(number):
+        if film := state.film(number):
             shown = np.round(film.pixels * 255).astype(np.uint8)
             images.append(core().KeyImage(number, shown, sentence))
     return images
 
 
-def capture(desk: Desk, draft: "Draft", files: "Sequence[bytes | None]", at: datetime) -> bytes:
-    """The heat map of the selected sentence, or of the whole draft, over the first film that is on the desk."""
-    sentence = desk.picked.sentence if desk.picked else None
+def capture(state: SessionState, draft: "Draft", files: "Sequence[bytes | None]", at: datetime) -> bytes:
+    """The heat map of the selected sentence, or of the whole draft, over the first film that this tab holds."""
+    sentence = state.picked.sentence if state.picked else None
     what = draft.sentences[sentence] if sentence is not None else (0, len(draft.tokens))
-    number = desk.places[0]
-    film = desk.film(number)
+    number = state.places[0]
+    film = state.film(number)
     if film is None:
         raise core().EmrrgError("Drop the film again: films are not stored.")
     heat = core().heat_map(draft, number, what)
     picture = core().overlay(_reduced(film.pixels), None if heat is None else _reduced(heat))
-    return core().to_dicom_capture(picture, draft, files, film=number, sentence=sentence, at=at, burned_in=burned(desk))
+    return core().to_dicom_capture(
+        picture, draft, files, film=number, sentence=sentence, at=at, burned_in=burned(state)
+    )
 
 
-def burned(desk: Desk) -> bool | None:
+def burned(state: SessionState) -> bool | None:
     """Whether the films show who the patient is; None, where nobody knows: that no text was found does not prove it."""
-    if desk.burned:
+    if state.burned:
         return True
-    return False if desk.films and all(film.annotated is False for film in desk.films) else None
+    return False if state.films and all(film.annotated is False for film in state.films) else None
 
 
 def _reduced(values: np.ndarray) -> np.ndarray:

@@ -1,16 +1,16 @@
-// The Read room in the browser. It runs once, as js_on_load of the editor (a gr.HTML): `element` is the editor, `trigger`
+// The Read screen in the browser. It runs once, as js_on_load of the editor (a gr.HTML): `element` is the editor, `trigger`
 // sends an event to the server, `watch` tells when the server has drawn the editor anew.
 //
-// Whatever in the room has data-deed is a button. What the browser can do alone is done here; the rest goes to the server
+// Whatever in the screen has data-action is a button. What the browser can do alone is done here; the rest goes to the server
 // with the button's data, as the event in data-event ("act", "look", "ask" or "save"; "act" where there is none).
 
-const room = document.getElementById('room');
+const screen = document.getElementById('read');
 const TAB = 'emrrg-session', KEYS_OFF = 'emrrg-keys-off';
-let box = null;  // the open text box: {form, area, deed, was}
+let box = null;  // the open text box: {form, area, action, was}
 let current = null;  // the number of the chosen line
 let looking = 0;  // timer: maps are drawn once the reader rests on a sentence
 
-function send(event, deed) { trigger(event, deed); }
+function send(event, action) { trigger(event, action); }
 
 function rows() { return [...element.querySelectorAll('.rr-item[data-line]')]; }
 
@@ -49,7 +49,7 @@ function step(by) {
 // --- the text box: one at a time, laid into the row or section it is about ---------------------------------------------
 
 function place() {  // where the open box belongs; the server draws without it
-    const {line, section, after, deed: what} = box.deed;
+    const {line, section, after, action: what} = box.action;
     const part = element.querySelector(`.rr-part[data-section="${section}"]`);
     const here = line !== undefined ? row(line) : after !== undefined && what === 'add' ? row(after) : part;
     element.querySelectorAll('.rr-open').forEach((other) => other.classList.remove('rr-open'));
@@ -58,7 +58,7 @@ function place() {  // where the open box belongs; the server draws without it
     if (box.form.parentElement !== here) (here || element).append(box.form);
 }
 
-function write(deed, words, label) {
+function write(action, words, label) {
     if (box) commit();
     const form = document.createElement('form'), area = document.createElement('textarea');
     form.className = 'rr-box';
@@ -74,7 +74,7 @@ function write(deed, words, label) {
         ends.append(button);
     }
     form.append(area, ends);
-    box = {form, area, deed, was: words};
+    box = {form, area, action, was: words};
     area.addEventListener('keydown', (event) => {
         if (event.key === 'Escape') { event.preventDefault(); cancel(); }
         if (event.key === 'Enter' && !event.shiftKey && !event.isComposing) { event.preventDefault(); commit(); }
@@ -93,11 +93,11 @@ function fit() {
 }
 
 function shut() {
-    const {form, deed} = box;
+    const {form, action} = box;
     box = null;
     form.parentElement?.classList.remove('rr-open');
     form.remove();
-    const line = deed.line ?? deed.after;
+    const line = action.line ?? action.after;
     if (line !== undefined) choose(line);
 }
 
@@ -105,22 +105,22 @@ function cancel() { if (box) shut(); }
 
 function commit() {
     if (!box) return;
-    const {deed, was} = box, text = box.area.value;
+    const {action, was} = box, text = box.area.value;
     shut();
-    if (text !== was) send('act', {...deed, text});
+    if (text !== was) send('act', {...action, text});
 }
 
 // --- buttons ---------------------------------------------------------------------------------------------------------
 
-function dialog(name) { return room.querySelector(`dialog[data-dialog="${name}"]`); }
+function dialog(name) { return screen.querySelector(`dialog[data-dialog="${name}"]`); }
 
 const here = {  // what the browser does alone
     look: (data) => look(data.line),
-    edit: (data) => { choose(data.line, {focus: false}); write({deed: 'edit', line: Number(data.line)}, row(data.line).dataset.text, 'The sentence'); },
-    add: (data) => write({deed: 'add', section: data.section, ...(data.after === undefined ? {} : {after: Number(data.after)})}, '', 'A new sentence'),
-    retype: (data) => write({deed: 'retype', section: data.section}, element.querySelector(`.rr-part[data-section="${data.section}"]`).dataset.text, `The ${data.section}`),
+    edit: (data) => { choose(data.line, {focus: false}); write({action: 'edit', line: Number(data.line)}, row(data.line).dataset.text, 'The sentence'); },
+    add: (data) => write({action: 'add', section: data.section, ...(data.after === undefined ? {} : {after: Number(data.after)})}, '', 'A new sentence'),
+    retype: (data) => write({action: 'retype', section: data.section}, element.querySelector(`.rr-part[data-section="${data.section}"]`).dataset.text, `The ${data.section}`),
     'to-export': () => document.getElementById('export').scrollIntoView({behavior: 'smooth'}),
-    changes: () => { room.classList.toggle('rr-changes'); pressed(); },
+    changes: () => { screen.classList.toggle('rr-changes'); pressed(); },
     keys: () => { document.getElementById('keys-on').checked = keysOn; dialog('keys').showModal(); },
     shut: (data, button) => button.closest('dialog').close(),
     'ask-sign': () => {
@@ -133,22 +133,22 @@ const here = {  // what the browser does alone
         const asked = button.closest('dialog');
         const confirmed = [...asked.querySelectorAll('input:checked')].map((tick) => Number(tick.value));
         asked.close();
-        send('act', {deed: 'sign', confirmed});
+        send('act', {action: 'sign', confirmed});
     },
 };
 
 function ready(asked) {
     const ticks = [...asked.querySelectorAll('input')];
-    asked.querySelector('[data-deed="sign"]').disabled = !ticks.every((tick) => tick.checked);
+    asked.querySelector('[data-action="sign"]').disabled = !ticks.every((tick) => tick.checked);
 }
 
 function pressed() {
-    const button = element.querySelector('[data-deed="changes"]');
-    if (button) button.setAttribute('aria-pressed', room.classList.contains('rr-changes'));
+    const button = element.querySelector('[data-action="changes"]');
+    if (button) button.setAttribute('aria-pressed', screen.classList.contains('rr-changes'));
 }
 
 function press(button) {
-    const data = {...button.dataset}, what = data.deed;
+    const data = {...button.dataset}, what = data.action;
     if (button.disabled) return;
     if (what in here) { here[what](data, button); return; }
     if (box) commit();
@@ -158,8 +158,8 @@ function press(button) {
     send(event, data);
 }
 
-room.addEventListener('click', (event) => {
-    const button = event.target.closest('[data-deed]');
+screen.addEventListener('click', (event) => {
+    const button = event.target.closest('[data-action]');
     if (button) press(button);
     const pick = event.target.closest('.rr-pick');  // a sentence or word of the draft beside: its line is the current one
     if (pick) {
@@ -167,11 +167,11 @@ room.addEventListener('click', (event) => {
         if (line) choose(line.dataset.line, {focus: false});
     }
 });
-room.addEventListener('dblclick', (event) => {
+screen.addEventListener('dblclick', (event) => {
     const said = event.target.closest('.rr-item-text[data-line]');
-    if (said && element.contains(said)) row(said.dataset.line).querySelector('[data-deed="edit"]')?.click();
+    if (said && element.contains(said)) row(said.dataset.line).querySelector('[data-action="edit"]')?.click();
 });
-room.addEventListener('change', (event) => {
+screen.addEventListener('change', (event) => {
     const asked = event.target.closest('dialog[data-dialog="sign"]');
     if (asked) ready(asked);
     if (event.target.id === 'keys-on') {
@@ -186,11 +186,11 @@ let keysOn = true;
 try { keysOn = localStorage.getItem(KEYS_OFF) !== 'off'; } catch { /* no storage: on */ }
 
 function tool(what) {  // a button of the current line
-    const button = current === null ? null : row(current)?.querySelector(`.rr-item-tools [data-deed="${what}"]`);
+    const button = current === null ? null : row(current)?.querySelector(`.rr-item-tools [data-action="${what}"]`);
     if (button) press(button);
 }
 
-function bar(what) { const button = element.querySelector(`.rr-bar-of-report [data-deed="${what}"]`); if (button) press(button); }
+function bar(what) { const button = element.querySelector(`.rr-bar-of-report [data-action="${what}"]`); if (button) press(button); }
 
 function toggleMap() { document.querySelector('#films [data-do="map"]')?.click(); }  // the viewer's own button
 
@@ -207,7 +207,7 @@ function typing(target) {
 
 document.addEventListener('keydown', (event) => {
     const target = event.target instanceof Element ? event.target : document.body;
-    if (room.offsetParent === null) return;  // another room is open
+    if (screen.offsetParent === null) return;  // another screen is open
     if ((event.key === 'Enter' || event.key === ' ') && target.matches('.rr-item-text[role=button]')) {
         event.preventDefault();
         press(target);

@@ -1,6 +1,6 @@
 """Read, the clinician's screen: films in, a draft streams out, the reader makes a report of it, sentence by sentence.
 
-What a tab holds is on its `Desk`, in a `gr.State` on the server; it goes with the tab. Report and draft are kept on the disk
+What a tab holds is on its `SessionState`, in a `gr.State` on the server; it goes with the tab. Report and draft are kept on the disk
 under a random id, which the browser remembers for that tab alone (sessionStorage), so that a reload or a restart of the
 server loses nothing.
 """
@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from ui import editor, exports, notices, panels, viewer
-from ui.desk import Desk, core
-from ui.notices import say
+from ui import draft_panels, editor, exports, messages, viewer
+from ui.messages import say
+from ui.session_state import SessionState, core
 
 if TYPE_CHECKING:
     from emrrg_core import Draft, Reporter, Sessions
@@ -39,9 +39,9 @@ _REMEMBER = """(id) => {
 _SHOW_FILMS = (
     """() => { if (window.innerWidth < 768) document.getElementById('films').scrollIntoView({behavior: 'smooth'}); }"""
 )
-_SAVE = """(parcel) => {
-    if (!parcel) return '';
-    const file = JSON.parse(parcel), link = document.createElement('a');
+_SAVE = """(download) => {
+    if (!download) return '';
+    const file = JSON.parse(download), link = document.createElement('a');
     const bytes = Uint8Array.from(atob(file.body), (letter) => letter.charCodeAt(0));
     link.href = URL.createObjectURL(new Blob([bytes], {type: file.type}));
     link.download = file.name;
@@ -58,9 +58,11 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", example: Callable[[], 
 
     reporter may still be loading; example gives the path of a film to try, or None where there is none.
     """
-    tab = gr.State(Desk(), time_to_live=KEPT, delete_callback=Desk.leave)  # every tab gets one of its own
+    tab = gr.State(
+        SessionState(), time_to_live=KEPT, delete_callback=SessionState.leave
+    )  # every tab gets one of its own
 
-    with gr.Row(elem_id="room"):
+    with gr.Row(elem_id="read"):
         with gr.Column(scale=6, min_width=320):
             drop = gr.File(
                 label="Films of one study, one to four files",
@@ -104,16 +106,18 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", example: Callable[[], 
                 elem_id="earlier",
             )
             with gr.Accordion("What was read in the film", open=True, elem_id="reading"):
-                reading = gr.HTML(panels.read_html(None), elem_id="was-read", js_on_load=panels.PICK_FINDING)
+                reading = gr.HTML(
+                    draft_panels.read_html(None), elem_id="was-read", js_on_load=draft_panels.PICK_FINDING
+                )
             with gr.Accordion("The model’s draft: sentences and words", open=True, elem_id="beside"):
-                words = gr.HTML(panels.words_html(None), elem_id="words", js_on_load=panels.PICK)
+                words = gr.HTML(draft_panels.words_html(None), elem_id="words", js_on_load=draft_panels.PICK)
                 chosen = gr.HTML("", elem_id="chosen")
                 why = gr.HTML("", elem_id="why")
             with gr.Accordion("What the report states", open=True, elem_id="states"):
-                flagged = gr.HTML(panels.flag_html((), "", ""), elem_id="flags")
-                table = gr.HTML(panels.findings_table_html((), "", ""), elem_id="table")
+                flagged = gr.HTML(draft_panels.flag_html((), "", ""), elem_id="flags")
+                table = gr.HTML(draft_panels.findings_table_html((), "", ""), elem_id="table")
             with gr.Accordion("Export", open=True, elem_id="export"):
-                menu = gr.HTML(exports.menu(Desk()), elem_id="menu")
+                menu = gr.HTML(exports.menu(SessionState()), elem_id="menu")
                 packing = gr.HTML("", elem_id="packing")
                 with gr.Accordion("Name of the reader, for a signed DICOM structured report", open=False):
                     with gr.Row():
@@ -122,8 +126,8 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", example: Callable[[], 
                         )
                         place = gr.Textbox(label="Organization", elem_id="organization")
                     gr.HTML('<p class="rr-hint">Goes into that file alone and is not kept.</p>')
-            gr.HTML(notices.keys(), elem_id="keys")
-            parcel = gr.Textbox(visible="hidden", elem_id="parcel")
+            gr.HTML(messages.keys(), elem_id="keys")
+            download = gr.Textbox(visible="hidden", elem_id="download")
             kept_id = gr.Textbox(visible="hidden", elem_id="session")
 
     film_parts = [figures, chips, notice]
@@ -137,31 +141,31 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", example: Callable[[], 
 
     # -- what is shown ---------------------------------------------------------------------------------------------------
 
-    def films_of(desk: Desk, said: list[str] | None = None) -> dict[Any, Any]:
+    def films_of(state: SessionState, said: list[str] | None = None) -> dict[Any, Any]:
         return {
-            figures: viewer.figures(desk.shown),
-            chips: notices.chips(desk),
-            notice: notices.films(desk, said or []),
+            figures: viewer.figures(state.shown),
+            chips: messages.chips(state),
+            notice: messages.films(state, said or []),
         }
 
-    def report_of(desk: Desk) -> dict[Any, Any]:
+    def report_of(state: SessionState) -> dict[Any, Any]:
         """Everything that follows from the report and its draft."""
         drafted: Any = ()
-        if desk.draft:
-            drafted = core().flags(desk.draft.findings, desk.draft.impression, has_prior=desk.has_prior)
-        texts = desk.texts
-        marks = core().flags(*texts, has_prior=desk.has_prior) if any(texts) else []
+        if state.draft:
+            drafted = core().flags(state.draft.findings, state.draft.impression, has_prior=state.has_prior)
+        texts = state.texts
+        marks = core().flags(*texts, has_prior=state.has_prior) if any(texts) else []
         rows = core().findings_table(*texts) if any(texts) else ()
         return {
-            report: editor.html_of(desk.report, desk.draft, marks, kept=notices.kept(desk)),
-            reading: panels.read_html(desk.draft, desk.found),
-            words: panels.words_html(desk.draft, desk.picked, drafted),
-            flagged: panels.flag_html(marks, *texts),
-            table: panels.findings_table_html(rows, *texts),
-            menu: exports.menu(desk),
-            kept_id: desk.session.id if desk.session else "",
-            earlier: gr.Textbox(value=desk.earlier, visible=True if desk.earlier else "hidden"),
-            looked: panels.looking_html(desk.looked) if desk.looked else "",
+            report: editor.html_of(state.report, state.draft, marks, kept=messages.kept(state)),
+            reading: draft_panels.read_html(state.draft, state.found),
+            words: draft_panels.words_html(state.draft, state.picked, drafted),
+            flagged: draft_panels.flag_html(marks, *texts),
+            table: draft_panels.findings_table_html(rows, *texts),
+            menu: exports.menu(state),
+            kept_id: state.session.id if state.session else "",
+            earlier: gr.Textbox(value=state.earlier, visible=True if state.earlier else "hidden"),
+            looked: draft_panels.looking_html(state.looked) if state.looked else "",
         }
 
     def without_map() -> dict[Any, Any]:
@@ -178,28 +182,28 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", example: Callable[[], 
 
     # -- opening the page ------------------------------------------------------------------------------------------------
 
-    def hello(desk: Desk, id: str) -> Any:
+    def on_load(state: SessionState, id: str) -> Any:
         """At once: films wait until the kept report is open, or they would be taken for another study's."""
-        desk.busy = bool(id)
+        state.busy = bool(id)
         return say("Your report is being opened; the model is loading…" if id else "The model is loading…", busy=True)
 
-    def resume(desk: Desk, id: str) -> Any:
+    def resume(state: SessionState, id: str) -> Any:
         """Once the model is there: open the report that this tab had."""
         wait([reporter])
         told, trouble = "", ""
         try:
-            if id and desk.session is None:
-                desk.open(store().load(id))
+            if id and state.session is None:
+                state.open(store().load(id))
         except core().SessionGoneError as error:
             trouble, id = str(error), ""
         except core().EmrrgError as error:
             trouble = str(error)
         finally:
-            desk.busy = False
-        if desk.session:
+            state.busy = False
+        if state.session:
             told = "Your report is as you left it."
-        if desk.session and desk.session.warning:
-            trouble = desk.session.warning
+        if state.session and state.session.warning:
+            trouble = state.session.warning
         try:
             reporter.result()
             ready = say(trouble, bad=True) if trouble else say(told or "Ready.")
@@ -207,17 +211,17 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", example: Callable[[], 
             ready = say(f"{trouble} {error}".strip(), bad=True)
         except Exception:
             ready = say("The model could not be loaded; the server's console says more.", bad=True)
-        if desk.session is None:
+        if state.session is None:
             return {status: ready, kept_id: id}
-        return {tab: desk, status: ready, **films_of(desk), **report_of(desk)}
+        return {tab: state, status: ready, **films_of(state), **report_of(state)}
 
     # -- films -----------------------------------------------------------------------------------------------------------
 
-    def add(desk: Desk, uploads: "list[str] | None") -> Any:
+    def add(state: SessionState, uploads: "list[str] | None") -> Any:
         """Read what was dropped, delete it from the disk, keep the films in memory."""
         paths = [Path(upload) for upload in uploads or ()]
         try:
-            trouble = desk.take(paths, first=1)
+            trouble = state.take(paths, first=1)
         finally:
             for path in paths:
                 path.unlink(missing_ok=True)
@@ -225,61 +229,61 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", example: Callable[[], 
                     OSError
                 ):  # the folder is named after the content: an equal film of another reader may lie there
                     path.parent.rmdir()
-        return {tab: desk, drop: None, **films_of(desk, trouble), menu: exports.menu(desk)}
+        return {tab: state, drop: None, **films_of(state, trouble), menu: exports.menu(state)}
 
-    def add_example(desk: Desk) -> Any:
+    def add_example(state: SessionState) -> Any:
         path = example()
         missing = ["The example film is not installed. Install it with: pip install pydicom-data"]
-        trouble = desk.take([path], first=None) if path else missing
-        return {tab: desk, drop: None, **films_of(desk, trouble), menu: exports.menu(desk)}
+        trouble = state.take([path], first=None) if path else missing
+        return {tab: state, drop: None, **films_of(state, trouble), menu: exports.menu(state)}
 
     # -- drafting --------------------------------------------------------------------------------------------------------
 
-    def begin(desk: Desk) -> Any:
+    def begin(state: SessionState) -> Any:
         """At once, though another reader's draft may be under way: empty the room for the new draft and say so."""
-        with desk.lock:
-            if reason := _not_now(desk):
+        with state.lock:
+            if reason := _not_now(state):
                 return {status: say(reason, bad=True)}
-            desk.busy, desk.wanted, desk.stop, desk.waiting = True, True, False, ()
+            state.busy, state.wanted, state.stop, state.waiting = True, True, False, ()
         first = "Waiting for the model…" if reporter.done() else "The model is loading; the draft starts after that…"
         return {
-            tab: desk,
-            **films_of(desk),
+            tab: state,
+            **films_of(state),
             status: say(first, busy=True),
             looked: "",
             report: editor.html_of(None, None),
-            reading: panels.read_html(None),
-            words: panels.words_html(None),
+            reading: draft_panels.read_html(None),
+            words: draft_panels.words_html(None),
             **buttons_of(idle=False),
             **without_map(),
         }
 
-    def draft_report(desk: Desk, width: float) -> Iterator[Any]:
+    def draft_report(state: SessionState, width: float) -> Iterator[Any]:
         """What the reader wrote or edited is never thrown away: it moves to "Your earlier text", the newest above."""
-        if not desk.wanted:  # it could not begin
+        if not state.wanted:  # it could not begin
             yield {status: gr.skip()}
             return
-        desk.wanted = False
+        state.wanted = False
         latest, begun, shown = None, False, 0.0
         try:
-            while not (desk.stop or reporter.done()):
+            while not (state.stop or reporter.done()):
                 wait([reporter], timeout=0.2)
-            if desk.stop or not desk.check(reporter.result()):  # the report that was there is there still
+            if state.stop or not state.check(reporter.result()):  # the report that was there is there still
                 why_not = say("Not drafted: a film was refused, see the note above it.", bad=True)
-                yield {status: notices.stopped(None) if desk.stop else why_not, **settle(desk, None, begun)}
+                yield {status: messages.stopped(None) if state.stop else why_not, **settle(state, None, begun)}
                 return
-            with desk.lock:  # from here on the former report is over
+            with state.lock:  # from here on the former report is over
                 begun = True
-                desk.earlier = "\n\n".join(text for text in (own_words(desk), desk.earlier) if text)
-                desk.draft = desk.looked = desk.picked = desk.found = None
-                desk.report = core().Report()
-                desk.keep(store())
+                state.earlier = "\n\n".join(text for text in (own_words(state), state.earlier) if text)
+                state.draft = state.looked = state.picked = state.found = None
+                state.report = core().Report()
+                state.keep(store())
             yield {
-                earlier: gr.Textbox(value=desk.earlier, visible=True if desk.earlier else "hidden"),
-                kept_id: desk.session.id if desk.session else "",
+                earlier: gr.Textbox(value=state.earlier, visible=True if state.earlier else "hidden"),
+                kept_id: state.session.id if state.session else "",
             }
-            for latest in reporter.result().stream(desk.films, core().DecodeConfig(beams=int(width))):
-                if desk.stop:
+            for latest in reporter.result().stream(state.films, core().DecodeConfig(beams=int(width))):
+                if state.stop:
                     break
                 if time.monotonic() - shown < SHOWN:
                     continue
@@ -289,49 +293,54 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", example: Callable[[], 
                     status: say(f"Drafting… {len(latest.tokens)} tokens", busy=True),
                 }
         except core().EmrrgError as error:
-            yield {status: say(str(error), bad=True), **settle(desk, latest, begun)}
+            yield {status: say(str(error), bad=True), **settle(state, latest, begun)}
         except Exception:  # a bug: it shows as one on the server's console, but the screen must not stay locked
             yield {
                 status: say("The draft failed; the server's console says more.", bad=True),
-                **settle(desk, latest, begun),
+                **settle(state, latest, begun),
             }
             raise
         else:
-            ending = notices.stopped(latest) if desk.stop else notices.finished(latest)
-            yield {status: ending, **settle(desk, latest, begun)}
+            ending = messages.stopped(latest) if state.stop else messages.finished(latest)
+            yield {status: ending, **settle(state, latest, begun)}
 
-    def settle(desk: Desk, latest: "Draft | None", begun: bool) -> dict[Any, Any]:
+    def settle(state: SessionState, latest: "Draft | None", begun: bool) -> dict[Any, Any]:
         """No draft is under way any more: what there is becomes the report, unread, and is kept. begun: else the former one stays."""
         trouble = None
-        with desk.lock:
-            desk.busy = False
+        with state.lock:
+            state.busy = False
             if begun:
-                desk.draft = latest
-                desk.report = core().Report.of(latest) if latest else core().Report()
-                if not desk.left:  # a page that was loaded again meanwhile has opened the session already
-                    trouble = desk.keep(store())
-        return {tab: desk, **report_of(desk), **films_of(desk, [trouble] if trouble else None), **buttons_of(idle=True)}
+                state.draft = latest
+                state.report = core().Report.of(latest) if latest else core().Report()
+                if not state.left:  # a page that was loaded again meanwhile has opened the session already
+                    trouble = state.keep(store())
+        return {
+            tab: state,
+            **report_of(state),
+            **films_of(state, [trouble] if trouble else None),
+            **buttons_of(idle=True),
+        }
 
-    def is_it_looking(desk: Desk) -> Iterator[Any]:
+    def is_it_looking(state: SessionState) -> Iterator[Any]:
         """Read the draft again under what is not its film."""
-        draft = desk.draft
-        if draft is None or desk.stop or desk.looked or not draft.tokens or desk.missing:
+        draft = state.draft
+        if draft is None or state.stop or state.looked or not draft.tokens or state.missing:
             yield {looked: gr.skip()}
             return
         try:
             for done, every, found in followed(
-                lambda progress: reporter.result().looking(desk.films, draft, progress=progress)
+                lambda progress: reporter.result().looking(state.films, draft, progress=progress)
             ):
                 if found is None:
                     yield {looked: say(f"Does the text depend on its film? Reading {done} of {every}…", busy=True)}
-                elif desk.draft is draft:
-                    with desk.lock:
-                        desk.looked = found
-                        trouble = desk.keep(store())
+                elif state.draft is draft:
+                    with state.lock:
+                        state.looked = found
+                        trouble = state.keep(store())
                     yield {
-                        looked: panels.looking_html(found),
-                        kept_id: desk.session.id if desk.session else "",
-                        notice: notices.films(desk, [trouble]) if trouble else gr.skip(),
+                        looked: draft_panels.looking_html(found),
+                        kept_id: state.session.id if state.session else "",
+                        notice: messages.films(state, [trouble]) if trouble else gr.skip(),
                     }
                 else:
                     yield {looked: ""}
@@ -340,67 +349,69 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", example: Callable[[], 
 
     # -- asking ----------------------------------------------------------------------------------------------------------
 
-    def look_at_line(desk: Desk, event: gr.EventData) -> Any:
+    def look_at_line(state: SessionState, event: gr.EventData) -> Any:
         """A sentence of the report was chosen: the map of the drafted sentence that it came from."""
-        if desk.report is None or desk.busy:
+        if state.report is None or state.busy:
             return {caption: gr.skip()}
-        line = next((line for line in desk.report.lines if line.id == event._data.get("line")), None)
-        if line is None or line.drafted is None or desk.draft is None:
-            desk.picked = desk.found = None
+        line = next((line for line in state.report.lines if line.id == event._data.get("line")), None)
+        if line is None or line.drafted is None or state.draft is None:
+            state.picked = state.found = None
             words_there = (
-                "" if line is None else notices.told_of("You wrote this sentence: the model has no map of it.")
+                "" if line is None else messages.told_of("You wrote this sentence: the model has no map of it.")
             )
-            return {**without_map(), caption: words_there, words: gr.skip(), menu: exports.menu(desk)}
-        picked = panels.picked(desk.draft, [line.drafted, None])
-        return looked_at(desk, picked) if picked else {caption: gr.skip()}
+            return {**without_map(), caption: words_there, words: gr.skip(), menu: exports.menu(state)}
+        picked = draft_panels.picked(state.draft, [line.drafted, None])
+        return looked_at(state, picked) if picked else {caption: gr.skip()}
 
-    def look_at_words(desk: Desk, event: gr.SelectData) -> Any:
+    def look_at_words(state: SessionState, event: gr.SelectData) -> Any:
         """A sentence or a word of the draft was chosen."""
-        picked = panels.picked(desk.draft, event.index) if desk.draft and not desk.busy else None
-        return looked_at(desk, picked) if picked else {caption: gr.skip()}
+        picked = draft_panels.picked(state.draft, event.index) if state.draft and not state.busy else None
+        return looked_at(state, picked) if picked else {caption: gr.skip()}
 
-    def looked_at(desk: Desk, picked: panels.Selection) -> Any:
+    def looked_at(state: SessionState, picked: draft_panels.Selection) -> Any:
         """Its map over every film, its gates and probabilities beside them."""
-        draft = desk.draft
+        draft = state.draft
         assert draft is not None
-        desk.picked, desk.found = picked, None
+        state.picked, state.found = picked, None
         first, last = picked.first, picked.last
-        maps = [core().heat_map(draft, place, picked.what(draft)) for place in desk.places]
-        drafted = core().flags(draft.findings, draft.impression, has_prior=desk.has_prior)
+        maps = [core().heat_map(draft, place, picked.what(draft)) for place in state.places]
+        drafted = core().flags(draft.findings, draft.impression, has_prior=state.has_prior)
         return {
-            tab: desk,
-            layers: viewer.layers(maps, core().overlay, within="#room"),
+            tab: state,
+            layers: viewer.layers(maps, core().overlay, within="#read"),
             caption: _caption(draft, picked, maps),
-            reading: panels.read_html(draft),
-            words: panels.words_html(draft, picked, drafted),
-            chosen: panels.tokens_html(draft, first, last) + panels.gates_html(draft, first, last) + _ask(desk),
+            reading: draft_panels.read_html(draft),
+            words: draft_panels.words_html(draft, picked, drafted),
+            chosen: draft_panels.tokens_html(draft, first, last)
+            + draft_panels.gates_html(draft, first, last)
+            + _ask(state),
             why: "",
-            menu: exports.menu(desk),
+            menu: exports.menu(state),
         }
 
-    def look_at_finding(desk: Desk, event: gr.SelectData) -> Any:
+    def look_at_finding(state: SessionState, event: gr.SelectData) -> Any:
         """A finding that was read was chosen: its own map, what its logit is made of, over every film."""
-        draft = desk.draft
-        finding = draft.finding(str(event.index)) if draft and not desk.busy else None
+        draft = state.draft
+        finding = draft.finding(str(event.index)) if draft and not state.busy else None
         if draft is None or finding is None:
             return {caption: gr.skip()}
-        desk.picked, desk.found = None, finding.name
-        maps = viewer.maps_of(draft, finding, desk.places)
-        drafted = core().flags(draft.findings, draft.impression, has_prior=desk.has_prior)
+        state.picked, state.found = None, finding.name
+        maps = viewer.maps_of(draft, finding, state.places)
+        drafted = core().flags(draft.findings, draft.impression, has_prior=state.has_prior)
         return {
-            tab: desk,
-            layers: viewer.layers(maps, core().overlay, within="#room"),
-            caption: panels.finding_caption(finding, shown=bool(maps)),
-            reading: panels.read_html(draft, finding.name),
-            words: panels.words_html(draft, None, drafted),
+            tab: state,
+            layers: viewer.layers(maps, core().overlay, within="#read"),
+            caption: draft_panels.finding_caption(finding, shown=bool(maps)),
+            reading: draft_panels.read_html(draft, finding.name),
+            words: draft_panels.words_html(draft, None, drafted),
             chosen: "",
             why: "",
-            menu: exports.menu(desk),
+            menu: exports.menu(state),
         }
 
-    def why_this(desk: Desk) -> Iterator[Any]:
+    def why_this(state: SessionState) -> Iterator[Any]:
         """*Why this sentence?*, of the chosen one."""
-        draft, picked = desk.draft, desk.picked
+        draft, picked = state.draft, state.picked
         if draft is None or picked is None:
             yield {why: gr.skip()}
             return
@@ -408,75 +419,75 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", example: Callable[[], 
         yield {why: say("Waiting for the model…", busy=True)}
         try:
             for done, every, found in followed(
-                lambda progress: (reporter.result().why(desk.films, draft, picked.sentence, progress=progress),)
+                lambda progress: (reporter.result().why(state.films, draft, picked.sentence, progress=progress),)
             ):
-                if desk.picked is None or desk.picked.sentence != picked.sentence:
+                if state.picked is None or state.picked.sentence != picked.sentence:
                     return  # another one is chosen by now
                 if found is None:
                     yield {why: say(f"Hiding places of the film: reading {done} of {every}…", busy=True)}
                 else:
-                    yield {why: panels.why_html(found[0], sentence)}
+                    yield {why: draft_panels.why_html(found[0], sentence)}
         except core().EmrrgError as error:
             yield {why: say(str(error), bad=True)}
 
-    # -- the reader's deeds ----------------------------------------------------------------------------------------------
+    # -- the reader's actions ----------------------------------------------------------------------------------------------
 
-    def act(desk: Desk, id: str, event: gr.EventData) -> Any:
+    def act(state: SessionState, id: str, event: gr.EventData) -> Any:
         """A button of the room that the browser cannot do alone."""
-        deed = dict(event._data)
-        if desk.busy:
+        action = dict(event._data)
+        if state.busy:
             return {status: say("Wait until the draft is done, or stop it.", bad=True)}
-        do, number = deed.get("deed"), deed.get("number", -1)
+        do, number = action.get("action"), action.get("number", -1)
         if do in ("use", "remove", "mark"):
-            found = [getattr(desk, do)(number if isinstance(number, int) else -1)]
-            if desk.report:  # whether there is a prior film belongs to what is kept
-                found.append(desk.keep(store()))
-            films = films_of(desk, [words_said for words_said in found if words_said])
-            return {tab: desk, **films, **(report_of(desk) if desk.report else {}), **without_map()}
+            found = [getattr(state, do)(number if isinstance(number, int) else -1)]
+            if state.report:  # whether there is a prior film belongs to what is kept
+                found.append(state.keep(store()))
+            films = films_of(state, [words_said for words_said in found if words_said])
+            return {tab: state, **films, **(report_of(state) if state.report else {}), **without_map()}
         if do == "close":
-            return close(desk)
+            return close(state)
         if do == "leave-open":
-            return films_of(desk)
+            return films_of(state)
         wait([reporter])
         try:
-            if id and desk.report is None:  # the tab was left alone for so long that its desk was cleared
-                desk.open(store().load(id))
+            if id and state.report is None:  # the tab was left alone for so long that its state was cleared
+                state.open(store().load(id))
             if do == "keep":
-                with desk.lock:
-                    desk.session = None
+                with state.lock:
+                    state.session = None
                 words_said = "Kept as a new session."
             else:
-                with desk.lock:
-                    desk.report = editor.apply(desk.report or core().Report(), deed)
-                words_said = editor.told(desk.report, deed)
-            trouble = desk.keep(store())
+                with state.lock:
+                    state.report = editor.apply(state.report or core().Report(), action)
+                words_said = editor.told(state.report, action)
+            trouble = state.keep(store())
         except core().EmrrgError as error:
-            return {status: say(str(error), bad=True), **report_of(desk)}
-        note = {notice: notices.films(desk, [trouble] if trouble else [])}
-        return {tab: desk, **report_of(desk), **note, status: say(words_said)}
+            return {status: say(str(error), bad=True), **report_of(state)}
+        note = {notice: messages.films(state, [trouble] if trouble else [])}
+        return {tab: state, **report_of(state), **note, status: say(words_said)}
 
-    def ask_to_close(desk: Desk) -> Any:
+    def ask_to_close(state: SessionState) -> Any:
         """New study: what is kept of this one would be deleted, so the reader is asked first."""
-        if desk.busy:
+        if state.busy:
             return {notice: gr.skip()}
-        if not desk.has_words:
-            return close(desk)
-        return {notice: notices.to_close(desk.report is not None and desk.report.signed is not None)}
+        if not state.has_words:
+            return close(state)
+        return {notice: messages.to_close(state.report is not None and state.report.signed is not None)}
 
-    def close(desk: Desk) -> Any:
+    def close(state: SessionState) -> Any:
         try:
-            if desk.session:
-                desk.close(store())
-            desk.clear()
+            if state.session:
+                state.close(store())
+            state.clear()
         except core().EmrrgError as error:
-            return {notice: notices.films(desk, [f"The report could not be deleted. {error}"])}
+            return {notice: messages.films(state, [f"The report could not be deleted. {error}"])}
         ready = reporter.done()
         return {
-            **films_of(desk),
+            **films_of(state),
             **blank(),
             **without_map(),
             packing: "",
-            parcel: "",
+            download: "",
             status: say("Ready." if ready else "The model is loading…", busy=not ready),
         }
 
@@ -484,36 +495,36 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", example: Callable[[], 
         """What follows from there being no report, said without the core, which may still be loading."""
         return {
             report: editor.html_of(None, None),
-            reading: panels.read_html(None),
-            words: panels.words_html(None),
-            flagged: panels.flag_html((), "", ""),
-            table: panels.findings_table_html((), "", ""),
-            menu: exports.menu(Desk()),
+            reading: draft_panels.read_html(None),
+            words: draft_panels.words_html(None),
+            flagged: draft_panels.flag_html((), "", ""),
+            table: draft_panels.findings_table_html((), "", ""),
+            menu: exports.menu(SessionState()),
             kept_id: "",
             earlier: gr.Textbox(value="", visible="hidden"),
             looked: "",
         }
 
-    def export(desk: Desk, reader: str | None, organization: str | None, event: gr.EventData) -> Iterator[Any]:
+    def export(state: SessionState, reader: str | None, organization: str | None, event: gr.EventData) -> Iterator[Any]:
         kind = str(event._data.get("kind"))
         label = next((each.label for each in exports.KINDS if each.name == kind), "The file")
-        yield {parcel: "", packing: say(f"{label} is being made…", busy=True)}
+        yield {download: "", packing: say(f"{label} is being made…", busy=True)}
         try:
             wait([reporter])
-            made = exports.make(kind, desk, reader=exports.reader_of(reader, organization))
+            made = exports.make(kind, state, reader=exports.reader_of(reader, organization))
         except core().EmrrgError as error:
-            yield {parcel: "", packing: say(str(error), bad=True)}
+            yield {download: "", packing: say(str(error), bad=True)}
         except Exception:
-            yield {parcel: "", packing: say(f"{label} could not be made; the server's console says more.", bad=True)}
+            yield {download: "", packing: say(f"{label} could not be made; the server's console says more.", bad=True)}
             raise
         else:
-            yield {parcel: made, packing: say(f"{label} is saved.")}
+            yield {download: made, packing: say(f"{label} is saved.")}
 
     hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     # the model works for one reader at a time
     model: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model", **hidden}
     recall = f"(tab, id) => [tab, ({_RECALL})()]"
-    demo.load(hello, [tab, kept_id], status, js=recall, **hidden).then(
+    demo.load(on_load, [tab, kept_id], status, js=recall, **hidden).then(
         resume, [tab, kept_id], [tab, status, *film_parts, *report_parts], js=recall, **hidden
     ).then(None, kept_id, js=_REMEMBER)  # also where nothing changed: a report that is gone is forgotten
     kept_id.change(None, kept_id, js=_REMEMBER)
@@ -535,8 +546,8 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", example: Callable[[], 
         [tab, status, *film_parts, *report_parts, *buttons],
         **model,
     ).then(is_it_looking, tab, [looked, kept_id, notice], **model)
-    stop.click(Desk.halt, tab, None, **hidden)
-    closing = [*film_parts, *report_parts, *evidence, packing, parcel, status]
+    stop.click(SessionState.halt, tab, None, **hidden)
+    closing = [*film_parts, *report_parts, *evidence, packing, download, status]
     new_study.click(ask_to_close, tab, closing, **hidden)
     # one at a time and in their order, none left out: an edit must never overtake another
     report.act(act, [tab, kept_id], [tab, *closing], trigger_mode="multiple", concurrency_limit=1, **hidden)
@@ -545,7 +556,7 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", example: Callable[[], 
     for choice, look in ((words, look_at_words), (reading, look_at_finding)):
         choice.select(look, tab, looking_at, trigger_mode="always_last", **hidden).then(None, js=_SHOW_FILMS)
     report.ask(why_this, tab, why, **model)
-    report.save(export, [tab, name, place], [parcel, packing], **hidden).then(None, parcel, parcel, js=_SAVE)
+    report.save(export, [tab, name, place], [download, packing], **hidden).then(None, download, download, js=_SAVE)
 
 
 def followed(work: Callable[[Callable[[int, int], None]], Any]) -> Iterator[tuple[int, int, Any]]:
@@ -568,39 +579,39 @@ def followed(work: Callable[[Callable[[int, int], None]], Any]) -> Iterator[tupl
     yield every, every, result.result()
 
 
-def own_words(desk: Desk) -> str:
-    """The report on the desk where a reader had a hand in it, else nothing."""
-    drafted = (desk.draft.findings.strip(), desk.draft.impression.strip()) if desk.draft else ("", "")
-    here = tuple(text.strip() for text in desk.texts)
+def own_words(state: SessionState) -> str:
+    """The report at hand where a reader had a hand in it, else nothing."""
+    drafted = (state.draft.findings.strip(), state.draft.impression.strip()) if state.draft else ("", "")
+    here = tuple(text.strip() for text in state.texts)
     if here == drafted:
         return ""
     return "\n".join(f"{name}: {text}" for name, text in zip(("Findings", "Impression"), here, strict=True) if text)
 
 
-def _not_now(desk: Desk) -> str:
+def _not_now(state: SessionState) -> str:
     """Why no draft can begin; empty where it can."""
-    if desk.busy:
+    if state.busy:
         return "Wait: a draft is under way, or your report is still being opened."
-    if desk.report is not None and desk.report.signed is not None:
+    if state.report is not None and state.report.signed is not None:
         return "This report is signed. Take the signature back, or begin a new study."
-    if desk.draft is not None and desk.missing:
-        names = " and ".join(desk.draft.films[number].name for number in desk.missing)
+    if state.draft is not None and state.missing:
+        names = " and ".join(state.draft.films[number].name for number in state.missing)
         return f"Films are not stored: drop {names} again to draft anew."
-    if not desk.films:
-        return "Every film here is marked as prior: drop the one to be read." if desk.held else NO_FILM
+    if not state.films:
+        return "Every film here is marked as prior: drop the one to be read." if state.held else NO_FILM
     return ""
 
 
-def _ask(desk: Desk) -> str:
+def _ask(state: SessionState) -> str:
     """*Why this sentence?*, or why that cannot be asked now."""
-    if desk.missing:
+    if state.missing:
         return '<p class="rr-hint">Why this sentence? Drop the films again to ask: they are not stored.</p>'
-    ask = notices.button("why", "Why this sentence?", 'data-event="ask"')
+    ask = messages.button("why", "Why this sentence?", 'data-event="ask"')
     return f'<p class="rr-foot">{ask}</p>'
 
 
-def _caption(draft: "Draft", picked: panels.Selection, maps: Sequence[Any]) -> str:
-    about = panels.about_html(draft, draft.sentences[picked.sentence])
+def _caption(draft: "Draft", picked: draft_panels.Selection, maps: Sequence[Any]) -> str:
+    about = draft_panels.about_html(draft, draft.sentences[picked.sentence])
     said = f"<b>“{html.escape(picked.text)}”</b>{f' · {about}' if about else ''}. "
     if not maps:
         said += "Drop the films again to see where the model looked: they are not stored."

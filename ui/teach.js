@@ -77,7 +77,7 @@ class Paper {  // one film to paint on
         } else if (event.key === 'Backspace') back();
         else return;
         event.preventDefault();
-        event.stopPropagation();  // the keys of the other rooms are not meant
+        event.stopPropagation();  // the keys of the other screens are not meant
     }
 
     show(seen) {  // the ring that says where and how large the brush is

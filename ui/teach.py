@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 import numpy as np
 
-from ui import board, panels, viewer
-from ui.desk import core
-from ui.notices import say
+from ui import draft_panels, teach_html, viewer
+from ui.messages import say
+from ui.session_state import core
 
 if TYPE_CHECKING:
     from emrrg_core import Draft, Film, Reporter
@@ -50,9 +50,9 @@ _SHOW = """() => {
         document.getElementById('teach-head').scrollIntoView({behavior: 'smooth', block: 'start'});
 }"""
 _SHOW_FILMS = "() => { if (window.innerWidth < 768) document.getElementById('teach-films').scrollIntoView({behavior: 'smooth'}); }"
-_SAVE = """(parcel) => {
-    if (!parcel) return '';
-    const file = JSON.parse(parcel), link = document.createElement('a');
+_SAVE = """(download) => {
+    if (!download) return '';
+    const file = JSON.parse(download), link = document.createElement('a');
     link.href = URL.createObjectURL(new Blob([file.body], {type: 'text/csv;charset=utf-8'}));
     link.download = file.name;
     document.body.append(link);
@@ -92,7 +92,7 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", cases: Path | None = N
     with gr.Row(elem_id="teach"):
         with gr.Column(scale=3, min_width=260, elem_id="teach-side"):
             choice = gr.Radio([], label="Cases", elem_id="teach-cases")
-            whom = gr.HTML(board.who(None), elem_id="teach-who")
+            whom = gr.HTML(teach_html.who(None), elem_id="teach-who")
             with gr.Accordion("Join a class", open=False, elem_id="teach-join"):
                 code = gr.Textbox(label="Class code", max_length=20, placeholder="K7M-4QD", elem_id="teach-code")
                 name = gr.Textbox(
@@ -131,7 +131,7 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", cases: Path | None = N
                     end = gr.Button(
                         "Delete the class and all answers", variant="stop", size="sm", elem_id="teach-end-now"
                     )
-                parcel = gr.Textbox(visible="hidden", elem_id="teach-parcel")
+                download = gr.Textbox(visible="hidden", elem_id="teach-download")
             head = gr.HTML("", elem_id="teach-head")
             status = gr.HTML("", elem_id="teach-status")
             compared = gr.HTML("", elem_id="teach-compared")
@@ -153,8 +153,8 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", cases: Path | None = N
                     unsaved = gr.HTML("", elem_id="teach-saved")
                 with gr.Column(scale=5, min_width=320, visible=False) as looking:
                     gr.HTML("<h3>Where the model looked</h3>")
-                    reading = gr.HTML("", elem_id="teach-read", js_on_load=panels.PICK_FINDING)
-                    words = gr.HTML("", elem_id="teach-words", js_on_load=panels.PICK)
+                    reading = gr.HTML("", elem_id="teach-read", js_on_load=draft_panels.PICK_FINDING)
+                    words = gr.HTML("", elem_id="teach-words", js_on_load=draft_panels.PICK)
                     caption = gr.HTML("", elem_id="teach-caption")
             with gr.Column(visible=False, elem_id="teach-seen") as seen:
                 gr.HTML(
@@ -179,8 +179,8 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", cases: Path | None = N
         found = core().read_cases(folder)
         return {
             choice: listed(Room(), found, None),
-            faults: board.problems(found),
-            figures: board.nothing(found),
+            faults: teach_html.problems(found),
+            figures: teach_html.nothing(found),
             status: say("Your answers are fetched; the model is loading…", busy=True)
             if id and not reporter.done()
             else "",
@@ -207,7 +207,7 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", cases: Path | None = N
         return gr.Radio(choices=rows, value=chosen)
 
     def persons(room: Room) -> dict[Any, Any]:
-        return {whom: board.who(room.learner), leave: gr.Button(visible=room.learner is not None)}
+        return {whom: teach_html.who(room.learner), leave: gr.Button(visible=room.learner is not None)}
 
     def cleared() -> dict[Any, Any]:
         """No case is open."""
@@ -245,7 +245,7 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", cases: Path | None = N
         return {
             **cleared(),
             case_id: id,
-            head: board.head(case),
+            head: teach_html.head(case),
             figures: viewer.figures(films),
             writing: gr.Column(visible=not done),
             findings: gr.Textbox(value=kept.findings if kept else "", interactive=not done),
@@ -256,7 +256,7 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", cases: Path | None = N
 
     def choose(room: Room, id: str | None) -> Any:
         found = core().read_cases(folder)
-        return show_case(room, found, id) if id else {**cleared(), figures: board.nothing(found)}
+        return show_case(room, found, id) if id else {**cleared(), figures: teach_html.nothing(found)}
 
     # -- the learner -----------------------------------------------------------------------------------------------------
 
@@ -341,12 +341,16 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", cases: Path | None = N
         theirs = compared_draft(case, draft)
         told: dict[Any, Any] = {}
         if draft is not None:
-            told = {reading: panels.read_html(draft), words: panels.words_html(draft), moved: board.moved(draft, None)}
+            told = {
+                reading: draft_panels.read_html(draft),
+                words: draft_panels.words_html(draft),
+                moved: teach_html.moved(draft, None),
+            }
             pixels = core().retouched(room.films[0].pixels, np.ones((1, 1), bool), core().Fill.CHEST)
-            told[brush] = board.brush(room.films, viewer.picture(pixels))
+            told[brush] = teach_html.brush(room.films, viewer.picture(pixels))
         return {
             status: say("Here are your report, the draft and the reference.", notes=draft.warnings if draft else ()),
-            compared: board.beside(case, mine, theirs),
+            compared: teach_html.beside(case, mine, theirs),
             writing: gr.Column(visible=False),
             looking: gr.Column(visible=draft is not None),
             seen: gr.Column(visible=draft is not None),
@@ -363,7 +367,7 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", cases: Path | None = N
 
     def look(room: Room, event: gr.SelectData) -> Any:
         """A sentence or word of the draft was selected: its map over the films."""
-        selection = room.draft and panels.picked(room.draft, event.index)
+        selection = room.draft and draft_panels.picked(room.draft, event.index)
         if not (room.draft and selection):
             return {caption: gr.skip()}
         what = selection.what(room.draft)
@@ -375,8 +379,8 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", cases: Path | None = N
             else "The brighter a place, the more the model looked there. It does not prove why."
         )
         return {
-            reading: panels.read_html(room.draft),
-            words: panels.words_html(room.draft, selection),
+            reading: draft_panels.read_html(room.draft),
+            words: draft_panels.words_html(room.draft, selection),
             layers: viewer.layers(maps, core().overlay, within="#teach-view"),
             caption: say(f"“{selection.text}”: {told}"),
         }
@@ -389,10 +393,10 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", cases: Path | None = N
             return {caption: gr.skip()}
         maps = viewer.maps_of(draft, finding, range(len(draft.films)))
         return {
-            reading: panels.read_html(draft, finding.name),
-            words: panels.words_html(draft),
+            reading: draft_panels.read_html(draft, finding.name),
+            words: draft_panels.words_html(draft),
             layers: viewer.layers(maps, core().overlay, within="#teach-view"),
-            caption: f'<div class="rr-say rr-calm">{panels.finding_caption(finding, shown=True)}</div>',
+            caption: f'<div class="rr-say rr-calm">{draft_panels.finding_caption(finding, shown=True)}</div>',
         }
 
     def paint(room: Room, event: gr.EventData) -> Iterator[Any]:
@@ -400,7 +404,7 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", cases: Path | None = N
         draft, films = room.draft, room.films
         if draft is None:
             return
-        yield {moved: board.moved(draft, room.read, busy=True)}  # the last numbers stay until the next are there
+        yield {moved: teach_html.moved(draft, room.read, busy=True)}  # the last numbers stay until the next are there
         try:
             fill, masks = marked(event._data, len(films))
             changed = [
@@ -411,7 +415,7 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", cases: Path | None = N
             yield {moved: say(str(error), bad=True)}
             return
         if room.draft is draft:
-            yield {moved: board.moved(draft, found)}
+            yield {moved: teach_html.moved(draft, found)}
 
     def enrol(room: Room, typed: str, pseudonym: str) -> Any:
         try:
@@ -428,7 +432,7 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", cases: Path | None = N
             choice: listed(room, found, None),
             **persons(room),
             **cleared(),
-            figures: board.nothing(found),
+            figures: teach_html.nothing(found),
         }
 
     def forget(room: Room) -> Any:
@@ -447,7 +451,7 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", cases: Path | None = N
             choice: listed(room, found, None),
             **persons(room),
             **cleared(),
-            figures: board.nothing(found),
+            figures: teach_html.nothing(found),
             status: trouble,
         }
 
@@ -458,7 +462,7 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", cases: Path | None = N
             made, secret = store().begin(name, lifetime=timedelta(days=LIFETIMES[days]))
         except core().EmrrgError as error:
             return {begun: say(str(error), bad=True)}
-        return {begun: board.begun(made, secret), key: secret, title: ""}
+        return {begun: teach_html.begun(made, secret), key: secret, title: ""}
 
     def unlock(room: Room, secret: str) -> Any:
         try:
@@ -486,15 +490,15 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", cases: Path | None = N
         try:
             case = core().read_cases(folder)[id or ""]
             said = store().answers(room.key, case.id)
-            facts_now = board.opened(store().open(room.key), store().writing(room.key, case.id), len(said))
+            facts_now = teach_html.opened(store().open(room.key), store().writing(room.key, case.id), len(said))
             reference = (case.findings, case.impression)
             found = [core().compare((a.findings, a.impression), reference, case.labels) for a in said]
             known = drafts.known(case)
-            yield {facts: facts_now, every: board.answers(case, said, found, compared_draft(case, known))}
+            yield {facts: facts_now, every: teach_html.answers(case, said, found, compared_draft(case, known))}
             if known is None:
                 drafted = compared_draft(case, drafts.of(case, case.read()))
                 if room.key:
-                    yield {every: board.answers(case, said, found, drafted)}
+                    yield {every: teach_html.answers(case, said, found, drafted)}
         except core().ClassGoneError as error:
             room.key = ""
             yield {desk: gr.Column(visible=False), opening: say(str(error), bad=True)}
@@ -511,8 +515,8 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", cases: Path | None = N
             body = core().answers_csv(store().answers(room.key), found, texts)
             name = f"emrrg-class-{store().open(room.key).code}.csv"
         except core().EmrrgError as error:
-            return {parcel: "", facts: say(str(error), bad=True)}
-        return {parcel: json.dumps({"name": name, "body": body})}
+            return {download: "", facts: say(str(error), bad=True)}
+        return {download: json.dumps({"name": name, "body": body})}
 
     def shut(room: Room) -> Any:
         room.key = ""
@@ -559,7 +563,7 @@ def screen(demo: gr.Blocks, reporter: "Future[Reporter]", cases: Path | None = N
     view = [desk, facts, every, opening, begun, key, shown]
     gr.on([open_class.click, key.submit], unlock, [tab, key], view, **hidden).then(survey, [tab, shown], view, **many)
     gr.on([shown.input, again.click], survey, [tab, shown], view, **many)
-    export.click(pack, tab, [parcel, facts], **hidden).then(None, parcel, parcel, js=_SAVE)
+    export.click(pack, tab, [download, facts], **hidden).then(None, download, download, js=_SAVE)
     close.click(shut, tab, view, **hidden)
     end.click(end_class, tab, view, **hidden)
 

@@ -2,7 +2,7 @@
 
    Drawn on a canvas by the processor, not by WebGL or a filter: only the pixels on the screen are worked out, from the
    nearest of a series of halved copies, so that a frame costs the same however large the film is; it needs no graphics
-   card (reading rooms run on remote desktops) and gives the very numbers of ui/window.py. benchmarks/viewer.py measures
+   card (reading rooms run on remote desktops) and gives the very numbers of ui/window_level.py. benchmarks/viewer.py measures
    it beside the others. While a film moves on a screen too large for that, every second pixel is drawn.
 
    Gradio writes its HTML anew whenever a film comes or goes: it makes the elements that are there like the new ones, so
@@ -19,7 +19,7 @@
   const REST = 140; // milliseconds without change until it is drawn finely again
   const STEP = 1.25; // zoom per key or press
 
-  const rooms = new Map(); // id of the component around a viewer -> what the reader chose in it
+  const screens = new Map(); // id of the component around a viewer -> what the reader chose in it
   const films = new Map(); // digest -> the film's pixels
   const panes = new Map(); // stage -> pane: what is on the screen now
   const root = document.documentElement;
@@ -44,14 +44,14 @@
 
   function adopt(viewer) {
     viewer.dataset.adopted = "";
-    const room = roomOf(viewer);
+    const screen = screenOf(viewer);
     for (const stage of viewer.querySelectorAll(".rr-stage")) {
       const pane = panes.get(stage) ?? open(stage);
-      Object.assign(pane, { figure: stage.closest(".rr-film"), viewer, room });
+      Object.assign(pane, { figure: stage.closest(".rr-film"), viewer, screen });
       bind(pane);
     }
-    arrange(room, viewer);
-    inRoom(room).forEach(draw);
+    arrange(screen, viewer);
+    onScreen(screen).forEach(draw);
   }
 
   function open(stage) {
@@ -74,11 +74,11 @@
 
   /* The film that the element is of now. */
   function bind(pane) {
-    const { figure, room, image } = pane, { film: key, width, windows } = figure.dataset;
+    const { figure, screen, image } = pane, { film: key, width, windows } = figure.dataset;
     if (!films.has(key)) films.set(key, { key, width: Number(width), levels: null, state: "none" });
-    if (!room.views.has(key)) room.views.set(key, { ...WHOLE });
+    if (!screen.views.has(key)) screen.views.set(key, { ...WHOLE });
     if (pane.film !== films.get(key)) Object.assign(pane, { film: films.get(key), drawn: false, where: "", tableName: "" });
-    Object.assign(pane, { view: room.views.get(key), windows: JSON.parse(windows) });
+    Object.assign(pane, { view: screen.views.get(key), windows: JSON.parse(windows) });
     pane.canvas.hidden = !pane.drawn;
     if (!image.complete) image.addEventListener("load", () => draw(pane), { once: true });
   }
@@ -89,38 +89,38 @@
     panes.delete(stage);
   }
 
-  function roomOf(viewer) {
+  function screenOf(viewer) {
     const id = viewer.closest("[id]")?.id ?? "";
-    if (!rooms.has(id)) {
-      rooms.set(id, { views: new Map(), shown: null, linked: null, active: null, window: !isNarrow(viewer),
+    if (!screens.has(id)) {
+      screens.set(id, { views: new Map(), shown: null, linked: null, active: null, window: !isNarrow(viewer),
         keys: false });
     }
-    return rooms.get(id);
+    return screens.get(id);
   }
 
   const isNarrow = (viewer) => (viewer.clientWidth || innerWidth) < 560;
-  const isLinked = (room) => room.linked ?? inRoom(room)[0]?.viewer.dataset.linked === "1"; // null: not chosen yet
-  const inRoom = (room) => [...panes.values()].filter((pane) => pane.room === room);
+  const isLinked = (screen) => screen.linked ?? onScreen(screen)[0]?.viewer.dataset.linked === "1"; // null: not chosen yet
+  const onScreen = (screen) => [...panes.values()].filter((pane) => pane.screen === screen);
   const visible = (pane) => pane.stage.clientWidth > 0;
-  const activeOf = (room) => inRoom(room).find((pane) => pane.film.key === room.active && visible(pane))
-    ?? inRoom(room).find(visible) ?? inRoom(room)[0];
+  const activeOf = (screen) => onScreen(screen).find((pane) => pane.film.key === screen.active && visible(pane))
+    ?? onScreen(screen).find(visible) ?? onScreen(screen)[0];
 
   function activate(pane) {
-    pane.room.active = pane.film.key;
-    refresh(pane.room);
+    pane.screen.active = pane.film.key;
+    refresh(pane.screen);
   }
 
   /* Which films are shown: all side by side, or one; on a telephone one, as two would be too small to read. */
-  function arrange(room, viewer) {
+  function arrange(screen, viewer) {
     const figures = [...viewer.querySelectorAll(".rr-film")];
-    const known = room.shown === "all" || figures.some((figure) => figure.dataset.film === room.shown);
-    if (figures.length > 1 && !known) room.shown = isNarrow(viewer) ? figures[0].dataset.film : "all";
-    const one = figures.length === 1 || room.shown !== "all";
+    const known = screen.shown === "all" || figures.some((figure) => figure.dataset.film === screen.shown);
+    if (figures.length > 1 && !known) screen.shown = isNarrow(viewer) ? figures[0].dataset.film : "all";
+    const one = figures.length === 1 || screen.shown !== "all";
     viewer.classList.toggle("rr-one", one);
     for (const figure of figures) {
-      figure.classList.toggle("rr-away", one && figures.length > 1 && figure.dataset.film !== room.shown);
+      figure.classList.toggle("rr-away", one && figures.length > 1 && figure.dataset.film !== screen.shown);
     }
-    refresh(room);
+    refresh(screen);
   }
 
   // --- the film's pixels --------------------------------------------------------------------------------------------
@@ -206,7 +206,7 @@
   const actual = (pane) => pane.film.width / (fitted(pane).width * devicePixelRatio || 1); // zoom that shows 1:1
   const closest = (pane) => Math.max(CLOSEST * actual(pane), 2);
 
-  function settle(pane) {
+  function keepInside(pane) {
     const { view } = pane;
     view.zoom = clamp(view.zoom, 1, closest(pane));
     const half = 0.5 / view.zoom; // no more black beside the film than there is when it is shown whole
@@ -228,7 +228,7 @@
     waiting.clear();
     for (const pane of now) {
       if (!pane.stage.isConnected) continue;
-      touched.add(pane.room);
+      touched.add(pane.screen);
       if (visible(pane)) drawNow(pane);
     }
     touched.forEach(refresh);
@@ -236,7 +236,7 @@
 
   function drawNow(pane) {
     const { film, view, stage, canvas, map } = pane;
-    settle(pane);
+    keepInside(pane);
     const at = place(pane);
     stage.classList.toggle("rr-zoomed", view.zoom > 1);
     map.style.transform = view.zoom === 1 ? "" : `translate(${at.left - (at.wide - at.fit.width) / 2}px,${at.top - (at.tall - at.fit.height) / 2}px) scale(${view.zoom})`;
@@ -303,7 +303,7 @@
     return values;
   }
 
-  /* Value (16 bits) -> pixel (alpha, blue, green, red): LINEAR_EXACT of DICOM PS3.3 C.11.2.1.3.2, as ui/window.py. */
+  /* Value (16 bits) -> pixel (alpha, blue, green, red): LINEAR_EXACT of DICOM PS3.3 C.11.2.1.3.2, as ui/window_level.py. */
   function table(pane) {
     const { level, width, inverted } = pane.view, name = [level, width, inverted].join();
     if (pane.tableName === name) return pane.table;
@@ -319,12 +319,12 @@
   // --- changing the view --------------------------------------------------------------------------------------------
 
   function change(pane, part) {
-    const { room, view } = pane;
+    const { screen, view } = pane;
     Object.assign(view, part);
-    settle(pane);
+    keepInside(pane);
     moved(pane);
-    if (!isLinked(room) || !["zoom", "x", "y"].some((name) => name in part)) return;
-    for (const other of inRoom(room)) {
+    if (!isLinked(screen) || !["zoom", "x", "y"].some((name) => name in part)) return;
+    for (const other of onScreen(screen)) {
       if (other === pane) continue;
       Object.assign(other.view, { zoom: view.zoom, x: view.x, y: view.y });
       moved(other);
@@ -364,15 +364,15 @@
     change(pane, { level, width });
   }
 
-  function reset(room) {
-    for (const pane of inRoom(room)) {
+  function reset(screen) {
+    for (const pane of onScreen(screen)) {
       if (pane.film.state === "failed") pane.film.state = "preview"; // another try when it is next asked for
       Object.assign(pane.view, WHOLE);
       moved(pane);
     }
   }
 
-  const setMap = (on) => { root.classList.toggle("rr-map-off", !on); rooms.forEach(refresh); };
+  const setMap = (on) => { root.classList.toggle("rr-map-off", !on); screens.forEach(refresh); };
   const mapIsOn = () => !root.classList.contains("rr-map-off");
 
   function fullScreen(viewer) {
@@ -439,22 +439,22 @@
     actual: (pane) => zoomBy(pane, actual(pane) / pane.view.zoom),
     invert: (pane) => change(pane, { inverted: !pane.view.inverted }),
     preset: (pane, value) => preset(pane, Number(value)),
-    reset: (pane) => reset(pane.room),
+    reset: (pane) => reset(pane.screen),
     map: () => setMap(!mapIsOn()),
     screen: (pane) => fullScreen(pane.viewer),
-    window: (pane) => { pane.room.window = !pane.room.window; },
-    keys: (pane) => { pane.room.keys = !pane.room.keys; },
+    window: (pane) => { pane.screen.window = !pane.screen.window; },
+    keys: (pane) => { pane.screen.keys = !pane.screen.keys; },
     link: (pane) => {
-      pane.room.linked = !isLinked(pane.room);
+      pane.screen.linked = !isLinked(pane.screen);
       const { zoom, x, y } = pane.view;
-      if (pane.room.linked) change(pane, { zoom, x, y }); // the others follow at once
+      if (pane.screen.linked) change(pane, { zoom, x, y }); // the others follow at once
     },
     show: (pane, value) => {
       const figure = pane.viewer.querySelectorAll(".rr-film")[Number(value)];
-      pane.room.shown = value === "all" ? "all" : figure.dataset.film;
-      if (value !== "all") pane.room.active = pane.room.shown;
-      arrange(pane.room, pane.viewer);
-      inRoom(pane.room).forEach(draw);
+      pane.screen.shown = value === "all" ? "all" : figure.dataset.film;
+      if (value !== "all") pane.screen.active = pane.screen.shown;
+      arrange(pane.screen, pane.viewer);
+      onScreen(pane.screen).forEach(draw);
     },
   };
 
@@ -470,10 +470,10 @@
     if (arrow && event.shiftKey) windowBy(pane, -arrow[0] * 0.02, -arrow[1] * 0.02);
     else if (arrow && pane.view.zoom > 1) moveBy(pane, arrow[0] * 60, arrow[1] * 60);
     else if (/^[1-9]$/.test(name) && pane.windows[name - 1]) preset(pane, name - 1);
-    else if (event.key === "Escape" && pane.room.keys) pane.room.keys = false;
+    else if (event.key === "Escape" && pane.screen.keys) pane.screen.keys = false;
     else if (keys[name]) actions[keys[name]](pane);
     else return false;
-    refresh(pane.room);
+    refresh(pane.screen);
     return true;
   }
 
@@ -482,7 +482,7 @@
     const viewer = event.target.closest?.(".rr-viewer");
     if (!viewer || event.ctrlKey || event.altKey || event.metaKey) return;
     if (event.target.matches("input") && /^(Arrow|Page|Home|End)/.test(event.key)) return; // the slider's own
-    const pane = panes.get(event.target.closest(".rr-stage")) ?? activeOf(roomOf(viewer));
+    const pane = panes.get(event.target.closest(".rr-stage")) ?? activeOf(screenOf(viewer));
     if (!pane || !onKey(pane, event)) return;
     event.preventDefault();
     event.stopPropagation();
@@ -490,15 +490,15 @@
 
   document.addEventListener("click", (event) => {
     const button = event.target.closest?.(".rr-viewer button[data-do]");
-    const pane = button && activeOf(roomOf(button.closest(".rr-viewer")));
+    const pane = button && activeOf(screenOf(button.closest(".rr-viewer")));
     if (!pane) return;
     actions[button.dataset.do](pane, button.dataset.value);
-    refresh(pane.room);
+    refresh(pane.screen);
   });
 
   document.addEventListener("input", (event) => {
     const slider = event.target.closest?.(".rr-viewer input[data-set]");
-    const pane = slider && activeOf(roomOf(slider.closest(".rr-viewer")));
+    const pane = slider && activeOf(screenOf(slider.closest(".rr-viewer")));
     if (!pane) return;
     const share = Number(slider.value) / 100;
     if (slider.dataset.set !== "opacity") change(pane, { [slider.dataset.set]: share });
@@ -509,7 +509,7 @@
   });
 
   document.addEventListener("rr-toggle-map", () => setMap(!mapIsOn())); // for the screens' own keys
-  document.addEventListener("fullscreenchange", () => rooms.forEach(refresh));
+  document.addEventListener("fullscreenchange", () => screens.forEach(refresh));
 
   // --- what the controls say ----------------------------------------------------------------------------------------
 
@@ -526,13 +526,13 @@
     return `${tone}${view.inverted ? ", inverted" : ""} · zoom ${zoomed(pane)}${states[film.state]}`;
   }
 
-  function refresh(room) {
-    const active = activeOf(room);
+  function refresh(screen) {
+    const active = activeOf(screen);
     if (!active || !visible(active)) return;
     const { viewer, view } = active;
     const find = (selector) => viewer.querySelector(selector);
     const press = (action, on) => find(`[data-do=${action}]`)?.setAttribute("aria-pressed", on);
-    const all = inRoom(room), shown = all.filter(visible);
+    const all = onScreen(screen), shown = all.filter(visible);
     for (const pane of all) {
       pane.figure.classList.toggle("rr-active", pane === active && shown.length > 1);
       write(pane.figure.querySelector(".rr-now"), pane.drawn || pane.film.state === "failed" ? `On screen: ${words(pane)}` : "");
@@ -540,16 +540,16 @@
     write(find(".rr-percent"), zoomed(active));
     write(find(".rr-target"), all.length > 1 ? `${active.figure.querySelector("b").textContent}:` : "");
     press("invert", view.inverted);
-    press("link", isLinked(room));
+    press("link", isLinked(screen));
     press("map", mapIsOn());
     press("screen", document.fullscreenElement === viewer);
     find("[data-do=screen]").hidden = !document.fullscreenEnabled;
-    find("[data-do=window]").setAttribute("aria-expanded", room.window);
-    find(".rr-window").hidden = !room.window;
-    find("[data-do=keys]").setAttribute("aria-expanded", room.keys);
-    find(".rr-keys").hidden = !room.keys;
+    find("[data-do=window]").setAttribute("aria-expanded", screen.window);
+    find(".rr-window").hidden = !screen.window;
+    find("[data-do=keys]").setAttribute("aria-expanded", screen.keys);
+    find(".rr-keys").hidden = !screen.keys;
     for (const button of viewer.querySelectorAll("[data-do=show]")) {
-      const one = viewer.classList.contains("rr-one") ? room.shown : "all";
+      const one = viewer.classList.contains("rr-one") ? screen.shown : "all";
       const key = button.dataset.value === "all" ? "all" : viewer.querySelectorAll(".rr-film")[button.dataset.value].dataset.film;
       button.setAttribute("aria-pressed", one === key);
     }

@@ -2,7 +2,7 @@
 
 Nothing here is written to the disk. A picture of each film travels inside the page as data, 8 bits and at most
 LONGEST_FILM pixels long; `ui/viewer.js`, which makes window, zoom and the rest, fetches the film itself from
-`ui.pixels` once that shows more. A map is a style sheet of its own, so that choosing another sentence sends a few
+`ui.pixel_endpoint` once that shows more. A map is a style sheet of its own, so that choosing another sentence sends a few
 kilobytes and not the films again; the browser blends it, so that the opacity slider answers at once.
 """
 
@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from ui.desk import core
-from ui.pixels import address
-from ui.window import PRESETS, windows
+from ui.pixel_endpoint import address
+from ui.session_state import core
+from ui.window_level import PRESETS, windows
 
 if TYPE_CHECKING:
     from emrrg_core import Draft, Film, Finding

@@ -80,14 +80,14 @@ def read(page: Any, expect: Any, address: str, folder: Path) -> None:
 
     page.locator("#looked summary").first.click()
     shoot(page, "looking", "#looked")
-    page.locator("[data-deed=why]").click()
+    page.locator("[data-action=why]").click()
     expect(page.locator("#why svg")).to_be_visible()
     shoot(page, "why", "#beside", dark=True)
     shoot(page, "states", "#states")
 
-    def do(row: int, deed: str, said: str, words: str = "") -> None:
+    def do(row: int, action: str, said: str, words: str = "") -> None:
         rows.nth(row).hover()
-        rows.nth(row).locator(f"[data-deed={deed}]").click()
+        rows.nth(row).locator(f"[data-action={action}]").click()
         if words:
             page.locator("#report textarea").fill(words)
             page.keyboard.press("Enter")
@@ -100,13 +100,13 @@ def read(page: Any, expect: Any, address: str, folder: Path) -> None:
     do(last, "add", "Added.", "Follow-up in six weeks.")
     if last > 1:
         do(1, "delete", "Deleted")
-    page.locator("#report [data-deed=changes]").click()
+    page.locator("#report [data-action=changes]").click()
     shoot(page, "changes", "#report")
-    page.locator("#report [data-deed=ask-sign]").click()
+    page.locator("#report [data-action=ask-sign]").click()
     shoot(page, "sign", "dialog[data-dialog=sign]", dark=True)
     for tick in page.locator("dialog[data-dialog=sign] input").all():
         tick.check()
-    page.locator("dialog[data-dialog=sign] [data-deed=sign]").click()
+    page.locator("dialog[data-dialog=sign] [data-action=sign]").click()
     expect(page.locator(".rr-stand")).to_contain_text("Signed off")
     shoot(page, "export", "#export")
 
@@ -130,7 +130,7 @@ def films(page: Any, expect: Any, address: str, folder: Path) -> None:
     hand.save_as(folder / "hand.dcm")
     ready(page, expect, address)
     page.set_input_files("#drop input[type=file]", str(folder / "hand.dcm"))
-    expect(page.locator("#notice [data-deed=use]")).to_be_visible()
+    expect(page.locator("#notice [data-action=use]")).to_be_visible()
     shoot(page, "refused", "#notice")
 
 

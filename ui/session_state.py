@@ -1,4 +1,4 @@
-"""The desk: what one tab holds. Its films and its draft, the report that is made of it, and the session that keeps them.
+"""What one tab holds: its films and draft, the report made of the draft, and the session that keeps both on the disk.
 
 Films, and the files that DICOM exports refer to, live in memory only and go with the tab. Report and draft are kept by
 emrrg_core's Sessions; what is not stored can be dropped again and finds its place by the hash of its pixels.
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from emrrg_core import Draft, Film, Report, Reporter, Sessions
     from emrrg_core.explain.faithfulness import DependenceTest
     from emrrg_core.report.session_store import Session
-    from ui.panels import Selection
+    from ui.draft_panels import Selection
 
 MOST_FILMS = 4  # given to the model; as many earlier ones may lie beside them
 _DICOM = "DICOM"
@@ -31,7 +31,7 @@ def core() -> Any:
 
 @dataclass(frozen=True, eq=False)
 class Held:
-    """A film on the desk. source: the file's bytes where it is DICOM, for exports that refer to it. prior: an earlier film,
+    """A film that this tab holds. source: the file's bytes where it is DICOM, for exports that refer to it. prior: an earlier film,
     to be compared with and never given to the model."""
 
     film: "Film"
@@ -45,27 +45,27 @@ class Waiting:
 
     words: str  # why not
     offer: str  # the label of the button
-    held: Held | None = None  # read already: to be laid on the desk, or in the place of the same film
+    held: Held | None = None  # read already: to be added, or to take the place of the same film
     source: bytes = b""  # else the file, to be read again
     anyway: tuple[str, ...] = ()  # the rules that the reader would then override
 
 
-class Desk:
+class SessionState:
     """One tab's work. Its methods may be called from several threads at once."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        self.stop = False  # the wish that a draft under way end; a tab that closes wishes it too
+        self.stop = False  # the draft under way has to end: Stop was pressed, or the tab was closed
         self.left = False
         self.wanted = False  # a draft was asked for and has not begun
         self.busy = False  # a draft is under way, or a kept report is being opened
         self.clear()
 
-    def __deepcopy__(self, memo: Any) -> "Desk":
-        return Desk()  # Gradio copies the first one for every tab
+    def __deepcopy__(self, memo: Any) -> "SessionState":
+        return SessionState()  # Gradio copies the first one for every tab
 
     def halt(self) -> None:
-        """The reader wishes that the draft under way end."""
+        """The reader pressed Stop."""
         self.stop = True
 
     def leave(self) -> None:
@@ -73,7 +73,7 @@ class Desk:
         self.stop = self.left = True
 
     def clear(self) -> None:
-        """An empty desk, as for a new study."""
+        """Start with nothing, as for a new study."""
         self.held: tuple[Held, ...] = ()
         self.waiting: tuple[Waiting, ...] = ()
         self.draft: Draft | None = None
@@ -117,18 +117,18 @@ class Desk:
 
     @property
     def missing(self) -> list[int]:
-        """The numbers of the draft's films that are not on the desk: films are not stored."""
+        """The numbers of the draft's films that this tab does not hold: films are not stored."""
         return sorted(set(range(len(self.draft.films) if self.draft else 0)) - set(self.places))
 
     def source(self, number: int) -> bytes | None:
-        """The file of a film of the draft; None where there is none, or where it is not on the desk."""
+        """The file of a film of the draft; None where there is none, or where this tab does not hold it."""
         if self.draft is None:
             return None
         wanted = self.draft.films[number].sha256
         return next((held.source for held in self.held if held.film.sha256 == wanted and not held.prior), None)
 
     def film(self, number: int) -> "Film | None":
-        """A film of the draft by its number; None where it is not on the desk."""
+        """A film of the draft by its number; None where this tab does not hold it."""
         wanted = self.draft.films[number].sha256 if self.draft else None
         return next((film for film in self.films if film.sha256 == wanted), None)
 
@@ -141,7 +141,7 @@ class Desk:
         return [words for film in self.shown if (words := self._burned[film.sha256, film.name])]
 
     def take(self, paths: Sequence[Path], first: int | None) -> list[str]:
-        """Lay files on the desk: a sentence for every one that was not taken and to which nothing more can be done.
+        """Add files: a sentence for every one that was not taken and to which nothing more can be done.
 
         Good files are kept though others are refused. Files are called by their place in the drop, "File 2", never by their
         names. first: the number of the first file; None where there is only one, which needs no number.
@@ -172,9 +172,9 @@ class Desk:
                 return words
             self.waiting += (Waiting(words, "Use it anyway", source=path.read_bytes(), anyway=(*anyway, error.rule)),)
             return None
-        return self._lay(Held(film, path.read_bytes() if film.format == _DICOM else None), name)
+        return self._add(Held(film, path.read_bytes() if film.format == _DICOM else None), name)
 
-    def _lay(self, held: Held, name: str) -> str | None:
+    def _add(self, held: Held, name: str) -> str | None:
         film = held.film
         if same := next((other for other in self.shown if other.sha256 == film.sha256), None):
             return f"{name} was not taken, because it is the same image as {same.name}."
@@ -217,7 +217,7 @@ class Desk:
             if asked.held:
                 place = next((n for n, h in enumerate(self.held) if h.film.sha256 == asked.held.film.sha256), None)
                 if place is None:
-                    return self._lay(asked.held, asked.held.film.name)
+                    return self._add(asked.held, asked.held.film.name)
                 self.held = (*self.held[:place], asked.held, *self.held[place + 1 :])
                 return None
             if self.draft is None and len(self.films) >= MOST_FILMS:
@@ -283,7 +283,7 @@ class Desk:
         return bool(self.earlier or (self.report and self.report.lines))
 
     def open(self, session: "Session") -> None:
-        """Lay a kept session on the desk; its films have to be dropped again."""
+        """Open a kept session. Its films have to be dropped again."""
         with self.lock:
             self.session, self.draft, self.report = session, session.draft, session.report
             settings = session.settings
@@ -324,7 +324,7 @@ class Desk:
             return None
 
     def close(self, store: "Sessions") -> None:
-        """Delete the session from the disk, and clear the desk. Raises SessionError where the disk cannot be written to."""
+        """Delete the session from the disk, and start with nothing. Raises SessionError where the disk cannot be written to."""
         with self.lock:
             if self.session is not None:
                 store.close(self.session.id)

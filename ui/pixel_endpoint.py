@@ -34,7 +34,7 @@ _films: "WeakValueDictionary[str, Film]" = WeakValueDictionary()
 _tokens: "WeakKeyDictionary[Film, str]" = WeakKeyDictionary()
 
 
-class Pixels:
+class PixelEndpoint:
     """ASGI middleware: answers for films/TOKEN, passes everything else on."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -66,7 +66,7 @@ def address(film: "Film") -> str:
 
 
 def packed(pixels: np.ndarray) -> bytes:
-    """Pixels (height, width) in [0, 1] as the module says, the longer side at most LONGEST."""
+    """PixelEndpoint (height, width) in [0, 1] as the module says, the longer side at most LONGEST."""
     scale = LONGEST / max(pixels.shape)
     if scale < 1:
         size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))

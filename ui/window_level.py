@@ -77,6 +77,6 @@ def _spread(tones: np.ndarray, percentiles: tuple[float, float] | None) -> Windo
 
 
 def windowed(pixels: np.ndarray, window: Window, *, inverted: bool = False) -> np.ndarray:
-    """Pixels (any shape) in [0, 1] -> uint8 as the screen shows them; LINEAR_EXACT of DICOM PS3.3 C.11.2.1.3.2."""
+    """PixelEndpoint (any shape) in [0, 1] -> uint8 as the screen shows them; LINEAR_EXACT of DICOM PS3.3 C.11.2.1.3.2."""
     shown = np.clip((pixels - window.level) / window.width + 0.5, 0, 1)
     return np.rint((1 - shown if inverted else shown) * 255).astype(np.uint8)

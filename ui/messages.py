@@ -1,10 +1,10 @@
-"""Notices: what the Read room says in so many words: where things stand, what went wrong, what may be done about it."""
+"""The messages of the Read screen: what is going on, what went wrong, and what the reader can do about it."""
 
 import html
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ui.desk import Desk
+from ui.session_state import SessionState
 
 if TYPE_CHECKING:
     from emrrg_core import Draft
@@ -37,22 +37,22 @@ def told_of(text: str) -> str:
     return f'<p role="status">{html.escape(text)}</p>'
 
 
-def films(desk: Desk, trouble: Sequence[str]) -> str:
+def films(state: SessionState, trouble: Sequence[str]) -> str:
     """Above the films: what went wrong, what was refused and may be used all the same, and what has to be dropped again."""
     parts = []
     for line in trouble:
-        again = button("keep", "Keep it as a new session") if desk.gone else ""
+        again = button("keep", "Keep it as a new session") if state.gone else ""
         parts.append(f'<div class="rr-say rr-bad" role="alert">{html.escape(line)} {again}</div>')
-    for number, asked in enumerate(desk.waiting):
+    for number, asked in enumerate(state.waiting):
         use = button("use", asked.offer, f'data-number="{number}"') if asked.offer else ""
         parts.append(f'<div class="rr-say rr-bad" role="alert">{html.escape(asked.words)} {use}</div>')
-    if desk.draft and desk.missing:
-        names = " and ".join(_described(desk.draft, number) for number in desk.missing)
+    if state.draft and state.missing:
+        names = " and ".join(_described(state.draft, number) for number in state.missing)
         parts.append(
             f'<div class="rr-say rr-calm" role="status">Films are not stored. Drop {html.escape(names)} again to see maps on it, to ask '
             "why, and for exports with pictures or in DICOM; the report is whole without.</div>"
         )
-    if lost := [sha256 for sha256 in desk.missed if sha256 not in {film.sha256 for film in desk.shown}]:
+    if lost := [sha256 for sha256 in state.missed if sha256 not in {film.sha256 for film in state.shown}]:
         many = "a prior film" if len(lost) == 1 else f"{len(lost)} prior films"
         parts.append(
             f'<div class="rr-say rr-calm" role="status">This report was compared with {many}, not stored either: drop it again to see it.</div>'
@@ -73,16 +73,16 @@ def to_close(signed: bool) -> str:
     )
 
 
-def chips(desk: Desk) -> str:
+def chips(state: SessionState) -> str:
     """What may be done with each film."""
     rows = []
-    for number, held in enumerate(desk.held):
+    for number, held in enumerate(state.held):
         name, given = html.escape(held.film.name), f'data-number="{number}"'
         tools = ""
-        if desk.draft is None:
+        if state.draft is None:
             label = "It is of this study" if held.prior else "Mark as prior"
             tools += button("mark", label, f'{given} aria-label="{name}: {label}"', id=f"mark-{number + 1}")
-        if desk.draft is None or held.prior:
+        if state.draft is None or held.prior:
             tools += button("remove", "Remove", f'{given} aria-label="Remove {name}"', id=f"remove-{number + 1}")
         about = " <small>shown, not given to the model</small>" if held.prior else ""
         if tools:
@@ -91,9 +91,9 @@ def chips(desk: Desk) -> str:
 
 
 def button(do: str, label: str, given: str = "", *, id: str = "") -> str:
-    """A button of the room (read.js)."""
+    """A button that read.js acts on."""
     named = f'id="{id}" ' if id else ""
-    return f'<button type="button" {named}data-deed="{do}" {given}>{html.escape(label)}</button>'
+    return f'<button type="button" {named}data-action="{do}" {given}>{html.escape(label)}</button>'
 
 
 def keys() -> str:
@@ -108,12 +108,12 @@ def keys() -> str:
     )
 
 
-def kept(desk: Desk) -> str:
+def kept(state: SessionState) -> str:
     """Where the report is kept, and until when."""
-    if desk.session is None:
+    if state.session is None:
         return ""
     return (
-        f"Saved on this server at {desk.session.changed:%H:%M} UTC, under a random id that only this tab knows; "
+        f"Saved on this server at {state.session.changed:%H:%M} UTC, under a random id that only this tab knows; "
         "deleted when you press New study, or seven days after the last change."
     )
 

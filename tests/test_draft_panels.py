@@ -18,7 +18,7 @@ from emrrg_core.model.finding_tokens import Finding, Presence
 from emrrg_core.model.writing import Token, Writing
 from emrrg_core.report.draft import FilmRecord, compose, sections
 from emrrg_core.text.labeler import LABELS
-from ui import panels
+from ui import draft_panels
 
 ROOT = Path(__file__).resolve().parent.parent
 FINDINGS = "The heart is enlarged. No pleural effusion. Possible left basilar opacity, unchanged. Café 2.5 cm."
@@ -120,6 +120,7 @@ def draft_of(pieces: list[str], *, seed: int = 0, forced: tuple[int, ...] = ()) 
             float(np.log(rng.uniform(0.05, 1))),
             tuple(rng.uniform(-1, 1, 2).tolist()),
             rng.random((2, 4)),
+            np.zeros((2, 0)),
             n in forced,
         )
         for n, text in enumerate(pieces)
@@ -158,7 +159,7 @@ def draft(request) -> Draft:
 
 
 def test_every_drafted_word_is_there_once_and_the_words_are_the_sentence(draft):
-    shown = page(panels.words_html(draft))
+    shown = page(draft_panels.words_html(draft))
     lines = list(shown.all("span", "rr-line"))
     assert [line.text for line in lines] == [sentence.text for sentence in draft.sentences]
     for number, line in enumerate(lines):
@@ -173,7 +174,7 @@ def test_a_word_has_the_tokens_that_wrote_it_and_every_token_of_a_sentence_is_so
     for sentence in draft.sentences:
         text = draft.findings if sentence.section == "findings" else draft.impression
         covered = set()
-        for word in panels.words(draft, sentence):
+        for word in draft_panels.words(draft, sentence):
             assert text[word.start : word.end] == word.text
             assert word.text in "".join(token.text for token in draft.tokens[word.first : word.last])
             for edge in (word.first, word.last - 1):  # no token too many at either end but one without a letter
@@ -186,7 +187,7 @@ def test_a_word_has_the_tokens_that_wrote_it_and_every_token_of_a_sentence_is_so
 def test_where_a_token_is_a_word_the_words_part_the_tokens():
     draft = draft_of(CUTS["a word a token"])
     for sentence in draft.sentences:
-        found = panels.words(draft, sentence)
+        found = draft_panels.words(draft, sentence)
         assert [(word.first, word.last) for word in found] == [(n, n + 1) for n in range(*sentence.tokens)]
 
 
@@ -203,16 +204,16 @@ def test_a_model_s_own_tokens_map_to_its_words(tiny, tokenizer):
     assert "" in pieces
     assert [s.text for s in draft.sentences] == ["Café, naïve “lungs” are clear.", "肺 is seen.", "Ré-expanded."]
     for sentence in draft.sentences:
-        for word in panels.words(draft, sentence):
+        for word in draft_panels.words(draft, sentence):
             assert "".join(t.text for t in draft.tokens[word.first : word.last]).strip() == word.text
 
 
 def test_what_the_browser_names_is_what_was_shown(draft):
-    for item in page(panels.words_html(draft)).all("button", "rr-pick"):
+    for item in page(draft_panels.words_html(draft)).all("button", "rr-pick"):
         index = [int(item["data-sentence"]), int(item["data-word"]) if item["data-word"] else None]
-        chosen = panels.picked(draft, index)
+        chosen = draft_panels.picked(draft, index)
         assert (str(chosen.first), str(chosen.last)) == (item["data-first"], item["data-last"])
-        again = page(panels.words_html(draft, chosen))
+        again = page(draft_panels.words_html(draft, chosen))
         pressed = [other for other in again.all("button") if other["aria-pressed"] == "true"]
         assert [(p["data-sentence"], p["data-word"]) for p in pressed] == [(item["data-sentence"], item["data-word"])]
         assert [other for other in again.all("button") if other["tabindex"] == "0"] == pressed
@@ -222,14 +223,14 @@ def test_what_the_browser_names_is_what_was_shown(draft):
     "index", [None, "00", [], [0], [99, None], [-1, None], [0, 99], [0, -1], ["0", 0], [0, 0.5], [0, "0"]]
 )
 def test_a_place_that_the_draft_does_not_have_is_no_selection(index):
-    assert panels.picked(draft_of(CUTS["a word a token"]), index) is None
+    assert draft_panels.picked(draft_of(CUTS["a word a token"]), index) is None
 
 
 def test_tab_reaches_one_item_and_a_colour_is_never_alone(draft):
-    shown = page(panels.words_html(draft))
+    shown = page(draft_panels.words_html(draft))
     buttons = list(shown.all("button"))
     assert [button["tabindex"] for button in buttons] == ["0"] + ["-1"] * (len(buttons) - 1)
-    names = {kind: name for kind, name, _, _ in panels.BANDS} | dict([panels.UNKNOWN])
+    names = {kind: name for kind, name, _, _ in draft_panels.BANDS} | dict([draft_panels.UNKNOWN])
     for button in buttons:
         kinds = set(button.kinds) & set(names)
         assert bool(kinds) == ("rr-head" in button.kinds), "the colours are the sentences'"
@@ -240,10 +241,10 @@ def test_tab_reaches_one_item_and_a_colour_is_never_alone(draft):
 
 def test_a_confidence_is_the_geometric_mean_of_its_tokens_probabilities(draft):
     for sentence in draft.sentences:
-        assert panels.confidence(draft, *sentence.tokens) == pytest.approx(sentence.confidence)
-        for word in panels.words(draft, sentence):
+        assert draft_panels.confidence(draft, *sentence.tokens) == pytest.approx(sentence.confidence)
+        for word in draft_panels.words(draft, sentence):
             shares = [math.exp(token.log_prob) for token in draft.tokens[word.first : word.last]]
-            assert panels.confidence(draft, word.first, word.last) == pytest.approx(
+            assert draft_panels.confidence(draft, word.first, word.last) == pytest.approx(
                 math.prod(shares) ** (1 / len(shares))
             )
 
@@ -251,7 +252,7 @@ def test_a_confidence_is_the_geometric_mean_of_its_tokens_probabilities(draft):
 def test_words_about_an_earlier_film_are_marked_and_the_sentence_says_so():
     draft = draft_of(CUTS["a word a token"])
     found = flags(draft.findings, draft.impression, has_prior=False)
-    shown = page(panels.words_html(draft, None, found))
+    shown = page(draft_panels.words_html(draft, None, found))
     assert [word.text for word in shown.all("button", "rr-flagged")] == ["unchanged."]
     tagged = {
         row.one("span", "rr-line").text: [tag.text for tag in row.all("span", "rr-tag")]
@@ -280,11 +281,11 @@ def test_the_keyboard_reaches_every_word_and_a_click_names_the_place(browser):
     draft = draft_of(CUTS["a word a token"])
     shown = browser.new_page()
     shown.set_default_timeout(SLOW)
-    shown.set_content(f'<button id="before">before</button><div id="here">{panels.words_html(draft)}</div>')
+    shown.set_content(f'<button id="before">before</button><div id="here">{draft_panels.words_html(draft)}</div>')
     shown.evaluate(  # as gr.HTML runs js_on_load
         "(js) => { window.told = []; new Function('element', 'trigger', js)("
         "document.getElementById('here'), (name, data) => window.told.push([name, data.index])); }",
-        panels.PICK,
+        draft_panels.PICK,
     )
     here = (
         "(() => { const {sentence, word} = document.activeElement.dataset; "
@@ -333,7 +334,7 @@ def plain(text: str) -> str:
 def about(text: str, **changes) -> str:
     """What stands below a drafted sentence of these words."""
     draft = replace(draft_of(re.findall(r"\s*\S+", compose(text, "")), seed=1), **changes)
-    return plain(page(panels.words_html(draft)).one("small", "rr-about-it").text)
+    return plain(page(draft_panels.words_html(draft)).one("small", "rr-about-it").text)
 
 
 @pytest.mark.parametrize(
@@ -381,13 +382,13 @@ def test_a_sentence_shows_the_probability_of_its_findings_and_not_of_its_words(t
 )
 def test_the_colour_of_a_sentence_is_how_probable_what_it_says_is(text, kind):
     draft = draft_of(re.findall(r"\s*\S+", compose(text, "")))
-    (head,) = page(panels.words_html(draft)).all("button", "rr-head")
+    (head,) = page(draft_panels.words_html(draft)).all("button", "rr-head")
     assert kind in head.kinds
-    assert panels.band(draft, draft.sentences[0])[0] == kind
+    assert draft_panels.band(draft, draft.sentences[0])[0] == kind
 
 
 def rows_of(draft: Draft, chosen: str | None = None) -> dict[str, Node]:
-    found = page(panels.read_html(draft, chosen))
+    found = page(draft_panels.read_html(draft, chosen))
     return {row.one("button")["data-finding"]: row for row in found.one("tbody").all("tr")}
 
 
@@ -412,17 +413,17 @@ def test_an_open_finding_is_shown_as_left_open_and_an_absent_one_as_ruled_out(dr
     state = {name: (row["data-presence"], row.one("td", "rr-state").text) for name, row in rows_of(draft).items()}
     assert state["opacity"] == ("open", "? left open")
     assert state["nodule"] == ("absent", "− ruled out")
-    assert "left open is neither stated nor denied" in panels.read_html(draft)
+    assert "left open is neither stated nor denied" in draft_panels.read_html(draft)
 
 
 def test_what_is_not_assessed_is_listed_devices_and_fractures_among_it(draft):
-    said = page(panels.read_html(draft)).one("p", "rr-not-assessed").text
+    said = page(draft_panels.read_html(draft)).one("p", "rr-not-assessed").text
     assert said.startswith("Not assessed: enlarged mediastinum, edema, consolidation, atelectasis, pneumothorax, ")
     assert "fractures" in said
     assert "devices (tubes, lines, pacemakers)" in said
     assert "effusion" not in said
     fracture = Finding("fracture", Presence.OPEN, 0.1, 0.5)
-    assert "fractures" not in panels.read_html(replace(draft, read=(*READ, fracture)))
+    assert "fractures" not in draft_panels.read_html(replace(draft, read=(*READ, fracture)))
 
 
 @pytest.mark.parametrize(
@@ -430,26 +431,26 @@ def test_what_is_not_assessed_is_listed_devices_and_fractures_among_it(draft):
 )
 def test_the_cardiothoracic_ratio_comes_with_a_warning_on_an_ap_film(draft, views, warned):
     films = tuple(FilmRecord("Film 1", "PNG", "0", 8, 8, None, view, ()) for view in views)
-    said = page(panels.read_html(replace(draft, films=films))).one("p", "rr-ratio").text
+    said = page(draft_panels.read_html(replace(draft, films=films))).one("p", "rr-ratio").text
     assert "0.53" in said
     assert ("AP film: overestimates" in said) == warned
     assert ("view is not known" in said) == (views == [None])
-    assert "not measured" in panels.read_html(replace(draft, ratio=None))
+    assert "not measured" in draft_panels.read_html(replace(draft, ratio=None))
 
 
 def test_the_chosen_finding_is_the_one_that_is_pressed(draft):
     pressed = {name: row.one("button")["aria-pressed"] for name, row in rows_of(draft, "nodule").items()}
     assert [name for name, state in pressed.items() if state == "true"] == ["nodule"]
-    assert "neither stated nor denied" in panels.finding_caption(READ[1], shown=True)
-    assert "the sum that its probability is made of" in panels.finding_caption(READ[3], shown=True)
-    assert "drop the films again" in panels.finding_caption(READ[3], shown=False)
+    assert "neither stated nor denied" in draft_panels.finding_caption(READ[1], shown=True)
+    assert "the sum that its probability is made of" in draft_panels.finding_caption(READ[3], shown=True)
+    assert "drop the films again" in draft_panels.finding_caption(READ[3], shown=False)
 
 
 def test_a_checkpoint_that_reads_nothing_shows_no_probability(draft):
     silent = replace(draft, read=None, ratio=None)
-    assert "reads no findings" in panels.read_html(silent)
-    assert "rr-about-it" not in panels.words_html(silent)
-    assert "%" not in "".join(node.text for node in page(panels.words_html(silent)).all("div", "rr-sentence"))
+    assert "reads no findings" in draft_panels.read_html(silent)
+    assert "rr-about-it" not in draft_panels.words_html(silent)
+    assert "%" not in "".join(node.text for node in page(draft_panels.words_html(silent)).all("div", "rr-sentence"))
 
 
 # --- tokens and gates ---------------------------------------------------------------------------------------------------
@@ -457,27 +458,27 @@ def test_a_checkpoint_that_reads_nothing_shows_no_probability(draft):
 
 def test_tokens_show_their_probabilities_and_a_forced_one_says_so():
     draft = draft_of(CUTS["a word a token"], forced=(4,))
-    shown = page(panels.tokens_html(draft, 2, 6))
+    shown = page(draft_panels.tokens_html(draft, 2, 6))
     items = list(shown.all("li"))
     assert [float(item["data-probability"]) for item in items] == [math.exp(t.log_prob) for t in draft.tokens[2:6]]
     assert [item.one("code").text.replace("␣", " ") for item in items] == [t.text for t in draft.tokens[2:6]]
     assert [item.one("small").text for item in items].index("forced") == 2
     assert "not chosen by the model" in shown.one("figcaption").text
-    mean = panels.percent(panels.confidence(draft, 2, 6))
+    mean = draft_panels.percent(draft_panels.confidence(draft, 2, 6))
     assert shown.one("figcaption").text.startswith(f"Word confidence {mean}")
-    assert "forced" not in panels.tokens_html(draft, 0, 4)
+    assert "forced" not in draft_panels.tokens_html(draft, 0, 4)
 
 
 @pytest.mark.parametrize(
     ("share", "text"), [(1.0, "100 %"), (0.9999, "&gt;99 %"), (0.5, "50 %"), (0.001, "&lt;1 %"), (0, "&lt;1 %")]
 )
 def test_a_share_says_all_or_nothing_only_where_it_is(share, text):
-    assert panels.percent(share).replace("\N{NO-BREAK SPACE}", " ") == text
+    assert draft_panels.percent(share).replace("\N{NO-BREAK SPACE}", " ") == text
 
 
 def test_the_gates_of_a_selection_are_its_tokens_mean_strength():
     draft = draft_of(CUTS["a word a token"])
-    shown = page(panels.gates_html(draft, 2, 6))
+    shown = page(draft_panels.gates_html(draft, 2, 6))
     cells = [cell for cell in shown.all("td", "rr-figure") if "data-gate" in cell.attributes]
     strength = np.abs([token.gates for token in draft.tokens[2:6]]).mean(0)
     assert [float(cell["data-gate"]) for cell in cells] == pytest.approx(strength)
@@ -487,8 +488,8 @@ def test_the_gates_of_a_selection_are_its_tokens_mean_strength():
 def test_shut_gates_and_a_model_without_hybrid_layers_are_told_in_words():
     draft = draft_of(CUTS["a word a token"])
     shut = replace(draft, tokens=tuple(replace(token, gates=(0.0, 0.0)) for token in draft.tokens))
-    assert "did not look" in panels.gates_html(shut, 0, 3)
-    assert "no hybrid layers" in panels.gates_html(replace(draft, layers=()), 0, 3)
+    assert "did not look" in draft_panels.gates_html(shut, 0, 3)
+    assert "no hybrid layers" in draft_panels.gates_html(replace(draft, layers=()), 0, 3)
 
 
 # --- findings and flags -------------------------------------------------------------------------------------------------
@@ -496,7 +497,7 @@ def test_shut_gates_and_a_model_without_hybrid_layers_are_told_in_words():
 
 def test_the_table_states_what_findings_table_states_what_is_stated_first():
     rows = findings_table(FINDINGS, IMPRESSION)
-    table = page(panels.findings_table_html(rows, FINDINGS, IMPRESSION)).one("table")
+    table = page(draft_panels.findings_table_html(rows, FINDINGS, IMPRESSION)).one("table")
     assert table.one("caption").text
     assert [head["scope"] for head in table.one("thead").all("th")] == ["col"] * 3
     shown = {}
@@ -521,13 +522,13 @@ def test_the_table_states_what_findings_table_states_what_is_stated_first():
 
 def test_a_normal_report_has_a_row_that_follows_from_the_others():
     rows = findings_table("The bones are osteopenic.", "")
-    lines = page(panels.findings_table_html(rows, "The bones are osteopenic.", "")).one("tbody").all("tr")
+    lines = page(draft_panels.findings_table_html(rows, "The bones are osteopenic.", "")).one("tbody").all("tr")
     assert {line.inside[0].text: line.inside[2].text for line in lines}["No Finding"] == "follows from the other labels"
 
 
 def test_flags_stand_where_they_are_in_the_sentence_with_the_reason():
     found = flags(FINDINGS, IMPRESSION, has_prior=False)
-    shown = page(panels.flag_html(found, FINDINGS, IMPRESSION))
+    shown = page(draft_panels.flag_html(found, FINDINGS, IMPRESSION))
     marks = [mark.text for mark in shown.all("mark")]
     assert marks.count("unchanged") == 1
     assert {"No pleural effusion.", "Small right pleural effusion."} <= set(marks)
@@ -542,11 +543,14 @@ def test_flags_stand_where_they_are_in_the_sentence_with_the_reason():
 
 def test_a_prior_film_leaves_no_flag_and_an_empty_report_says_what_will_be_here():
     text = "The opacity is unchanged."
-    assert "No contradiction was found" in panels.flag_html(flags(text, "", has_prior=True), text, "")
-    for empty in (panels.flag_html([], "", " "), panels.findings_table_html(findings_table("", ""), "", "")):
+    assert "No contradiction was found" in draft_panels.flag_html(flags(text, "", has_prior=True), text, "")
+    for empty in (
+        draft_panels.flag_html([], "", " "),
+        draft_panels.findings_table_html(findings_table("", ""), "", ""),
+    ):
         assert "No report yet" in empty
-    assert "No draft yet" in panels.words_html(None)
-    assert panels.tags_html(flags(text, "", has_prior=False), "impression", 0, 99) == ""
+    assert "No draft yet" in draft_panels.words_html(None)
+    assert draft_panels.tags_html(flags(text, "", has_prior=False), "impression", 0, 99) == ""
 
 
 # --- charts -------------------------------------------------------------------------------------------------------------
@@ -567,7 +571,7 @@ def place_of(node: Node, name: str) -> float:
 
 @pytest.mark.parametrize("why", WHYS.values(), ids=WHYS)
 def test_the_marks_of_why_lie_where_the_numbers_are(why):
-    shown = page(panels.why_html(why, "The heart is <enlarged>."))
+    shown = page(draft_panels.why_html(why, "The heart is <enlarged>."))
     chart = shown.one("svg")
     own, mean, dots = (
         chart.one("circle", "rr-here"),
@@ -593,21 +597,23 @@ def test_the_marks_of_why_lie_where_the_numbers_are(why):
     assert why.verdict in shown.text
     assert ("Take care." in shown.text) != why.matters
     table = [row.inside[1].text for row in shown.one("details").one("tbody").all("tr")]
-    assert table == [panels._nats(bar.nats) for bar in why.bars]
+    assert table == [draft_panels._nats(bar.nats) for bar in why.bars]
 
 
 def test_why_tells_the_finding_before_and_after_and_the_whole_effect_where_it_differs():
     why = WHYS["with its finding"]
-    table = page(panels.why_html(why, "Effusion.")).one("table", "rr-before-after")
+    table = page(draft_panels.why_html(why, "Effusion.")).one("table", "rr-before-after")
     assert [plain(row.inside[1].text) for row in table.all("tr")] == ["83 %", "41 %", "79 %"]
     assert [row.one("th").text.split(",")[0] for row in table.all("tr")] == [
         "In the film",
         "With the highlighted place hidden",
         "With another place hidden",
     ]
-    assert "from the prompt too" not in panels.why_html(why, "Effusion.")
-    assert "from the prompt too, the sentence loses 4.50 nats" in panels.why_html(replace(why, whole=4.5), "Effusion.")
-    assert "rr-before-after" not in panels.why_html(WHYS["matters"], "The trachea is midline.")
+    assert "from the prompt too" not in draft_panels.why_html(why, "Effusion.")
+    assert "from the prompt too, the sentence loses 4.50 nats" in draft_panels.why_html(
+        replace(why, whole=4.5), "Effusion."
+    )
+    assert "rr-before-after" not in draft_panels.why_html(WHYS["matters"], "The trachea is midline.")
 
 
 LOOKS = {
@@ -619,7 +625,7 @@ LOOKS = {
 
 @pytest.mark.parametrize("looking", LOOKS.values(), ids=LOOKS)
 def test_the_bars_of_looking_are_as_long_as_the_numbers(looking):
-    shown = page(panels.looking_html(looking))
+    shown = page(draft_panels.looking_html(looking))
     bars = list(shown.all("rect"))
     assert [float(bar["data-nats"]) for bar in bars] == [*(bar.nats for bar in looking.bars), looking.moved]
     zero = place_of(shown.one("line", "rr-zero"), "x1")
@@ -636,16 +642,16 @@ def test_the_bars_of_looking_are_as_long_as_the_numbers(looking):
 
 
 def test_a_sentence_without_a_map_says_why_there_is_no_chart():
-    shown = page(panels.why_html(None, "The heart is enlarged."))
+    shown = page(draft_panels.why_html(None, "The heart is enlarged."))
     assert "This sentence has no map" in shown.text
     assert not list(shown.all("svg"))
-    assert "Is it looking?" in panels.looking_html(None)
+    assert "Is it looking?" in draft_panels.looking_html(None)
 
 
 @pytest.mark.parametrize("low", [0.0, -0.001, -3.0, -1000.0])
 @pytest.mark.parametrize("high", [0.0, 0.004, 0.73, 12.0, 999.0])
 def test_an_axis_holds_its_numbers_between_round_ticks(low, high):
-    scale = panels._Scale.over([low, high])
+    scale = draft_panels._Scale.over([low, high])
     assert scale.low <= low <= high <= scale.high
     assert scale.low <= 0 <= scale.high
     assert 1 <= (scale.high - scale.low) / scale.step <= 6 + 1e-6
@@ -661,15 +667,15 @@ def every_panel(findings: str, impression: str) -> dict[str, str]:
     rows = findings_table(draft.findings, draft.impression)
     said = draft.sentences[0].text
     return {
-        "table": panels.findings_table_html(rows, draft.findings, draft.impression),
-        "flags": panels.flag_html(found, draft.findings, draft.impression),
-        "read": panels.read_html(draft, "effusion"),
-        "words": panels.words_html(draft, panels.picked(draft, [0, 0]), found),
-        "tokens": panels.tokens_html(draft, 0, len(draft.tokens)),
-        "gates": panels.gates_html(draft, 0, len(draft.tokens)),
-        "why": panels.why_html(WHYS["matters"], said),
-        "no why": panels.why_html(None, said),
-        "looking": panels.looking_html(LOOKS["barely"]),
+        "table": draft_panels.findings_table_html(rows, draft.findings, draft.impression),
+        "flags": draft_panels.flag_html(found, draft.findings, draft.impression),
+        "read": draft_panels.read_html(draft, "effusion"),
+        "words": draft_panels.words_html(draft, draft_panels.picked(draft, [0, 0]), found),
+        "tokens": draft_panels.tokens_html(draft, 0, len(draft.tokens)),
+        "gates": draft_panels.gates_html(draft, 0, len(draft.tokens)),
+        "why": draft_panels.why_html(WHYS["matters"], said),
+        "no why": draft_panels.why_html(None, said),
+        "looking": draft_panels.looking_html(LOOKS["barely"]),
     }
 
 
@@ -695,9 +701,9 @@ def test_hostile_words_stay_words(seed):
 def test_nothing_names_another_host_or_carries_a_script_of_its_own():
     everything = (
         "".join(every_panel(FINDINGS, IMPRESSION).values())
-        + (ROOT / "ui/panels.css").read_text()
-        + panels.PICK
-        + panels.PICK_FINDING
+        + (ROOT / "ui/draft_panels.css").read_text()
+        + draft_panels.PICK
+        + draft_panels.PICK_FINDING
     )
     assert not re.search(
         r"https?:|//|url\(|<script|\son\w+=|\bid=", everything.replace("  // ", "").replace("  //", "")
@@ -705,7 +711,9 @@ def test_nothing_names_another_host_or_carries_a_script_of_its_own():
 
 
 def test_the_panels_need_neither_torch_nor_gradio():
-    program = "import sys; from ui import panels; from emrrg_core import flags; t = 'It is unchanged.'; "
-    program += "print(panels.flag_html(flags(t, '', has_prior=False), t, ''), {'torch', 'gradio'} & set(sys.modules))"
+    program = "import sys; from ui import draft_panels; from emrrg_core import flags; t = 'It is unchanged.'; "
+    program += (
+        "print(draft_panels.flag_html(flags(t, '', has_prior=False), t, ''), {'torch', 'gradio'} & set(sys.modules))"
+    )
     run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout.endswith("</div> set()\n")

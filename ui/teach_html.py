@@ -1,4 +1,4 @@
-"""The board: what the Teach room draws, as HTML for a `gr.HTML`. Data is escaped; what a colour tells is told by a sign and a word too.
+"""What the Teach screen draws, as HTML for a `gr.HTML`. Data is escaped; what a colour tells is told by a sign and a word too.
 
 beside         a learner's report, the draft and the reference in three columns, sentence by sentence
 answers        a class: reference, draft and every learner's answer side by side
@@ -36,7 +36,7 @@ def _text(text: str) -> str:
     return html.escape(text)
 
 
-# ------------------------------------------------------------------------------------------------------------ the room
+# ---------------------------------------------------------------------------------------------------------- the screen
 
 
 def head(case: "Case") -> str:
@@ -218,23 +218,23 @@ def scores(mine: "Comparison", drafted: "Comparison | None") -> str:
 # --------------------------------------------------------------------------------------------------------- the teacher
 
 
-def opened(room: "Class", writing: int, answered: int) -> str:
+def opened(classroom: "Class", writing: int, answered: int) -> str:
     """A class, as its teacher sees it."""
     return (
-        f'<div class="rr-class"><h2>{_text(room.title or "Your class")}</h2>'
-        f'<p>Code for your learners: <strong class="rr-code">{_text(room.code)}</strong></p>'
-        f"<p>{_count(room.learners, 'learner')} · {_count(answered, 'answer')} to this case, {writing} still being written · "
-        f"kept until {room.expires:%d %B %Y, %H:%M} UTC, then deleted</p></div>"
+        f'<div class="rr-class"><h2>{_text(classroom.title or "Your class")}</h2>'
+        f'<p>Code for your learners: <strong class="rr-code">{_text(classroom.code)}</strong></p>'
+        f"<p>{_count(classroom.learners, 'learner')} · {_count(answered, 'answer')} to this case, {writing} still being written · "
+        f"kept until {classroom.expires:%d %B %Y, %H:%M} UTC, then deleted</p></div>"
     )
 
 
-def begun(room: "Class", key: str) -> str:
+def begun(classroom: "Class", key: str) -> str:
     """A class that was just begun: the code for the learners, the key for the teacher alone."""
     return (
         '<div class="rr-say rr-calm" role="status"><p>The class has begun. Its code, for your learners: '
-        f'<strong class="rr-code">{_text(room.code)}</strong></p><p>Your key, for you alone: <code class="rr-key">{_text(key)}</code></p>'
+        f'<strong class="rr-code">{_text(classroom.code)}</strong></p><p>Your key, for you alone: <code class="rr-key">{_text(key)}</code></p>'
         "<p>Copy the key now and keep it: it is shown only once and kept nowhere. Without it nobody can see or delete the answers; "
-        f"they are deleted on {room.expires:%d %B %Y}.</p></div>"
+        f"they are deleted on {classroom.expires:%d %B %Y}.</p></div>"
     )
 
 

@@ -1,7 +1,7 @@
 """The panels beside a draft: what was read in the film, what the draft states, what contradicts itself, and whether the film mattered.
 
 Every function here takes what emrrg_core gives and returns HTML, escaped, for a `gr.HTML`; none knows Gradio or torch, and none
-keeps anything. What is told by a colour is told in words or by a line as well. Looks: panels.css.
+keeps anything. What is told by a colour is told in words or by a line as well. Looks: draft_panels.css.
 
     read_html             Draft → every assessed finding with its probability, to be selected (in the browser: PICK_FINDING)
     findings_table_html   findings_table → the 14 labels, what is stated first
