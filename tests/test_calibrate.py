@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from emrrg_core.data.studies import NO_FINDING, FilmCache, Study, development, read_studies
+from emrrg_core.data.studies import FilmCache, Study, development, read_studies
 from emrrg_core.errors import ConfigError
 from emrrg_core.model import checkpoint as checkpoints
 from emrrg_core.model.disease_queries import Seen
 from emrrg_core.model.finding_tokens import NEVER, Calibration
-from emrrg_core.text.labeler import LABELS
+from emrrg_core.text.labeler import LABELS, NO_FINDING
 from tests import tiny
 from tests.phantom import make_phantom
 from train import calibrate

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emrrg_core.data.studies import NO_FINDING, Study
+from emrrg_core.data.studies import Study
+from emrrg_core.text.labeler import NO_FINDING
 from train.measures import area_under_curve, balanced_accuracy, groups, told_apart
 
 ILL, WELL = {NO_FINDING: 0, "Pneumonia": 1}, {NO_FINDING: 1}

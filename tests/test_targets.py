@@ -7,10 +7,10 @@ import cv2
 import numpy as np
 import pytest
 
-from emrrg_core.data.studies import NO_FINDING, SIGHTS, FilmCache, Study
+from emrrg_core.data.studies import SIGHTS, FilmCache, Study
 from emrrg_core.errors import DataError
 from emrrg_core.films.synthetic_findings import LABEL_OF, Sign, split_lungs
-from emrrg_core.text.labeler import LABELS
+from emrrg_core.text.labeler import LABELS, NO_FINDING
 from tests.phantom import make_phantom
 from train.targets import TAUGHT, Truth, example, lungs_of, near_copies, read_radiologists, truth_of
 

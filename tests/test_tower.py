@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from emrrg_core.config import QueryConfig, Stem, VisionConfig
-from emrrg_core.data.studies import NO_FINDING, FilmCache, Study, read_studies
+from emrrg_core.data.studies import FilmCache, Study, read_studies
 from emrrg_core.errors import CheckpointError, ConfigError
 from emrrg_core.model.disease_queries import Seen
 from emrrg_core.model.vision_mamba import VisionMamba
-from emrrg_core.text.labeler import LABELS
+from emrrg_core.text.labeler import LABELS, NO_FINDING
 from tests import tiny
 from tests.phantom import make_phantom
 from train import tower

@@ -28,7 +28,7 @@ from emrrg_core.config import (
     PromptConfig,
     VisionConfig,
 )
-from emrrg_core.data.studies import ReportText, normalise
+from emrrg_core.data.studies import ReportText, eight_bits, normalise
 from emrrg_core.films.film import model_input
 from emrrg_core.model.emrrg import IGNORED, Emrrg
 from emrrg_core.model.generation import write
@@ -71,8 +71,7 @@ def statements(phantom: Phantom) -> tuple[list[str], list[str]]:
 
 def films(phantoms: Sequence[Phantom], size: int = SIZE) -> np.ndarray:
     """(n, size, size) uint8, as `data.FilmCache` keeps them."""
-    seen = np.stack([model_input(p.pixels, size)[0] for p in phantoms])
-    return np.round((seen * 0.229 + 0.485) * 255).astype(np.uint8)
+    return np.stack([eight_bits(model_input(p.pixels, size)) for p in phantoms])
 
 
 def normal_reports() -> list[ReportText]:
@@ -190,7 +189,7 @@ def lesson(model: Emrrg, phantoms: Sequence[Phantom], *, batch: int, seed: int) 
         images, ids, weights = (tensor.to(part.device) for tensor in (images, ids, weights))
         # at these sizes bfloat16 only costs, and not every machine has it
         with torch.autocast(part.device.type, enabled=False):
-            return model(images, None, ids, weights), {}
+            return model(model.encode(images), ids, weights).total, {}
 
     return loss_of
 

@@ -18,17 +18,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from emrrg_core.config import ModelConfig
-from emrrg_core.data.studies import NO_FINDING, FilmCache, Study, development, normalise, read_studies
+from emrrg_core.data.studies import FilmCache, Study, development, read_studies
 from emrrg_core.errors import ConfigError
 from emrrg_core.films.synthetic_findings import LABEL_OF, draw
 from emrrg_core.model import checkpoint
 from emrrg_core.model.disease_queries import Seen
 from emrrg_core.model.emrrg import Emrrg
 from emrrg_core.model.finding_tokens import NAMES, NEVER, Calibration, ratios_of
-from emrrg_core.model.language_model import prefers_bfloat16
-from emrrg_core.text.labeler import LABELS
+from emrrg_core.text.labeler import LABELS, NO_FINDING
 from train.measures import area_under_curve, balanced_accuracy
-from train.targets import Truth, lungs_of, read_radiologists, truth_of
+from train.targets import OPACITIES, Truth, lungs_of, read_radiologists, truth_of
+from train.tower import see_films
 
 FEWEST = 5  # development films that have a finding, before it is assessed by them
 LEAST = 3  # and before a curve is fitted to them
@@ -39,7 +39,6 @@ DRAWN_AREA = (
 )
 ALARMS = 0.006  # share of normal films in which a finding may be read that is not there
 WRONG = 0.05  # share of any source's normal films in which a finding may be read at all, but for those that the film as a whole is called by
-OF_THE_WHOLE = ("Lung Opacity", "Pneumonia")
 ENOUGH = 15  # films of a kind, before a source sets a limit
 RIGHT = 0.9  # of what is denied, at least, on development films
 MISSED = 0.15  # of films that have a finding, at most, in which it is denied
@@ -49,23 +48,13 @@ _LOWEST, _HIGHEST = 0.02, 0.995
 
 
 def see_all(model: Emrrg, studies: Sequence[Study], cache: FilmCache) -> Seen:
-    """What the tower sees of the first film of every study, float32 on the CPU; tokens and disease tokens are left empty."""
+    """What the tower sees of the first film of every study, as of `see_films`."""
     return _see(model, [cache[s] for s in studies])
 
 
-@torch.inference_mode()
-def _see(model: Emrrg, films: Sequence[np.ndarray], batch: int = 32) -> Seen:
+def _see(model: Emrrg, films: Sequence[np.ndarray]) -> Seen:
     model.eval()
-    device = model.llama_proj.weight.device
-    rows = []
-    for i in range(0, len(films), batch):
-        images = torch.from_numpy(normalise(np.stack(films[i : i + batch]))).unsqueeze(1)
-        with torch.autocast(device.type, torch.bfloat16, enabled=prefers_bfloat16(device)):
-            rows.append(model.see(images.to(device)))
-    names = ("logits", "evidence", "share", "lungs", *(() if rows[0].stem is None else ("stem",)))
-    whole = {name: torch.cat([getattr(row, name).float().cpu() for row in rows]) for name in names}
-    empty = torch.zeros(len(films), 0)
-    return Seen(tokens=empty, disease=empty, bias=rows[0].bias.cpu(), **whole)
+    return see_films(lambda images: model.see(images.unsqueeze(1)), films, model.llama_proj.weight.device)
 
 
 def see_drawn(model: Emrrg, seen: Seen, studies: Sequence[Study], cache: FilmCache) -> dict[str, Seen]:
@@ -136,7 +125,7 @@ def fit(
             # of films that are called abnormal: in the others the second threshold holds
             called = np.where(whole, score, 0.0)[known]
             first = _best(called[called > 0], _f1(called, true[known])) if called.any() else NEVER
-            if label not in OF_THE_WHOLE:
+            if label not in OPACITIES:
                 first = max(
                     [first, *(float(np.quantile(score[n], 1 - WRONG)) for n in _normal_by_source(normal, source))]
                 )

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from emrrg_core.data.studies import FilmCache, Study, augment, normalise, read_studies
+from emrrg_core.data.studies import FilmCache, Study, augment, eight_bits, normalise, read_studies
 from emrrg_core.errors import EmrrgError, FilmError
 from emrrg_core.films.film import OVERRIDABLE, model_input, read_film
 from emrrg_core.films.film_check import FILE, KINDS, Detector, FilmCheck, features
@@ -131,7 +131,7 @@ def _eight_bits(values: np.ndarray) -> np.ndarray:
 
 def _seen(pixels: np.ndarray, size: int) -> np.ndarray:
     """Pixels (height, width) in [0, 1] as the cache keeps a film."""
-    return np.rint((model_input(pixels.astype(np.float32), size)[0] * 0.229 + 0.485) * 255).astype(np.uint8)
+    return eight_bits(model_input(pixels.astype(np.float32), size))
 
 
 def _phantoms(count: int, first: int, size: int) -> list[np.ndarray]:

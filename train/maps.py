@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from emrrg_core.data.studies import NO_FINDING, SIGHTS, Study, lung_mask, normalise
+from emrrg_core.data.studies import SIGHTS, Study, lung_mask, normalise
 from emrrg_core.errors import DataError
 from emrrg_core.explain.faithfulness import highlighted, masked, places
 from emrrg_core.explain.heat_map import patch_weights
@@ -23,7 +23,7 @@ from emrrg_core.model.emrrg import FilmTokens
 from emrrg_core.model.finding_tokens import NAMES, Finding, Presence
 from emrrg_core.model.writing import Writing
 from emrrg_core.report.draft import Draft, Sentence, sections
-from emrrg_core.text.labeler import LABELS, Mention, Status, is_abnormal, read_findings
+from emrrg_core.text.labeler import LABELS, NO_FINDING, Mention, Status, is_abnormal, read_findings
 from emrrg_core.text.metrics import Score, bootstrap
 from train.probabilities import CALLED, known
 from train.targets import OPACITY_BOXES, Truth

@@ -4,6 +4,7 @@ A label is a probability: where NIH's text mining and a radiologist disagree it 
 it.
 """
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,26 +13,22 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from emrrg_core.data.studies import NO_FINDING, SIGHTS, FilmCache, Study, augment
+from emrrg_core.data.studies import SIGHTS, FilmCache, Study, augment
 from emrrg_core.errors import DataError
 from emrrg_core.films.synthetic_findings import LABEL_OF, Drawn, Sign, draw, split_lungs
 from emrrg_core.model.disease_queries import SIDES, ZONES
-from emrrg_core.text.labeler import LABELS
+from emrrg_core.text.labeler import LABELS, NO_FINDING
 
 OPACITY_BOXES = ("Pneumonia", "Infiltrate", "Infiltration", "Lung Opacity")
 _GOOGLE = {"Nodule or mass": "Lung Lesion", "Pneumothorax": "Pneumothorax", "Airspace opacity": "Lung Opacity", "Fracture": "Fracture"}  # fmt: skip
 _BRIXIA = {"upper": "upper", "mid": "middle", "lower": "lower"}
-ALIKE, COPY = (
-    0.86,
-    0.7,
-)  # correlation of thumbnails from which two films are compared, and of the films from which they are one picture
-TAUGHT = (
-    "right lung",
-    "left lung",
-    "Lung Lesion",
-    "Lung Opacity",
-    "Pleural Effusion",
-)  # the teacher's places, as labels
+OPACITIES = ("Lung Opacity", "Pneumonia")  # the labels of most abnormal films of our sets
+# drawn findings that lie in a place
+PLACED = tuple(label for sign, label in LABEL_OF.items() if sign is not Sign.HEART)
+LUNGS = ("right lung", "left lung")
+TAUGHT = (*LUNGS, *PLACED)  # the teacher's places, as labels
+ALIKE = 0.86  # correlation of thumbnails from which two films are compared
+COPY = 0.7  # correlation of two films from which they are one picture
 
 
 @dataclass(frozen=True)
@@ -144,43 +141,22 @@ def example(
 
     mirror: the probability that the film is shown mirrored; what is right of it is then left. true_mask: the lungs are a person's outline.
     """
-    size, labels, drawn = film.shape[0], dict(truth.labels), None
-    nothing = np.zeros(film.shape, np.float32)
-    halves = None
-    if lungs is not None:
-        try:
-            halves = np.stack(split_lungs(lungs)).astype(np.float32)
-        except ValueError:
-            halves = None
-    grey = film.astype(np.float32)
+    halves = None if lungs is None else _halves(lungs)
+    grey, drawn = film.astype(np.float32), None
     if lungs is not None and halves is not None and drawable(study) and rng.random() < simulate:
-        try:
+        with contextlib.suppress(ValueError):  # a mask that shows too little
             grey, drawn = draw(film, lungs, signs[int(rng.integers(len(signs)))], rng)
-        except ValueError:
-            drawn = None  # a mask that shows too little
+    labels = dict(truth.labels)
     if drawn:
         # some drawings can hardly be seen: they must not teach that a film that looks normal is not
         labels = {name: value for name, value in labels.items() if name not in (*SIGHTS, NO_FINDING)}
         labels[LABEL_OF[drawn.sign]] = 1.0
-    boxes = None
-    if truth.boxes and not drawn:
-        boxes = np.zeros(film.shape, np.float32)
-        for x, y, w, h in truth.boxes:
-            boxes[int(y * size) : int(np.ceil((y + h) * size)), int(x * size) : int(np.ceil((x + w) * size))] = 1
-    planes: dict[str, np.ndarray] = {}  # all that moves with the film
-    if halves is not None:
-        planes |= {"right lung": halves[0], "left lung": halves[1]}
-    if drawn:
-        planes["drawn"] = drawn.mask
-    if boxes is not None:
-        planes["boxes"] = boxes
+    planes = _planes(truth, halves, drawn, film.shape[0])
     distilled: dict[str, float] = {}
     if teacher is not None and not drawn:
         said, where = teacher
         distilled = {name: float(_sigmoid(x)) for name, x in zip(LABELS, said, strict=True) if not np.isnan(x)}
-        grid = round(len(where) ** 0.5)
-        for name, plane in zip(TAUGHT, _sigmoid(where).T.reshape(-1, grid, grid), strict=True):
-            planes[f"taught {name}"] = cv2.resize(plane, (size, size), interpolation=cv2.INTER_LINEAR)
+        planes |= _taught_planes(where, film.shape[0])
     grey, moved = augment(grey, rng, list(planes.values()))
     planes = dict(zip(planes, moved, strict=True))
     zones = None
@@ -188,33 +164,83 @@ def example(
         zones = np.where(truth.agree, (truth.zones > 0).astype(float), np.nan)
     if mirror and rng.random() < mirror:
         grey = grey[:, ::-1]
-        other = {"right": "left", "left": "right"}
-        planes = {
-            " ".join(other.get(word, word) for word in name.split()): plane[:, ::-1] for name, plane in planes.items()
-        }
+        planes = {_mirrored(name): plane[:, ::-1] for name, plane in planes.items()}
         zones = None if zones is None else zones[::-1].copy()
-    taught = None
-    if distilled:
-        taught = np.stack(
-            [
-                cv2.resize(np.ascontiguousarray(planes[f"taught {name}"]), (grid, grid), interpolation=cv2.INTER_AREA)
-                for name in TAUGHT
-            ]
-        )
+    return Example(
+        film=grey,
+        labels=labels,
+        lungs=np.stack([planes[name] for name in LUNGS]) if halves is not None and true_mask else None,
+        places=_places(truth, labels, drawn, planes, film.shape),
+        boxes=planes.get("boxes"),
+        zones=zones,
+        distilled=distilled,
+        taught=_taught(planes, round(len(teacher[1]) ** 0.5)) if teacher is not None and distilled else None,
+        drawn=drawn,
+        drawn_mask=planes.get("drawn"),
+    )
+
+
+def _halves(lungs: np.ndarray) -> np.ndarray | None:
+    """The right and the left lung of a mask (s, s), (2, s, s); None where it does not show two."""
+    try:
+        return np.stack(split_lungs(lungs)).astype(np.float32)
+    except ValueError:
+        return None
+
+
+def _planes(truth: Truth, halves: np.ndarray | None, drawn: Drawn | None, size: int) -> dict[str, np.ndarray]:
+    """All that moves with the film, (size, size) each: lungs, what was drawn, and boxes, which a drawn film is not to be judged by."""
+    planes: dict[str, np.ndarray] = {}
+    if halves is not None:
+        planes |= dict(zip(LUNGS, halves, strict=True))
+    if drawn:
+        planes["drawn"] = drawn.mask
+    elif truth.boxes:
+        boxes = np.zeros((size, size), np.float32)
+        for x, y, w, h in truth.boxes:
+            boxes[int(y * size) : int(np.ceil((y + h) * size)), int(x * size) : int(np.ceil((x + w) * size))] = 1
+        planes["boxes"] = boxes
+    return planes
+
+
+def _taught_planes(where: np.ndarray, size: int) -> dict[str, np.ndarray]:
+    """The teacher's places, logits of patches (g², 5), as probabilities on the film."""
+    grid = round(len(where) ** 0.5)
+    planes = _sigmoid(where).T.reshape(-1, grid, grid)
+    return {
+        f"taught {name}": cv2.resize(plane, (size, size), interpolation=cv2.INTER_LINEAR)
+        for name, plane in zip(TAUGHT, planes, strict=True)
+    }
+
+
+def _taught(planes: Mapping[str, np.ndarray], grid: int) -> np.ndarray:
+    """The teacher's places after the film has moved, as patches again: (5, g, g)."""
+    moved = [np.ascontiguousarray(planes[f"taught {name}"]) for name in TAUGHT]
+    return np.stack([cv2.resize(plane, (grid, grid), interpolation=cv2.INTER_AREA) for plane in moved])
+
+
+def _mirrored(name: str) -> str:
+    """The name of a plane after right and left have changed places."""
+    other = {"right": "left", "left": "right"}
+    return " ".join(other.get(word, word) for word in name.split())
+
+
+def _places(
+    truth: Truth, labels: Mapping[str, float], drawn: Drawn | None, planes: Mapping[str, np.ndarray], shape: tuple[int, ...]
+) -> dict[str, np.ndarray | None]:  # fmt: skip
+    """Where each finding lies, as of `Example.places`."""
+    nothing = np.zeros(shape, np.float32)
     places: dict[str, np.ndarray | None] = {}
     if drawn:
-        places = dict.fromkeys(("Lung Lesion", "Lung Opacity", "Pleural Effusion"), nothing)
+        places = dict.fromkeys(PLACED, nothing)
         places[LABEL_OF[drawn.sign]] = planes["drawn"]
-    else:
-        for name in LABELS:
-            if name != NO_FINDING and (labels.get(NO_FINDING) == 1 or labels.get(name) == 0):
-                places[name] = nothing
-        if truth.boxes is not None:
-            places["Lung Opacity"] = None if truth.boxes else nothing
-    outline = np.stack([planes["right lung"], planes["left lung"]]) if halves is not None and true_mask else None
-    return Example(
-        grey, labels, outline, places, planes.get("boxes"), zones, distilled, taught, drawn, planes.get("drawn")
-    )
+        return places
+    for name in LABELS:
+        if name != NO_FINDING and (labels.get(NO_FINDING) == 1 or labels.get(name) == 0):
+            places[name] = nothing
+    if truth.boxes is not None:
+        places["Lung Opacity"] = None if truth.boxes else nothing
+    return places
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:

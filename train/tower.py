@@ -24,19 +24,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from emrrg_core.config import QueryConfig, Settings, VisionConfig
-from emrrg_core.data.studies import NO_FINDING, FilmCache, Study, development, lung_mask, normalise, read_studies
+from emrrg_core.data.studies import FilmCache, Study, development, lung_mask, normalise, read_studies
 from emrrg_core.errors import CheckpointError, ConfigError
+from emrrg_core.films.synthetic_findings import LABEL_OF
 from emrrg_core.model.disease_queries import WHOLE, DiseaseQueries, LungBorders, Seen
 from emrrg_core.model.language_model import prefers_bfloat16
 from emrrg_core.model.vision_mamba import VisionMamba
-from emrrg_core.text.labeler import LABELS
+from emrrg_core.text.labeler import LABELS, NO_FINDING
 from train.loop import Part, apart, train
 from train.measures import area_under_curve, told_apart
-from train.targets import TAUGHT, Example, Truth, example, lungs_of, near_copies, read_radiologists, truth_of
+from train.targets import OPACITIES, TAUGHT, Example, Truth, example, lungs_of, near_copies, read_radiologists, truth_of
 from train.teacher import Readings
 
 _FEWEST = 5  # films with a finding, before a source is drawn by it
-_COMMON = (NO_FINDING, "Lung Opacity", "Pneumonia")
+_COMMON = (NO_FINDING, *OPACITIES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,9 +140,21 @@ def loss_of_seen(
     lessons: Lessons,
     share: Callable[[float], float] = lambda weight: 1.0,
 ) -> tuple[Tensor, dict[str, float]]:
-    """Labels, places, zones, lungs, and the teacher's readings, each averaged over what is known. share: see `Part.share`."""
-    device = seen.logits.device
-    logits = seen.logits.float()
+    """Labels, places, zones, lungs and the teacher's readings, each averaged over what is known. share: see `Part.share`."""
+    terms, numbers = _label_terms(seen.logits.float(), examples, lessons, share)
+    for more, found in (
+        _place_terms(_losses_of_places(seen, examples), lessons, share),
+        _lung_terms(seen.lungs.float(), examples, round(seen.evidence.shape[-1] ** 0.5), share),
+    ):
+        terms, numbers = terms + more, numbers | found
+    return sum(terms[1:], start=terms[0]), numbers
+
+
+def _label_terms(
+    logits: Tensor, examples: Sequence[Example], lessons: Lessons, share: Callable[[float], float]
+) -> tuple[list[Tensor], dict[str, float]]:
+    """Known labels, and what the teacher read. logits: (b, f)."""
+    device = logits.device
     targets = torch.tensor([[e.labels.get(name, 0.0) for name in LABELS] for e in examples], device=device)
     known = torch.tensor([[float(name in e.labels) for name in LABELS] for e in examples], device=device)
     weight = known * torch.tensor([4.0 if name == NO_FINDING else 1.0 for name in LABELS], device=device)
@@ -149,75 +162,109 @@ def loss_of_seen(
     weight = weight * (1 + 2 * targets * rare)
     each = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     of_labels = (each * weight).sum() / weight.sum().clamp_min(1)
-    total = of_labels * share(weight.sum().item())
-    numbers = {"labels": of_labels.item(), "normal": each[:, LABELS.index(NO_FINDING)].mean().item()}
-
     said = torch.tensor([[e.distilled.get(name, 0.0) for name in LABELS] for e in examples], device=device)
     heard = torch.tensor([[float(name in e.distilled) for name in LABELS] for e in examples], device=device)
     gap = F.binary_cross_entropy_with_logits(logits, said, reduction="none")
     of_teacher = (gap * heard).sum() / heard.sum().clamp_min(1)
-    total, numbers["teacher"] = total + lessons.distil * of_teacher * share(heard.sum().item()), of_teacher.item()
+    terms = [of_labels * share(weight.sum().item()), lessons.distil * of_teacher * share(heard.sum().item())]
+    normal = each[:, LABELS.index(NO_FINDING)].mean()
+    return terms, {"labels": of_labels.item(), "normal": normal.item(), "teacher": of_teacher.item()}
 
+
+def _losses_of_places(seen: Seen, examples: Sequence[Example]) -> dict[str, list[Tensor]]:
+    """By kind of knowledge, one loss for each thing that is known of a film:
+
+    absent    a finding is nowhere
+    present   a finding lies in a mask
+    boxed     an opacity lies somewhere in a radiologist's boxes
+    zones     two radiologists agree about zones of the lungs
+    taught    the teacher's probability of each patch
+    """
     evidence = seen.evidence.float()  # (b, f, g²)
-    grid = round(evidence.shape[-1] ** 0.5)
-    groups: dict[str, list[Tensor]] = {"absent": [], "present": [], "boxed": [], "zones": [], "taught": []}
+    grid, device = round(evidence.shape[-1] ** 0.5), evidence.device
+    losses: dict[str, list[Tensor]] = {"absent": [], "present": [], "boxed": [], "zones": [], "taught": []}
     regions = seen.regions() if any(e.zones is not None for e in examples) else None
     nowhere = torch.tensor([[e.is_nowhere(name) for name in LABELS] for e in examples], device=device)
     if nowhere.any():
-        groups["absent"] += list(F.softplus(evidence[nowhere]).mean(-1) + 0.3 * F.softplus(evidence[nowhere].amax(-1)))
+        losses["absent"] += list(F.softplus(evidence[nowhere]).mean(-1) + 0.3 * F.softplus(evidence[nowhere].amax(-1)))
     for i, e in enumerate(examples):
         for name, place in e.places.items():
-            if place is None or e.is_nowhere(name):
-                continue
-            mine, target = evidence[i, LABELS.index(name)], patches_of(place, grid).to(device)
-            # a finding smaller than a patch is still in one
-            target = torch.maximum(target, (target >= 0.9 * target.max().clamp_min(0.05)).float())
-            each = F.binary_cross_entropy_with_logits(mine, target, reduction="none")
-            groups["present"].append((each * target).sum() / target.sum() + (each * (1 - target)).mean())
+            if place is not None and not e.is_nowhere(name):
+                losses["present"].append(_present(evidence[i, LABELS.index(name)], patches_of(place, grid).to(device)))
         if e.boxes is not None and e.boxes.any():
             inside = patches_of(e.boxes, grid).to(device)
-            for name in ("Lung Opacity", "Pneumonia"):
-                mine = evidence[i, LABELS.index(name)]
-                strongest = mine[inside > 0.5] if (inside > 0.5).any() else mine[inside > 0]
-                many = max(1, len(strongest) // 2)  # a box is wider than what it holds
-                groups["boxed"].append(
-                    F.softplus(-strongest.topk(many).values).mean() + F.softplus(mine[inside == 0]).mean()
-                )
+            losses["boxed"] += [_boxed(evidence[i, LABELS.index(name)], inside) for name in OPACITIES]
         if e.zones is not None and regions is not None:
             there = torch.from_numpy(e.zones.astype(np.float32)).to(device)
             clear = ~there.isnan()
             if clear.any():
                 mine = regions[i, LABELS.index("Lung Opacity")][clear]
-                groups["zones"].append(F.binary_cross_entropy_with_logits(mine, there[clear]))
+                losses["zones"].append(F.binary_cross_entropy_with_logits(mine, there[clear]))
         if e.taught is not None:
             for channel, name in list(enumerate(TAUGHT))[2:]:
-                if name in e.places or name in e.labels:
-                    continue
-                target = torch.from_numpy(e.taught[channel]).flatten().to(device)
-                each = F.binary_cross_entropy_with_logits(evidence[i, LABELS.index(name)], target, reduction="none")
-                groups["taught"].append(each.mean() + (each * target).sum() / target.sum().clamp_min(1))
-    for name, found in groups.items():
-        numbers[name], part = float("nan"), share(len(found))
+                if name not in e.places and name not in e.labels:
+                    target = torch.from_numpy(e.taught[channel]).flatten().to(device)
+                    losses["taught"].append(_taught(evidence[i, LABELS.index(name)], target))
+    return losses
+
+
+def _present(evidence: Tensor, target: Tensor) -> Tensor:
+    """A finding in the patches that a mask covers; both (g²,)."""
+    # a finding smaller than a patch is still in one
+    target = torch.maximum(target, (target >= 0.9 * target.max().clamp_min(0.05)).float())
+    each = F.binary_cross_entropy_with_logits(evidence, target, reduction="none")
+    return (each * target).sum() / target.sum() + (each * (1 - target)).mean()
+
+
+def _boxed(evidence: Tensor, inside: Tensor) -> Tensor:
+    """A finding somewhere in boxes, and nowhere else; both (g²,)."""
+    strongest = evidence[inside > 0.5] if (inside > 0.5).any() else evidence[inside > 0]
+    many = max(1, len(strongest) // 2)  # a box is wider than what it holds
+    return F.softplus(-strongest.topk(many).values).mean() + F.softplus(evidence[inside == 0]).mean()
+
+
+def _taught(evidence: Tensor, target: Tensor) -> Tensor:
+    """What the teacher saw of a finding, as a probability of each patch; both (g²,)."""
+    each = F.binary_cross_entropy_with_logits(evidence, target, reduction="none")
+    return each.mean() + (each * target).sum() / target.sum().clamp_min(1)
+
+
+def _place_terms(
+    losses: dict[str, list[Tensor]], lessons: Lessons, share: Callable[[float], float]
+) -> tuple[list[Tensor], dict[str, float]]:
+    """The mean of every kind that has any, weighted."""
+    weights = {"absent": 2.0 * lessons.places, "present": 2.0 * lessons.places, "taught": lessons.distil}
+    terms, numbers = [], {}
+    for kind, found in losses.items():
+        numbers[kind], part = float("nan"), share(len(found))
         if found:
             mean = torch.stack(found).mean()
-            factor = lessons.distil if name == "taught" else 2.0 * lessons.places if name in ("absent", "present") else lessons.places  # fmt: skip
-            total, numbers[name] = total + factor * mean * part, mean.item()
+            terms.append(weights.get(kind, lessons.places) * mean * part)
+            numbers[kind] = mean.item()
+    return terms, numbers
 
+
+def _lung_terms(
+    lungs: Tensor, examples: Sequence[Example], grid: int, share: Callable[[float], float]
+) -> tuple[list[Tensor], dict[str, float]]:
+    """The lungs' borders, by outlines and elsewhere by the teacher. lungs: logits (b, 2, m, m)."""
+    terms, number = [], float("nan")
     outlined = [i for i, e in enumerate(examples) if e.lungs is not None]
-    numbers["lungs"], part = float("nan"), share(len(outlined))
+    part = share(len(outlined))
     if outlined:
-        size = seen.lungs.shape[-1]
-        target = torch.stack([F.adaptive_avg_pool2d(_tensor(examples[i].lungs), size) for i in outlined]).to(device)
-        of_lungs = F.binary_cross_entropy_with_logits(seen.lungs[outlined].float(), target)
-        total, numbers["lungs"] = total + 2 * of_lungs * part, of_lungs.item()
+        size = lungs.shape[-1]
+        target = torch.stack([F.adaptive_avg_pool2d(_tensor(examples[i].lungs), size) for i in outlined])
+        of_lungs = F.binary_cross_entropy_with_logits(lungs[outlined], target.to(lungs.device))
+        terms.append(2 * of_lungs * part)
+        number = of_lungs.item()
     taught = [(i, e.taught) for i, e in enumerate(examples) if e.taught is not None and e.lungs is None]
     part = share(len(taught))
     if taught:
         # coarse, and not sure of the heart, but of every hospital: the borders must not drift where no one drew them
-        coarse = F.adaptive_avg_pool2d(seen.lungs.float()[[i for i, _ in taught]].sigmoid(), grid).clamp(1e-4, 1 - 1e-4)
-        target = torch.stack([torch.from_numpy(plane[:2]) for _, plane in taught]).to(device).clamp(0, 1)
-        total = total + 0.15 * F.binary_cross_entropy(coarse, target) * part
-    return total, numbers
+        coarse = F.adaptive_avg_pool2d(lungs[[i for i, _ in taught]].sigmoid(), grid).clamp(1e-4, 1 - 1e-4)
+        target = torch.stack([torch.from_numpy(plane[:2]) for _, plane in taught]).to(lungs.device).clamp(0, 1)
+        terms.append(0.15 * F.binary_cross_entropy(coarse, target) * part)
+    return terms, {"lungs": number}
 
 
 def _tensor(plane: np.ndarray | None) -> Tensor:
@@ -233,24 +280,29 @@ def patches_of(mask: np.ndarray, grid: int) -> Tensor:
 
 
 @torch.inference_mode()
-def see_all(eye: nn.Module, studies: Sequence[Study], cache: FilmCache, batch: int = 32) -> Seen:
-    """What the tower sees of the first film of every study; tokens and disease tokens are left empty."""
-    eye.eval()
-    device = next(eye.parameters()).device
+def see_films(
+    see: Callable[[Tensor], Seen], films: Sequence[np.ndarray], device: torch.device, batch: int = 32
+) -> Seen:
+    """What is seen of films (s, s) in [0, 255], float32 on the CPU; tokens and disease tokens are left empty. see: takes images (b, 3, s, s)."""
     rows: list[Seen] = []
-    for i in range(0, len(studies), batch):
-        films = torch.from_numpy(normalise(np.stack([cache[s] for s in studies[i : i + batch]])))
+    for i in range(0, len(films), batch):
+        images = torch.from_numpy(normalise(np.stack(films[i : i + batch])))
         with torch.autocast(device.type, torch.bfloat16, enabled=prefers_bfloat16(device)):
-            rows.append(eye(films.to(device)))
+            rows.append(see(images.to(device)))
     names = ("logits", "evidence", "share", "lungs", *(() if rows[0].stem is None else ("stem",)))
     whole = {name: torch.cat([getattr(row, name).float().cpu() for row in rows]) for name in names}
-    empty = torch.zeros(len(studies), 0)
+    empty = torch.zeros(len(films), 0)
     return Seen(tokens=empty, disease=empty, bias=rows[0].bias.cpu(), **whole)
+
+
+def _see(eye: nn.Module, films: Sequence[np.ndarray]) -> Seen:
+    eye.eval()
+    return see_films(eye, films, next(eye.parameters()).device)
 
 
 def check(eye: nn.Module, studies: Sequence[Study], truths: Mapping[str, Truth], cache: FilmCache) -> dict[str, object]:
     """What it tells apart in films that it did not learn: normal from abnormal by source, every finding, radiologists' opacities, boxes."""
-    seen = see_all(eye, studies, cache)
+    seen = _see(eye, [cache[s] for s in studies])
     score = dict(zip(LABELS, seen.logits.T.numpy(), strict=True))
     found: dict[str, object] = {name: area for name, (area, _) in told_apart(studies, -score[NO_FINDING]).items()}
     for name in LABELS:
@@ -289,20 +341,12 @@ def drawn_check(eye: nn.Module, examples: Sequence[Example]) -> dict[str, float]
     """Of drawn findings: the area under the curve against the same films without a drawing, of each sign's own label."""
     if not examples:
         return {}
-    eye.eval()
     found = {}
-    device = next(eye.parameters()).device
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=prefers_bfloat16(device)):
-        logits = torch.cat(
-            [
-                eye(torch.from_numpy(normalise(np.stack([e.film for e in examples[i : i + 32]]))).to(device)).logits
-                for i in range(0, len(examples), 32)
-            ]
-        ).float()
+    logits = _see(eye, [e.film for e in examples]).logits.numpy()
     plain = np.array([e.drawn is None for e in examples])
-    for name in ("Lung Lesion", "Lung Opacity", "Pleural Effusion", "Cardiomegaly"):
+    for name in LABEL_OF.values():
         mine = np.array([e.labels.get(name) == 1 and e.drawn is not None for e in examples])
-        score = logits[:, LABELS.index(name)].cpu().numpy()
+        score = logits[:, LABELS.index(name)]
         if mine.any() and plain.any():
             found[f"drawn {name}"] = round(area_under_curve(mine[mine | plain], score[mine | plain]), 3)
     return found

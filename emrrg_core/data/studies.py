@@ -24,12 +24,17 @@ import cv2
 import numpy as np
 
 from emrrg_core.errors import DataError, FilmError
-from emrrg_core.films.film import model_input, read_film
-from emrrg_core.text.labeler import LABELS, Status, is_abnormal, labels, prior_words, read_findings, sentences
-
-NO_FINDING = "No Finding"
-_MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # ImageNet's, as in docs/method.md 6
-_STD = np.array([0.229, 0.224, 0.225], np.float32)
+from emrrg_core.films.film import MEAN, STD, model_input, read_film
+from emrrg_core.text.labeler import (
+    LABELS,
+    NO_FINDING,
+    Status,
+    is_abnormal,
+    labels,
+    prior_words,
+    read_findings,
+    sentences,
+)
 
 
 @dataclass(frozen=True)
@@ -334,11 +339,9 @@ class FilmCache:
     @staticmethod
     def _decode(name: str, file: Path, size: int) -> np.ndarray:
         try:
-            film = model_input(read_film(file), size)
+            return eight_bits(model_input(read_film(file), size))
         except FilmError as error:
             raise DataError(f"study {name}: {error}") from error
-        grey = film.transpose(1, 2, 0) * _STD + _MEAN
-        return np.round(grey[..., 0] * 255).astype(np.uint8)
 
     def __getitem__(self, study: Study) -> np.ndarray:
         """(size, size) uint8: the first film."""
@@ -352,7 +355,12 @@ class FilmCache:
 def normalise(grey: np.ndarray) -> np.ndarray:
     """(…, size, size) in [0, 255] to (…, 3, size, size) float32, ImageNet-normalised, as `films.model_input` does."""
     scaled = grey.astype(np.float32)[..., None, :, :] / 255
-    return (scaled - _MEAN[:, None, None]) / _STD[:, None, None]
+    return (scaled - MEAN[:, None, None]) / STD[:, None, None]
+
+
+def eight_bits(image: np.ndarray) -> np.ndarray:
+    """What `films.model_input` made of a film, (3, size, size), as grey values 0 to 255, (size, size) uint8: the inverse of `normalise`, rounded."""
+    return np.round((image[0] * STD[0] + MEAN[0]) * 255).astype(np.uint8)
 
 
 def augment(

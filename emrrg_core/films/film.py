@@ -56,8 +56,9 @@ COLOUR_SIDE = 256
 STRAY_CHROMA, STRAY_SHARE = 0.08, 0.10
 STRONG_CHROMA, STRONG_SHARE = 0.40, 0.20
 
-_MEAN = np.array((0.485, 0.456, 0.406), dtype=np.float32)
-_STD = np.array((0.229, 0.224, 0.225), dtype=np.float32)
+# ImageNet's, which the tower expects (docs/method.md 6)
+MEAN = np.array((0.485, 0.456, 0.406), dtype=np.float32)
+STD = np.array((0.229, 0.224, 0.225), dtype=np.float32)
 
 
 # Rules that a reader may override: the file can be read, and a person may know better than its header or our eye for
@@ -151,7 +152,7 @@ def model_input(film: Film | np.ndarray, size: int = 224) -> np.ndarray:
         raise ValueError("a film's pixels lie between 0 and 1")
     image = Image.fromarray(np.ascontiguousarray(pixels, dtype=np.float32))  # mode F
     square = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC)).clip(0, 1)
-    return (square[None] - _MEAN[:, None, None]) / _STD[:, None, None]
+    return (square[None] - MEAN[:, None, None]) / STD[:, None, None]
 
 
 # --- which kind of file -----------------------------------------------------------------------------------------------
