@@ -56,7 +56,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +81,12 @@ from emrrg_core.report.draft import Draft, compose, split
 from emrrg_core.reporter import differences
 from emrrg_core.text.labeler import is_abnormal, labels, prior_words
 from emrrg_core.text.metrics import Rated, Score, bootstrap, label_counts, macro_scores, micro_scores, rate, text_scores
-from train.finetune import pad
+from train.finetune import own_report, pad
 from train.maps import Read, columns, deletion, drafts_of, simulated, simulated_scores, to_test
 from train.measures import balanced_accuracy
 from train.paths import paths, spread
 from train.probabilities import (
+    Table,
     against_radiologists,
     areas,
     effusions,
@@ -239,7 +240,7 @@ def by_radeval(said: Mapping[str, Sequence[str]], studies: Sequence[Study], pyth
 
 def reported(studies: Sequence[Study]) -> np.ndarray:
     """The studies that have a true report, ascending."""
-    return np.flatnonzero([bool(s.findings or s.impression) for s in studies])
+    return np.flatnonzero([own_report(s) for s in studies])
 
 
 def _flat(text: str) -> str:
@@ -348,6 +349,25 @@ def _centred(features: torch.Tensor) -> torch.Tensor:
 # -------------------------------------------------------------------------------------------------------- everything
 
 
+@dataclass(frozen=True)
+class Drafted:
+    """Films and their drafts, which every score is made of. first: the films that `overall` is of."""
+
+    studies: list[Study]
+    first: range
+    films: list[np.ndarray]
+    read: Read
+    writings: list[Writing]
+    drafts: list[Draft]
+
+    @property
+    def groups(self) -> dict[str, np.ndarray]:
+        """Numbers of the films of every source, and `overall`."""
+        sources = np.array([s.source for s in self.studies])
+        own = {source: np.flatnonzero(sources == source) for source in sorted(set(sources))}
+        return own | {"overall": np.array(self.first)}
+
+
 def evaluate(
     model: Emrrg,
     studies: Sequence[Study],
@@ -372,92 +392,129 @@ def evaluate(
     cleaning: as for `summarise_texts`; None: `cleaning_of` these studies. radeval: the interpreter that has RadEval.
     """
     begun, clock = time.perf_counter(), Clock()
-    first = range(len(studies))  # what `overall` is of
     cleaning = cleaning or cleaning_of(studies)
-    studies = [*studies, *more]
-    truths = truths or {s.id: truth_of(s, None) for s in studies}
     judge = Judge(model, batch)
-    size, grid = model.config.vision.image_size, model.config.vision.grid
     rng = np.random.default_rng(seed)
     result: dict[str, Any] = {"precision": judge.precision, **_said_of_cleaning(cleaning)}
-    with clock("films"):
-        films = load_films(studies, size)
-        read = judge.read(films)
-    with clock("drafts"):
-        writings = judge.write(read.film, seed, progress="drafts")
-        drafts = drafts_of(writings, read.film, grid)
+    drafted = _draft(judge, studies, more, seed, clock)
+    truths = truths or {s.id: truth_of(s, None) for s in drafted.studies}
     with clock("paths"):
-        result["paths"] = paths(judge, studies, read.film, writings, first, redrafts, seed)
-    found = {
-        "gate": np.array([gate_strength(d.tokens) if d.tokens and d.tokens[0].gates else np.nan for d in drafts]),
-        "ended": np.array([float(d.finished) for d in drafts]),
-        "as_read": np.array(
-            [np.nan if d.read is None else float(not differences(d.read, d.sentences)) for d in drafts]
-        ),
-    }
-    with clock("blank and noise"):
-        found |= _without(judge, read.film, drafts, spread(studies, first, redrafts), rng, size)
-    with clock("maps"):
-        found |= columns(studies, drafts, read, truths)
-    with clock("deletion"):
-        told = to_test(films, drafts, read.film, first, deletions, rng)
-        tested = np.full((len(studies), 4), np.nan)
-        tested[list(told)] = deletion(judge, list(told.values()), rng)
-        names = ("deletion_drop", "deletion_log_odds", "deletion_falls", "deletion_falls_elsewhere")
-        found |= dict(zip(names, tested.T, strict=True))
-    sources = np.array([s.source for s in studies])
-    groups = {source: np.flatnonzero(sources == source) for source in sorted(set(sources))} | {
-        "overall": np.array(first)
-    }
-
-    # the texts to judge: this checkpoint's drafts, and by its name each baseline's
-    said = {"": [d.text for d in writings]}
+        result["paths"] = paths(judge, drafted.studies, drafted.read.film, drafted.writings, drafted.first, redrafts, seed)  # fmt: skip
+    found = _by_film(judge, drafted, truths, rng, redrafts, deletions, clock)
     with clock("simulated"):
-        made = simulated(studies, films, size, seed)
-        here = {s.id: draft for s, draft in zip(studies, drafts, strict=True)}
-        undrawn = {s.id: here[s.id] for s, _, _ in made}
-        made_scores = simulated_scores(judge, made, undrawn, grid, seed) if made else None
+        of_drawn = _simulated(judge, drafted, seed)
+    # the texts to judge: this checkpoint's drafts, and by its name each baseline's
+    said = {"": [w.text for w in drafted.writings]}
     if reports:
         with clock("baselines"):
-            said |= baselines(judge, studies, read.film, learn, reports, neighbours=neighbours, seed=seed)
+            said |= baselines(judge, drafted.studies, drafted.read.film, learn, reports, neighbours=neighbours, seed=seed)  # fmt: skip
     for name, other in (beside or {}).items():
         with clock(f"beside: {name}"):
-            own_size = other.config.vision.image_size
-            another = Judge(other, batch)
-            film = another.see(films if own_size == size else load_films(studies, own_size))
-            said[name] = [d.text for d in another.write(film, seed, progress=name)]
+            said[name] = _drafts_beside(judge, other, name, drafted, seed)
     with clock("RadEval"):
-        rated = by_radeval(said, studies, radeval)
+        rated = by_radeval(said, drafted.studies, radeval)
     result["radeval"] = {
         "version": rated[""].version,
         "texts": "references and drafts as written, without headings and line ends; references whole",
     }
     with clock("scores of texts"):
         tables = {
-            name: {
-                group: summarise_texts(these, studies, rows, model.tokenizer, cleaning, rated[name])
-                for group, rows in groups.items()
-            }
-            for name, texts in said.items()
-            for these in [text_columns(texts, studies)]
+            name: _text_scores(texts, drafted, model.tokenizer, cleaning, rated[name]) for name, texts in said.items()
         }
     result["scores"] = tables.pop("")
     with clock("scores of findings"):
-        table = tabulate(studies, said[""], read.film.findings)
-        for group, rows in groups.items():
+        table = tabulate(drafted.studies, said[""], drafted.read.film.findings)
+        for group, rows in drafted.groups.items():
             result["scores"][group] |= {name: _scored(values[rows]) for name, values in found.items()}
             result["scores"][group] |= pooled(table.select(rows))
-        result["findings"] = findings_table(model, table)
-        result["areas"] = areas(studies, table)
-        result["effusions"] = effusions(studies, table)
-        result["reliability"] = reliability(table.probability[first], table.truth[first])
-        result["radiologists"] = against_radiologists(studies, truths, table)
-    if made_scores:
-        result["scores"]["simulated"] = made_scores
+        result |= _finding_scores(model, drafted, truths, table)
+    if of_drawn:
+        result["scores"]["simulated"] = of_drawn
     if tables:
         result["baselines"] = tables
     result["seconds"], result["seconds_of"] = time.perf_counter() - begun, clock.seconds
     return result
+
+
+def _draft(judge: Judge, studies: Sequence[Study], more: Sequence[Study], seed: int, clock: Clock) -> Drafted:
+    every = [*studies, *more]
+    with clock("films"):
+        films = load_films(every, judge.model.config.vision.image_size)
+        read = judge.read(films)
+    with clock("drafts"):
+        writings = judge.write(read.film, seed, progress="drafts")
+        drafts = drafts_of(writings, read.film, judge.model.config.vision.grid)
+    return Drafted(every, range(len(studies)), films, read, writings, drafts)
+
+
+def _by_film(
+    judge: Judge,
+    drafted: Drafted,
+    truths: Mapping[str, Truth],
+    rng: np.random.Generator,
+    redrafts: int,
+    deletions: int,
+    clock: Clock,
+) -> dict[str, np.ndarray]:
+    """A number a film (n,), NaN where there is none; or a part and its whole (n, 2)."""
+    studies, drafts, film = drafted.studies, drafted.drafts, drafted.read.film
+    size = judge.model.config.vision.image_size
+    agreed = [np.nan if d.read is None else float(not differences(d.read, d.sentences)) for d in drafts]
+    found = {
+        "gate": np.array([gate_strength(d.tokens) if d.tokens and d.tokens[0].gates else np.nan for d in drafts]),
+        "ended": np.array([float(d.finished) for d in drafts]),
+        "as_read": np.array(agreed),
+    }
+    with clock("blank and noise"):
+        found |= _without(judge, film, drafts, spread(studies, drafted.first, redrafts), rng, size)
+    with clock("maps"):
+        found |= columns(studies, drafts, drafted.read, truths)
+    with clock("deletion"):
+        told = to_test(drafted.films, drafts, film, drafted.first, deletions, rng)
+        tested = np.full((len(studies), 4), np.nan)
+        tested[list(told)] = deletion(judge, list(told.values()), rng)
+        names = ("deletion_drop", "deletion_log_odds", "deletion_falls", "deletion_falls_elsewhere")
+        found |= dict(zip(names, tested.T, strict=True))
+    return found
+
+
+def _simulated(judge: Judge, drafted: Drafted, seed: int) -> dict[str, Score] | None:
+    """Scores of drawn findings; None where there is no normal film to draw on."""
+    vision = judge.model.config.vision
+    made = simulated(drafted.studies, drafted.films, vision.image_size, seed)
+    draft_by_id = {s.id: draft for s, draft in zip(drafted.studies, drafted.drafts, strict=True)}
+    undrawn = {s.id: draft_by_id[s.id] for s, _, _ in made}
+    return simulated_scores(judge, made, undrawn, vision.grid, seed) if made else None
+
+
+def _drafts_beside(judge: Judge, other: Emrrg, name: str, drafted: Drafted, seed: int) -> list[str]:
+    """What another model writes of the same films."""
+    size, another = other.config.vision.image_size, Judge(other, judge.batch)
+    same = size == judge.model.config.vision.image_size
+    film = another.see(drafted.films if same else load_films(drafted.studies, size))
+    return [w.text for w in another.write(film, seed, progress=name)]
+
+
+def _text_scores(
+    texts: Sequence[str], drafted: Drafted, tokenizer: Any, cleaning: str, rated: Rated
+) -> dict[str, dict[str, Score]]:
+    """The scores of one set of texts, by source and overall."""
+    these = text_columns(texts, drafted.studies)
+    return {
+        group: summarise_texts(these, drafted.studies, rows, tokenizer, cleaning, rated)
+        for group, rows in drafted.groups.items()
+    }
+
+
+def _finding_scores(model: Emrrg, drafted: Drafted, truths: Mapping[str, Truth], table: Table) -> dict[str, Any]:
+    """What is read of every finding, for the card."""
+    return {
+        "findings": findings_table(model, table),
+        "areas": areas(drafted.studies, table),
+        "effusions": effusions(drafted.studies, table),
+        "reliability": reliability(table.probability[drafted.first], table.truth[drafted.first]),
+        "radiologists": against_radiologists(drafted.studies, truths, table),
+    }
 
 
 def _scored(values: np.ndarray) -> Score:
@@ -497,6 +554,93 @@ def baseline_name(folder: Path) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    torch.set_num_threads(args.threads)
+    try:
+        asked = _read(args)
+        if not asked["studies"]:
+            print(f"emrrg: {args.films[0].name} has no films of the split {args.split!r}.", file=sys.stderr)
+            return 2
+        names = _baseline_names(args.beside)
+        model, _ = checkpoint.load(args.checkpoint)
+        result = evaluate(
+            model,
+            **asked,
+            batch=args.batch,
+            seed=args.seed,
+            redrafts=args.paths,
+            deletions=args.deletions,
+            neighbours=args.neighbours,
+            beside={name: checkpoint.load(path)[0] for name, path in zip(names, args.beside, strict=True)},
+            cleaning=args.cleaning,
+            radeval=args.radeval,
+        )
+    except EmrrgError as error:
+        print(f"emrrg: {error}", file=sys.stderr)
+        return 2
+    card = {
+        "schema": "emrrg.evaluation/1",
+        "checkpoint_sha256": checkpoint.fingerprint(args.checkpoint),
+        "settings_sha256": checkpoint.settings_fingerprint(args.checkpoint),
+        "films": args.films[0].name,
+        "more": [path.name for path in args.films[1:]],
+        "split": args.split,
+        "limit": args.limit,
+        "section": "findings and impression",
+        "uncertain": "counts as stated",
+        "seed": args.seed,
+        "decoding": "greedy",
+        "intervals": "percentile bootstrap over films, 500 draws",
+        "command": "python -m train.evaluate " + " ".join(argv if argv is not None else sys.argv[1:]),
+        **result,
+    }
+    if args.json:
+        print(json.dumps(card, indent=2))
+    else:
+        _show(card)
+    return 0
+
+
+def _read(args: argparse.Namespace) -> dict[str, Any]:
+    """The films, what is known of them and the report texts, as `evaluate` takes them; no `studies` where the split has none."""
+    sets = [read_studies(path) for path in args.films]
+    judged = [[s for s in some if s.split == args.split] for some in sets]
+    if not judged[0]:
+        return {"studies": []}
+    if args.limit:
+        judged = [some[:: max(1, -(-len(some) // args.limit))] for some in judged]
+    studies, more = judged[0], [s for some in judged[1:] for s in some]
+    read = read_radiologists(args.radiologists)
+    path = args.reports or args.films[0].with_name("reports.jsonl")
+    return {
+        "studies": studies,
+        "more": more,
+        "truths": {s.id: truth_of(s, read.get(s.id)) for s in [*studies, *more]},
+        "learn": [s for s in sets[0] if s.split == "train" != args.split],
+        "reports": read_reports(path, "train") if args.reports or path.is_file() else [],
+    }
+
+
+def _baseline_names(folders: Sequence[Path]) -> list[str]:
+    """Raises ConfigError where two would be called the same."""
+    names = [baseline_name(path) for path in folders]
+    if taken := [n for i, n in enumerate(names) if n in (*names[:i], "constant", "label_blind", "nearest")]:
+        raise ConfigError(
+            f"More than one baseline would be called {taken[0]}: give --beside folders names of their own."
+        )
+    return names
+
+
+def _show(card: Mapping[str, Any]) -> None:
+    """Every score that has a value, a line each."""
+    rows = {**{f"paths, {name}": row for name, row in card["paths"].items()}, **card["scores"]}
+    for source, row in rows.items():
+        for name, score in row.items():
+            if score["value"] is not None:
+                print(f"{source:18s} {name:32s} {score['value']:8.3f}  [{score['low']}, {score['high']}]  n {score['n']}")  # fmt: skip
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument(
@@ -537,72 +681,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
-    try:
-        sets = [read_studies(path) for path in args.films]
-        judged = [[s for s in some if s.split == args.split] for some in sets]
-        if not judged[0]:
-            print(f"emrrg: {args.films[0].name} has no films of the split {args.split!r}.", file=sys.stderr)
-            return 2
-        if args.limit:
-            judged = [some[:: max(1, -(-len(some) // args.limit))] for some in judged]
-        studies, more = judged[0], [s for some in judged[1:] for s in some]
-        read = read_radiologists(args.radiologists)
-        path = args.reports or args.films[0].with_name("reports.jsonl")
-        reports = read_reports(path, "train") if args.reports or path.is_file() else []
-        learn = [s for s in sets[0] if s.split == "train" != args.split]
-        names = [baseline_name(path) for path in args.beside]
-        if taken := [n for i, n in enumerate(names) if n in (*names[:i], "constant", "label_blind", "nearest")]:
-            raise ConfigError(
-                f"More than one baseline would be called {taken[0]}: give --beside folders names of their own."
-            )
-        model, _ = checkpoint.load(args.checkpoint)
-        result = evaluate(
-            model,
-            studies,
-            more=more,
-            truths={s.id: truth_of(s, read.get(s.id)) for s in [*studies, *more]},
-            learn=learn,
-            reports=reports,
-            batch=args.batch,
-            seed=args.seed,
-            redrafts=args.paths,
-            deletions=args.deletions,
-            neighbours=args.neighbours,
-            beside={name: checkpoint.load(path)[0] for name, path in zip(names, args.beside, strict=True)},
-            cleaning=args.cleaning,
-            radeval=args.radeval,
-        )
-    except EmrrgError as error:
-        print(f"emrrg: {error}", file=sys.stderr)
-        return 2
-    card = {
-        "schema": "emrrg.evaluation/1",
-        "checkpoint_sha256": checkpoint.fingerprint(args.checkpoint),
-        "settings_sha256": checkpoint.settings_fingerprint(args.checkpoint),
-        "films": args.films[0].name,
-        "more": [path.name for path in args.films[1:]],
-        "split": args.split,
-        "limit": args.limit,
-        "section": "findings and impression",
-        "uncertain": "counts as stated",
-        "seed": args.seed,
-        "decoding": "greedy",
-        "intervals": "percentile bootstrap over films, 500 draws",
-        "command": "python -m train.evaluate " + " ".join(argv if argv is not None else sys.argv[1:]),
-        **result,
-    }
-    if args.json:
-        print(json.dumps(card, indent=2))
-    else:
-        for source, row in {**{f"paths, {name}": row for name, row in card["paths"].items()}, **card["scores"]}.items():
-            for name, score in row.items():
-                if score["value"] is not None:
-                    print(
-                        f"{source:18s} {name:32s} {score['value']:8.3f}  [{score['low']}, {score['high']}]  n {score['n']}"
-                    )
-    return 0
+    return parser
 
 
 if __name__ == "__main__":
