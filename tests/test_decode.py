@@ -100,11 +100,13 @@ def test_cached_decoding_equals_full_recomputation(model, images, beams, queries
     got = torch.tensor([token.log_prob for token in writing.tokens])
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
     middle = tiny.config.vision.class_position
-    seen = [i for i in range(trace[0].attention.shape[-1]) if i != middle]
+    seen = [i for i in range(trace[0].attention["patches"].shape[-1]) if i != middle]
     for layer, look in enumerate(trace):
         for t, token in enumerate(writing.tokens):
             assert token.gates[layer] == pytest.approx(float(look.gate[0, t]), abs=1e-4)
-            np.testing.assert_allclose(token.attention[layer], look.attention[0, t, seen], atol=1e-4)
+            np.testing.assert_allclose(token.attention[layer], look.attention["patches"][0, t, seen], atol=1e-4)
+            if queries:
+                np.testing.assert_allclose(token.on_findings[layer], look.attention["findings"][0, t], atol=1e-4)
 
 
 def test_the_end_symbol_stops_the_text_and_is_not_part_of_it(model, images):
@@ -220,6 +222,7 @@ def test_films_written_together_get_the_texts_they_get_alone(model, images, beam
             for a, b in zip(ours.tokens, own.tokens, strict=True):
                 assert a.log_prob == pytest.approx(b.log_prob, abs=1e-4)
                 np.testing.assert_allclose(a.attention, b.attention, atol=1e-4)
+                np.testing.assert_allclose(a.on_findings, b.on_findings, atol=1e-4)
 
 
 def test_films_of_one_batch_end_at_their_own_steps(model, images):
@@ -282,7 +285,7 @@ class Loop:
         hidden = self.model.llm.get_decoder()(inputs_embeds=embeds, visual=seen).last_hidden_state[0]
         self.read = [[0, 0], *([token] for token in written)]
         at = prompt.shape[1] - 1
-        trace = [replace(layer, gate=layer.gate[0, at:], attention=layer.attention[0, at:]) for layer in trace]
+        trace = [layer.at(slice(at, None)) for layer in trace]
         return self.model.llm.lm_head(hidden[at:]).log_softmax(-1), trace
 
 
@@ -304,13 +307,15 @@ def assert_is_what_is_read_at_once(loop: Loop, visual: FilmTokens, writing) -> N
     """Log-probability, gates and attention of every token are those of a model that is given the text as it stands."""
     expected, trace = loop.reads(visual, ids(writing))
     middle = loop.model.config.vision.class_position
-    seen = [i for i in range(trace[0].attention.shape[-1]) if i != middle]
+    seen = [i for i in range(trace[0].attention["patches"].shape[-1]) if i != middle]
     most = rounding(1, additions(loop.model))
     for t, token in enumerate(writing.tokens):
         assert token.log_prob == pytest.approx(float(expected[t, token.id]), rel=most, abs=most)
         for layer, look in enumerate(trace):
-            assert token.gates[layer] == pytest.approx(float(look.gate[t]), abs=most)
-            np.testing.assert_allclose(token.attention[layer], look.attention[t, seen], atol=most)
+            assert token.gates[layer] == pytest.approx(float(look.gate[0, t]), abs=most)
+            np.testing.assert_allclose(token.attention[layer], look.attention["patches"][0, t, seen], atol=most)
+            if "findings" in look.attention:
+                np.testing.assert_allclose(token.on_findings[layer], look.attention["findings"][0, t], atol=most)
 
 
 @pytest.mark.parametrize("queries", [False, True])
@@ -492,21 +497,22 @@ def test_every_token_keeps_its_attention_over_the_finding_tokens_and_none_on_wha
     (writing,) = write(tiny, tiny.encode(images[:1]), SHORT)
     fracture = list(NAMES).index("fracture")
     for token in writing.tokens:
-        assert token.attention.shape == (2, 16 + len(NAMES))
-        on_findings = token.attention[:, 16:]
-        assert (on_findings[:, fracture] == 0).all()
-        assert (np.delete(on_findings, fracture, axis=1) > 0).all()
-        assert (token.attention.sum(-1) < 1).all()
+        assert token.attention.shape == (2, 16)
+        assert token.on_findings.shape == (2, len(NAMES))
+        assert (token.on_findings[:, fracture] == 0).all()
+        assert (np.delete(token.on_findings, fracture, axis=1) > 0).all()
+        assert (token.attention.sum(-1) + token.on_findings.sum(-1) < 1).all()
 
 
-@pytest.mark.parametrize(("queries", "seen"), [(False, 16), (True, 16 + len(NAMES))])
-def test_a_model_without_hybrid_layers_drafts_without_evidence(build, images, queries, seen):
+@pytest.mark.parametrize(("queries", "told"), [(False, 0), (True, len(NAMES))])
+def test_a_model_without_hybrid_layers_drafts_without_evidence(build, images, queries, told):
     """every_n = 0 turns the hybrid decoder off: the ablation must still write."""
     plain = build(hybrid={"every_n": 0}, queries=queries)
     for writing in write(plain, plain.encode(images[:2]), SHORT):
         assert writing.tokens
         assert {token.gates for token in writing.tokens} == {()}
-        assert {token.attention.shape for token in writing.tokens} == {(0, seen)}
+        assert {token.attention.shape for token in writing.tokens} == {(0, 16)}
+        assert {token.on_findings.shape for token in writing.tokens} == {(0, told)}
 
 
 # ------------------------------------------------------------------------------------------------------------ letters
@@ -551,6 +557,6 @@ def test_special_tokens_leave_no_text(endless, images, tokenizer):
 
 
 def test_a_token_is_a_plain_record():
-    token = Token(5, "a", -0.5, (0.1,), np.zeros((1, 4), np.float32))
+    token = Token(5, "a", -0.5, (0.1,), np.zeros((1, 4), np.float32), np.zeros((1, 0), np.float32))
     with pytest.raises(AttributeError):
         token.text = "b"

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from emrrg_core.model.emrrg import IGNORED, Emrrg
 from emrrg_core.model.language_model import load_language_model
 from tests.conftest import TINY
 from train import loop
-from train.loop import DivergedError, Part, Run, train
+from train.loop import DivergedError, Numbers, Part, Run, train
 
 pytestmark = pytest.mark.slow
 
@@ -186,20 +186,20 @@ def lesson_of_a_step(step: int) -> tuple[np.random.Generator, np.ndarray, np.nda
     return rng, known, rng.choice([1.0, 2.5], (8, 6)) * (np.arange(6) < lengths[:, None])
 
 
-def loss_with(model: Taught) -> Callable[[Part], tuple[Tensor, Mapping[str, float]]]:
+def loss_with(model: Taught) -> Callable[[Part], tuple[Tensor, Numbers]]:
     @torch.autocast("cpu", enabled=False)  # bfloat16 would hide what is compared
-    def loss_of(part: Part) -> tuple[Tensor, Mapping[str, float]]:
+    def loss_of(part: Part) -> tuple[Tensor, Numbers]:
         rng, known, weights = lesson_of_a_step(part.step)
         images = torch.from_numpy(part.of(rng.standard_normal((8, 1, 3, 64, 64), dtype=np.float32)))
         ids = torch.from_numpy(part.of(np.where(weights > 0, rng.integers(3, 200, (8, 6)), IGNORED)))
         mine, sure = torch.from_numpy(part.of(weights)).float(), torch.from_numpy(part.of(known))
         film = model.emrrg.encode(images)
         loss = -(model.emrrg.log_probs(film, ids) * mine).sum() / weights.sum()
-        numbers = {"spread": film.visual.std(dim=(1, 2)).mean().item(), "sides": float("nan")}
+        numbers = {"spread": film.patches.std(dim=(1, 2)).mean().item(), "sides": float("nan")}
         # shares are exact over processes, not over parts that are still to come
         share = part.share(float(sure.sum())) if part.turns == 1 else float(sure.sum() / max(known.sum(), 1))
         if sure.any():
-            each = F.softplus(model.side(film.visual[sure].mean(1)))
+            each = F.softplus(model.side(film.patches[sure].mean(1)))
             loss = loss + each.mean() * share
             numbers["sides"] = each.mean().item()
         return loss, numbers
@@ -235,7 +235,7 @@ def main() -> None:
     model = Taught(language_folder)
     usual = loss_with(model)
 
-    def lost(part: Part) -> tuple[Tensor, Mapping[str, float]]:
+    def lost(part: Part) -> tuple[Tensor, Numbers]:
         loss, numbers = usual(part)
         return loss * float("nan") if (part.step, part.index) == (4, 1) else loss, numbers
 

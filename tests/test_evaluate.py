@@ -465,11 +465,12 @@ def interrupted(model: Emrrg, ask):
 
 
 @pytest.mark.parametrize("gate", list(Gate))
-def test_with_the_gates_shut_the_film_changes_nothing_and_afterwards_all_is_as_before(build, open_gates, images, gate):
+def test_with_the_gates_shut_the_film_changes_nothing_and_afterwards_all_is_as_before(
+    build, open_gates, images, gate, monkeypatch
+):
     model = open_gates(build(hybrid={"gate": gate}, queries=True))
     before = {name: value.clone() for name, value in model.hybrid.state_dict().items()}
     film, ids = model.encode(images), torch.tensor([[5, 6, 7]] * 3)
-    blind = replace(film, mask=torch.zeros(film.visual.shape[:2], dtype=torch.bool))
 
     def read(seen: FilmTokens) -> tuple[torch.Tensor, list[AttentionTrace]]:
         trace: list[AttentionTrace] = []
@@ -480,7 +481,10 @@ def test_with_the_gates_shut_the_film_changes_nothing_and_afterwards_all_is_as_b
     closed, trace = interrupted(model, lambda: read(film))
     assert all(not layer.gate.any() for layer in trace)
     assert trace
-    torch.testing.assert_close(closed, read(blind)[0])
+    plain = model.precompute_keys_values
+    nothing = torch.zeros(3, sum(plain(film).sizes.values()), dtype=torch.bool)
+    monkeypatch.setattr(model, "precompute_keys_values", lambda seen: replace(plain(seen), mask=nothing))
+    torch.testing.assert_close(closed, read(film)[0])
     assert (closed - open_now).abs().max() > 1e-3
     assert all(torch.equal(before[name], value) for name, value in model.hybrid.state_dict().items())
 
@@ -490,13 +494,12 @@ class Plain:
 
     def __init__(self) -> None:
         self.model = SimpleNamespace(
-            finding_positions={"nodule": 1},
             hybrid=SimpleNamespace(items=list),
             prompt=lambda film: (film.in_prompt, None),
         )
 
     def write(self, film: FilmTokens, seed: int, *, progress: str = "") -> list[Writing]:
-        said = (film.visual[:, 1, 0] * film.mask[:, 1] > 0).tolist()
+        said = (film.finding_tokens[:, 0, 0] * film.assessed[:, 0] > 0).tolist()
         return [writing(NODULE if nodule else NORMAL, {}) for nodule in said]
 
     def score(self, film: FilmTokens, drafts: Sequence[Writing]) -> list[np.ndarray]:
@@ -505,8 +508,9 @@ class Plain:
 
 
 def tokens_of_films(nodules: Sequence[bool]) -> FilmTokens:
-    visual = torch.tensor([[[float(i)], [1.0 if nodule else -1.0]] for i, nodule in enumerate(nodules)])
-    return FilmTokens(visual, torch.ones(len(nodules), 2, dtype=torch.bool), visual[:, :1])
+    patches = torch.arange(len(nodules)).float().view(-1, 1, 1)
+    told = torch.tensor([1.0 if nodule else -1.0 for nodule in nodules]).view(-1, 1, 1)
+    return FilmTokens(patches, patches, told, torch.ones(len(nodules), 1, dtype=torch.bool))
 
 
 def test_the_table_tells_the_finding_token_from_patches_and_prompt():
@@ -634,8 +638,10 @@ def writing(text: str, attention: dict[str, np.ndarray], gate: float = 0.5) -> W
     for sentence in text.replace("\n", " \n").split(". "):
         look = next((map_ for key, map_ in attention.items() if key in sentence), None)
         for word in f"{sentence}. ".removesuffix(". " if sentence.endswith(".") else "").split(" "):
-            seen = np.zeros((1, GRID * GRID), np.float32) if look is None else look[None].astype(np.float32)
-            tokens.append(Token(5, f"{word} ", -0.1, (gate,), seen))
+            seen = (
+                np.zeros((1, GRID * GRID + len(NAMES)), np.float32) if look is None else look[None].astype(np.float32)
+            )
+            tokens.append(Token(5, f"{word} ", -0.1, (gate,), seen[:, : GRID * GRID], seen[:, GRID * GRID :]))
     return Writing(tuple(tokens), True, -1.0)
 
 
@@ -834,10 +840,10 @@ class Reader:
         cut = slice(row * side, (row + 1) * side), slice(column * side, (column + 1) * side)
         bright = [float(film[0][cut].mean()) for film in films]
         visual = torch.tensor(bright).view(-1, 1, 1)
-        return FilmTokens(visual, None, visual, tuple(read_as(nodule=min(b / 5, 1.0)) for b in bright))
+        return FilmTokens(visual, visual, findings=tuple(read_as(nodule=min(b / 5, 1.0)) for b in bright))
 
     def score(self, film: FilmTokens, drafts: Sequence[Draft]) -> list[np.ndarray]:
-        return [np.full(len(d.tokens), float(v)) for v, d in zip(film.visual.flatten(), drafts, strict=True)]
+        return [np.full(len(d.tokens), float(v)) for v, d in zip(film.patches.flatten(), drafts, strict=True)]
 
 
 def test_hiding_the_place_that_matters_costs_more_than_hiding_others():
@@ -1018,7 +1024,7 @@ def test_features_of_many_studies_are_the_means_of_their_films(folder, build, qu
     studies = read_studies(folder / "films.jsonl")
     whole = judge.see([load_film(s, 64) for s in studies])
     torch.testing.assert_close(judge.features(studies), judge.mean(whole), atol=1e-5, rtol=1e-5)
-    assert judge.features(studies).shape == (len(studies), whole.visual.shape[2])
+    assert judge.features(studies).shape == (len(studies), whole.patches.shape[2])
 
 
 def test_projector_only_tuning_of_another_size_is_a_baseline_under_its_folders_name(

@@ -1,6 +1,7 @@
 """Evidence lands where the model looked: exactly on the patch's rectangle of the original film, and nothing is lost."""
 
 import io
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -43,8 +44,9 @@ def unit(grid: int, r: int, c: int) -> np.ndarray:
     return weights
 
 
-def token(gates: tuple[float, ...], attention: np.ndarray, text: str = "a") -> Token:
-    return Token(1, text, -0.1, gates, np.asarray(attention, np.float32))
+def token(gates: tuple[float, ...], attention: Sequence | np.ndarray, text: str = "a") -> Token:
+    patches, told = attention if isinstance(attention, tuple) else (attention, np.zeros((len(gates), 0)))
+    return Token(1, text, -0.1, gates, np.asarray(patches, np.float32), np.asarray(told, np.float32))
 
 
 def draft(tokens: list[Token], sizes: list[tuple[int, int]], grid: int, layers: tuple[int, ...] = (0, 5)) -> Draft:
@@ -105,9 +107,9 @@ def test_a_tokens_weights_are_attention_times_gate_summed_over_the_layers():
     np.testing.assert_allclose(patch_weights(made, (0, 2)), 0.5 * attention[0] + 3 * attention[1], rtol=1e-6)
 
 
-def attending(patches: list[float], **findings: float) -> np.ndarray:
-    """Attention (1, 4 + s) on the patches of a grid of 2 and on the finding tokens."""
-    return np.array([[*patches, *(findings.get(name, 0.0) for name in NAMES)]])
+def attending(patches: list[float], **findings: float) -> tuple[list[list[float]], list[list[float]]]:
+    """Attention on the patches (1, g²) and on the finding tokens (1, s)."""
+    return [patches], [[findings.get(name, 0.0) for name in NAMES]]
 
 
 def reading(made: Draft, **maps: tuple[list[float], ...]) -> Draft:

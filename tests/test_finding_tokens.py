@@ -396,15 +396,14 @@ def test_tokens_start_as_the_words_of_the_language_model(build):
 def test_what_is_not_assessed_is_no_token_that_anything_can_see(reading, images):
     assert reading.config.prompt.tokens is PromptTokens.NONE
     film, report = reading.encode(images[:1]), torch.tensor([[5, 9, 200, 2]])
-    place = reading.finding_positions["fracture"]
-    hidden = [i for i, there in enumerate(film.mask[0].tolist()) if not there]
-    assert hidden == [place]
+    names = list(NAMES)
+    assert [name for name, seen in zip(names, film.assessed[0].tolist(), strict=True) if not seen] == ["fracture"]
     before = reading.log_probs(film, report)
-    for i in (place, reading.finding_positions["heart"]):
-        visual = film.visual.clone()
-        visual[:, i] += 10.0
-        after = reading.log_probs(replace(film, visual=visual), report)
-        assert torch.equal(before, after) == (i == place)
+    for name in ("fracture", "heart"):
+        changed = film.finding_tokens.clone()
+        changed[:, names.index(name)] += 10.0
+        after = reading.log_probs(replace(film, finding_tokens=changed), report)
+        assert torch.equal(before, after) == (name == "fracture")
 
 
 def test_a_draft_is_told_what_is_read_unless_other_findings_are_given(reading, images):
@@ -413,5 +412,5 @@ def test_a_draft_is_told_what_is_read_unless_other_findings_are_given(reading, i
     assert list(own.findings) == select_findings(seen, reading.calibration)
     told = reading.project(seen, [[EFFUSION]])
     assert told.findings == ((EFFUSION,),)
-    assert told.mask[0, reading.config.vision.tokens :].sum() == 1
-    assert torch.equal(own.visual[:, :17], told.visual[:, :17])
+    assert told.assessed.sum() == 1
+    assert torch.equal(own.patches, told.patches)

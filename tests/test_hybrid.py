@@ -9,7 +9,7 @@ from transformers import DynamicCache, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from emrrg_core.config import Gate, HybridConfig
-from emrrg_core.model.hybrid_decoder import MANY, AttentionTrace, HybridDecoder, Visual
+from emrrg_core.model.hybrid_decoder import MANY, AttentionTrace, HybridDecoder, TokenGroup, Visual
 from tests.rounding import assert_alike
 
 GATES = list(Gate)
@@ -47,6 +47,11 @@ def pair(make_llm):
     return make
 
 
+def see(hybrid: HybridDecoder, llm: LlamaForCausalLM, tokens: torch.Tensor, mask: torch.Tensor | None = None) -> Visual:
+    """The film of these visual tokens."""
+    return hybrid.precompute_keys_values(llm, TokenGroup("patches", tokens, mask))
+
+
 def steps(llm: LlamaForCausalLM, tokens: torch.Tensor, **call) -> list[torch.Tensor]:
     """Logits of a prefill of three tokens, then of one token at a time."""
     cache, logits = DynamicCache(config=llm.config), []
@@ -63,7 +68,7 @@ def test_a_fresh_scalar_gate_gives_exactly_the_plain_language_model(pair, make_l
     """With the warm-up gate at zero, or a gate that starts at zero where there is no warm-up: prefill and every step."""
     plain = make_llm()
     llm, hybrid = pair(gate)
-    visual = hybrid.precompute_keys_values(llm, noise(2, SEEN, WIDTH))
+    visual = see(hybrid, llm, noise(2, SEEN, WIDTH))
     expected, got = steps(plain, ids(2)), steps(llm, ids(2), visual=visual)
     assert len(got) == LENGTH - 2
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
@@ -76,7 +81,7 @@ def test_many_sequences_are_continued_as_the_plain_language_model_would_but_for_
     plain = make_llm()
     assert plain.config.num_attention_heads > plain.config.num_key_value_heads > 1
     llm, hybrid = pair(Gate.WHOLE_DYNAMIC_TANH_WARMUP)
-    visual = hybrid.precompute_keys_values(llm, noise(count, SEEN, WIDTH))
+    visual = see(hybrid, llm, noise(count, SEEN, WIDTH))
     held = torch.ones(count, LENGTH, dtype=torch.long)
     held[::2, 1] = 0 if padded else 1
     logits = []
@@ -94,15 +99,13 @@ def test_a_shut_warm_up_gate_keeps_whatever_its_other_weights_say_out(pair, make
     llm, hybrid = pair(gate, opened=True)
     for _, layer in hybrid.items():
         layer.warm_up_gate.zero_()
-    assert torch.equal(
-        llm(ids(2), visual=hybrid.precompute_keys_values(llm, noise(2, SEEN, WIDTH))).logits, make_llm()(ids(2)).logits
-    )
+    assert torch.equal(llm(ids(2), visual=see(hybrid, llm, noise(2, SEEN, WIDTH))).logits, make_llm()(ids(2)).logits)
 
 
 def test_a_fresh_channel_wise_gate_starts_nearly_shut(pair):
     llm, hybrid = pair(Gate.CHANNEL_WISE_DYNAMIC_SIGMOID)
     trace: list[AttentionTrace] = []
-    llm(ids(2), visual=hybrid.precompute_keys_values(llm, noise(2, SEEN, WIDTH)).at(trace=trace))
+    llm(ids(2), visual=see(hybrid, llm, noise(2, SEEN, WIDTH)).at(trace=trace))
     assert all(0 < float(layer.gate.max()) < 0.06 for layer in trace)
 
 
@@ -127,17 +130,14 @@ def test_no_bias_appears_in_the_language_models_projections(pair):
 def test_another_image_gives_other_logits_at_prefill_and_at_every_step(pair, gate):
     """S1 and E13: the released decoder never saw the image after prefill, or at all."""
     llm, hybrid = pair(gate, opened=True)
-    one, other = (
-        steps(llm, ids(1), visual=hybrid.precompute_keys_values(llm, noise(1, SEEN, WIDTH, seed=seed)))
-        for seed in (1, 2)
-    )
+    one, other = (steps(llm, ids(1), visual=see(hybrid, llm, noise(1, SEEN, WIDTH, seed=seed))) for seed in (1, 2))
     assert [bool((a - b).abs().max() > 1e-3) for a, b in zip(one, other, strict=True)] == [True] * (LENGTH - 2)
 
 
 def test_another_image_after_prefill_is_seen_too(pair):
     """The film must reach the steps themselves, not only what the prefill left in the cache."""
     llm, hybrid = pair(opened=True)
-    one, other = (hybrid.precompute_keys_values(llm, noise(1, SEEN, WIDTH, seed=seed)) for seed in (1, 2))
+    one, other = (see(hybrid, llm, noise(1, SEEN, WIDTH, seed=seed)) for seed in (1, 2))
     logits = []
     for film in (one, other):
         cache = DynamicCache(config=llm.config)
@@ -151,14 +151,14 @@ def test_running_without_an_image_raises_also_after_a_call_that_had_one(pair):
     llm, hybrid = pair(opened=True)
     with pytest.raises(RuntimeError, match="without an image"):
         llm(ids(1))
-    llm(ids(1), visual=hybrid.precompute_keys_values(llm, noise(1, SEEN, WIDTH)))
+    llm(ids(1), visual=see(hybrid, llm, noise(1, SEEN, WIDTH)))
     with pytest.raises(RuntimeError, match="without an image"):
         llm(ids(1))
 
 
 def test_two_films_in_turn_do_not_see_each_other(pair):
     llm, hybrid = pair(opened=True)
-    one, other = (hybrid.precompute_keys_values(llm, noise(1, SEEN, WIDTH, seed=seed)) for seed in (1, 2))
+    one, other = (see(hybrid, llm, noise(1, SEEN, WIDTH, seed=seed)) for seed in (1, 2))
     alone = llm(ids(1), visual=one).logits
     llm(ids(1), visual=other)
     assert torch.equal(llm(ids(1), visual=one).logits, alone)
@@ -167,7 +167,7 @@ def test_two_films_in_turn_do_not_see_each_other(pair):
 def test_a_wrong_number_of_films_raises(pair):
     llm, hybrid = pair(opened=True)
     with pytest.raises(RuntimeError, match="3 sequences look at 2 films"):
-        llm(ids(3), visual=hybrid.precompute_keys_values(llm, noise(2, SEEN, WIDTH)))
+        llm(ids(3), visual=see(hybrid, llm, noise(2, SEEN, WIDTH)))
 
 
 def test_keys_and_values_are_computed_once_whatever_is_read_after(pair):
@@ -175,7 +175,7 @@ def test_keys_and_values_are_computed_once_whatever_is_read_after(pair):
     calls = []
     for i, layer in hybrid.items():
         layer.kv_proj.register_forward_hook(lambda *_, i=i: calls.append(i))
-    steps(llm, ids(1), visual=hybrid.precompute_keys_values(llm, noise(1, SEEN, WIDTH)))
+    steps(llm, ids(1), visual=see(hybrid, llm, noise(1, SEEN, WIDTH)))
     assert calls == hybrid.indices()
 
 
@@ -222,7 +222,7 @@ def test_a_hybrid_layer_computes_the_published_formula(pair, gate):
     for _, layer in hybrid.items():
         layer.kv_proj.bias.normal_()
     text, seen = noise(2, LENGTH, WIDTH), noise(2, SEEN, WIDTH, seed=6)
-    got = llm.model(inputs_embeds=text, visual=hybrid.precompute_keys_values(llm, seen)).last_hidden_state
+    got = llm.model(inputs_embeds=text, visual=see(hybrid, llm, seen)).last_hidden_state
     expected = torch.stack([llm.model.norm(reference(llm, hybrid, 0, h, v)) for h, v in zip(text, seen, strict=True)])
     assert_alike(got, expected, llm, hybrid)
 
@@ -257,7 +257,7 @@ def test_keys_of_a_family_with_biases_are_copied_with_their_biases(make_llm):
 def test_layers_0_n_2n_look_at_the_film(pair, every_n, expected):
     llm, hybrid = pair(opened=True, every_n=every_n)
     trace: list[AttentionTrace] = []
-    llm(ids(1), visual=hybrid.precompute_keys_values(llm, noise(1, SEEN, WIDTH)).at(trace=trace))
+    llm(ids(1), visual=see(hybrid, llm, noise(1, SEEN, WIDTH)).at(trace=trace))
     assert hybrid.indices() == expected
     assert [layer.layer for layer in trace] == expected
 
@@ -266,12 +266,12 @@ def test_layers_0_n_2n_look_at_the_film(pair, every_n, expected):
 def test_what_was_looked_at_is_a_distribution_over_the_visual_tokens(pair, gate):
     llm, hybrid = pair(gate, opened=True)
     trace: list[AttentionTrace] = []
-    llm(ids(2), visual=hybrid.precompute_keys_values(llm, noise(2, SEEN, WIDTH)).at(trace=trace))
+    llm(ids(2), visual=see(hybrid, llm, noise(2, SEEN, WIDTH)).at(trace=trace))
     for layer in trace:
         assert layer.gate.shape == (2, LENGTH)
         assert layer.gate.abs().max() > 0
-        torch.testing.assert_close(layer.attention.sum(-1), torch.ones(2, LENGTH))
-        assert layer.attention.std() > 1e-3
+        torch.testing.assert_close(layer.attention["patches"].sum(-1), torch.ones(2, LENGTH))
+        assert layer.attention["patches"].std() > 1e-3
 
 
 # --------------------------------------------------------------------------------------- batches, padding and beams
@@ -292,7 +292,7 @@ def test_visual_positions_and_padding_are_left_as_the_plain_model_has_them(pair,
     text = torch.ones(2, LENGTH, dtype=torch.bool)
     text[:, 2:4] = False  # the visual tokens in the prompt
     text[1, 5:] = False  # padding
-    visual = hybrid.precompute_keys_values(llm, noise(2, SEEN, WIDTH)).at(text)
+    visual = see(hybrid, llm, noise(2, SEEN, WIDTH)).at(text)
     mixed = attention_of_layer(llm, 0, lambda: llm(tokens, visual=visual))
     alone = attention_of_layer(plain, 0, lambda: plain(tokens))
     assert torch.equal(mixed[~text], alone[~text])
@@ -304,7 +304,7 @@ def test_a_gate_counts_as_shut_where_no_text_stands(pair):
     text = torch.ones(1, LENGTH, dtype=torch.bool)
     text[:, 2:4] = False
     trace: list[AttentionTrace] = []
-    llm(ids(1), visual=hybrid.precompute_keys_values(llm, noise(1, SEEN, WIDTH)).at(text, trace=trace))
+    llm(ids(1), visual=see(hybrid, llm, noise(1, SEEN, WIDTH)).at(text, trace=trace))
     for layer in trace:
         assert not layer.gate[~text].any()
         assert layer.gate[text].all()
@@ -314,7 +314,7 @@ def test_a_sample_that_may_see_nothing_is_left_as_the_plain_model_has_it(pair, m
     llm, hybrid = pair(opened=True)
     mask = torch.ones(2, SEEN, dtype=torch.bool)
     mask[1] = False
-    logits = llm(ids(2), visual=hybrid.precompute_keys_values(llm, noise(2, SEEN, WIDTH), mask)).logits
+    logits = llm(ids(2), visual=see(hybrid, llm, noise(2, SEEN, WIDTH), mask)).logits
     plain = make_llm()(ids(2)).logits
     assert torch.equal(logits[1], plain[1])
     assert (logits[0] - plain[0]).abs().max() > 1e-3
@@ -324,11 +324,11 @@ def test_a_masked_visual_token_is_not_seen(pair):
     llm, hybrid = pair(opened=True)
     seen = noise(1, SEEN, WIDTH)
     mask = torch.tensor([[True, True, True, False, False]])
-    fewer = llm(ids(1), visual=hybrid.precompute_keys_values(llm, seen[:, :3])).logits
+    fewer = llm(ids(1), visual=see(hybrid, llm, seen[:, :3])).logits
     trace: list[AttentionTrace] = []
-    masked = llm(ids(1), visual=hybrid.precompute_keys_values(llm, seen, mask).at(trace=trace)).logits
+    masked = llm(ids(1), visual=see(hybrid, llm, seen, mask).at(trace=trace)).logits
     assert_alike(masked, fewer, llm, hybrid)
-    assert not any(layer.attention[..., 3:].any() for layer in trace)
+    assert not any(layer.attention["patches"][..., 3:].any() for layer in trace)
 
 
 def test_padding_in_a_batch_does_not_change_a_samples_logits(pair):
@@ -336,23 +336,23 @@ def test_padding_in_a_batch_does_not_change_a_samples_logits(pair):
     tokens, seen = ids(2), noise(2, SEEN, WIDTH)
     real = torch.ones(2, LENGTH, dtype=torch.bool)
     real[0, 4:] = False
-    batch = llm(tokens, attention_mask=real.long(), visual=hybrid.precompute_keys_values(llm, seen).at(real)).logits
-    alone = llm(tokens[:1, :4], visual=hybrid.precompute_keys_values(llm, seen[:1])).logits
+    batch = llm(tokens, attention_mask=real.long(), visual=see(hybrid, llm, seen).at(real)).logits
+    alone = llm(tokens[:1, :4], visual=see(hybrid, llm, seen[:1])).logits
     assert_alike(batch[:1, :4], alone, llm, hybrid)
 
 
 def test_repeated_films_serve_the_beams_of_each_sample(pair):
     llm, hybrid = pair(opened=True)
     seen, tokens = noise(2, SEEN, WIDTH), ids(6)
-    beams = llm(tokens, visual=hybrid.precompute_keys_values(llm, seen).repeat(3)).logits
-    each = llm(tokens, visual=hybrid.precompute_keys_values(llm, seen.repeat_interleave(3, 0))).logits
+    beams = llm(tokens, visual=see(hybrid, llm, seen).repeat(3)).logits
+    each = llm(tokens, visual=see(hybrid, llm, seen.repeat_interleave(3, 0))).logits
     assert_alike(beams, each, llm, hybrid)
 
 
 def test_selected_films_come_in_the_order_asked_for_with_their_masks(pair):
     llm, hybrid = pair(opened=True)
     mask = torch.tensor([[True] * SEEN, [True, False, True, True, False], [False] * SEEN])
-    visual = hybrid.precompute_keys_values(llm, noise(3, SEEN, WIDTH), mask)
+    visual = see(hybrid, llm, noise(3, SEEN, WIDTH), mask)
     rows = torch.tensor([2, 0, 0, 1])
     chosen = visual.select(rows)
     assert isinstance(chosen, Visual)
@@ -370,13 +370,11 @@ def test_peft_may_wrap_the_language_model_and_the_film_is_still_seen(pair, make_
     config = LoraConfig(r=2, target_modules=["q_proj", "v_proj"])
     llm, hybrid = pair(opened=True)
     seen = noise(1, SEEN, WIDTH)
-    expected = llm(ids(1), visual=hybrid.precompute_keys_values(llm, seen)).logits
+    expected = llm(ids(1), visual=see(hybrid, llm, seen)).logits
     inject_adapter_in_model(config, llm)
     llm.eval()
-    assert torch.equal(
-        llm(ids(1), visual=hybrid.precompute_keys_values(llm, seen)).logits, expected
-    )  # lora_B starts at zero
-    other = llm(ids(1), visual=hybrid.precompute_keys_values(llm, noise(1, SEEN, WIDTH, seed=5))).logits
+    assert torch.equal(llm(ids(1), visual=see(hybrid, llm, seen)).logits, expected)  # lora_B starts at zero
+    other = llm(ids(1), visual=see(hybrid, llm, noise(1, SEEN, WIDTH, seed=5))).logits
     assert (other - expected).abs().max() > 1e-3
 
 
@@ -384,7 +382,7 @@ def test_hybrid_layers_take_the_language_models_dtype(make_llm):
     llm = make_llm().to(torch.bfloat16)
     hybrid = HybridDecoder(llm, HybridConfig(every_n=2, warmup_start=0.5))
     assert {p.dtype for p in hybrid.parameters()} == {torch.bfloat16}
-    visual = hybrid.precompute_keys_values(llm, noise(1, SEEN, WIDTH).to(torch.bfloat16))
+    visual = see(hybrid, llm, noise(1, SEEN, WIDTH).to(torch.bfloat16))
     logits = llm(ids(1), visual=visual).logits
     assert logits.dtype == torch.bfloat16
     assert logits.isfinite().all()
@@ -392,7 +390,7 @@ def test_hybrid_layers_take_the_language_models_dtype(make_llm):
 
 def test_text_and_films_of_one_call_do_not_touch_the_film_of_the_draft(pair):
     llm, hybrid = pair(opened=True)
-    visual = hybrid.precompute_keys_values(llm, noise(1, SEEN, WIDTH))
+    visual = see(hybrid, llm, noise(1, SEEN, WIDTH))
     before = replace(visual)
     trace: list[AttentionTrace] = []
     call = visual.at(torch.ones(1, LENGTH, dtype=torch.bool), trace=trace)

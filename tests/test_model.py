@@ -23,26 +23,26 @@ def reports(rows: list[list[int]]) -> torch.Tensor:
 
 def test_views_are_averaged_so_their_order_does_not_matter(tiny):
     views = torch.randn(1, 3, 3, 64, 64)
-    assert_alike(tiny.encode(views).visual, tiny.encode(views[:, [2, 0, 1]]).visual, tiny)
+    assert_alike(tiny.encode(views).patches, tiny.encode(views[:, [2, 0, 1]]).patches, tiny)
 
 
 def test_views_are_averaged_before_they_are_projected(tiny):
     views = torch.randn(1, 2, 3, 64, 64)
     mean = tiny.visual_encoder(views[0]).mean(0, keepdim=True)
-    assert_alike(tiny.encode(views).visual, tiny.layer_norm(tiny.llama_proj(mean)), tiny)
+    assert_alike(tiny.encode(views).patches, tiny.layer_norm(tiny.llama_proj(mean)), tiny)
 
 
 def test_one_view_twice_counts_as_once(tiny, images):
-    assert_alike(tiny.encode(images.repeat(1, 2, 1, 1, 1)).visual, tiny.encode(images).visual, tiny)
+    assert_alike(tiny.encode(images.repeat(1, 2, 1, 1, 1)).patches, tiny.encode(images).patches, tiny)
 
 
 def test_a_view_that_is_not_there_is_not_counted(tiny):
     views = torch.randn(2, 2, 3, 64, 64)
     views[0, 1] = torch.nan
     there = torch.tensor([[True, False], [True, True]])
-    got = tiny.encode(views, there).visual
-    assert_alike(got[:1], tiny.encode(views[:1, :1]).visual, tiny)
-    assert_alike(got[1:], tiny.encode(views[1:]).visual, tiny)
+    got = tiny.encode(views, there).patches
+    assert_alike(got[:1], tiny.encode(views[:1, :1]).patches, tiny)
+    assert_alike(got[1:], tiny.encode(views[1:]).patches, tiny)
 
 
 def test_a_study_without_a_view_raises(tiny):
@@ -54,7 +54,7 @@ def test_a_study_without_a_view_raises(tiny):
 
 
 def film_of(visual: torch.Tensor) -> FilmTokens:
-    return FilmTokens(visual, None, visual)
+    return FilmTokens(visual, visual)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_a_prompt_may_end_with_the_image(build):
 def test_pooled_prompts_leave_all_tokens_to_cross_attention(tiny, images):
     trace: list[AttentionTrace] = []
     tiny.log_probs(tiny.encode(images), reports([[5, 6]] * 3), trace=trace)
-    assert [layer.attention.shape for layer in trace] == [(3, 2, 17)] * 2
+    assert [layer.attention["patches"].shape for layer in trace] == [(3, 2, 17)] * 2
 
 
 # -------------------------------------------------------------------------------------------------- log-probabilities
@@ -146,11 +146,14 @@ def test_a_later_token_does_not_change_the_log_probs_of_earlier_ones(tiny, image
 
 def test_the_loss_is_the_weighted_mean_over_report_tokens(tiny, images):
     rows = reports([[5, 9, 200, 2], [17, 2], [40, 41, 2]])
-    scores = tiny.log_probs(tiny.encode(images), rows)
-    torch.testing.assert_close(tiny(images, None, rows), -scores.sum() / 9)
+    film = tiny.encode(images)
+    scores = tiny.log_probs(film, rows)
+    torch.testing.assert_close(tiny(film, rows).total, -scores.sum() / 9)
     weights = torch.rand(3, 4)
     inside = weights * (rows != IGNORED)
-    torch.testing.assert_close(tiny(images, None, rows, weights), -(scores * inside).sum() / inside.sum())
+    found = tiny(film, rows, weights)
+    torch.testing.assert_close(found.total, -(scores * inside).sum() / inside.sum())
+    torch.testing.assert_close(found.nll, -scores.sum() / 9)
 
 
 @pytest.mark.parametrize("gate", list(Gate))
@@ -228,7 +231,7 @@ def test_before_anything_is_learned_the_patches_as_a_group_weigh_beside_the_find
     trace: list[AttentionTrace] = []
     reading.log_probs(reading.encode(images), reports([[5, 9, 2]] * 3), trace=trace)
     for layer in trace:
-        on_patches = layer.attention[..., :17].sum(-1)
+        on_patches = layer.attention["patches"].sum(-1)
         torch.testing.assert_close(on_patches, torch.full((3, 3), weight / (1 + weight)))
 
 
@@ -246,7 +249,7 @@ def test_films_are_selected_and_joined_with_all_that_is_seen_of_them(reading, im
     again = FilmTokens.join([film.select([2]), film.select([0, 1])])
     assert len(again) == 3
     assert again.findings == tuple(film.findings[i] for i in (2, 0, 1))
-    for name in ("visual", "mask", "in_prompt"):
+    for name in ("patches", "in_prompt", "finding_tokens", "assessed"):
         assert torch.equal(getattr(again, name), getattr(film, name)[[2, 0, 1]]), name
 
 
@@ -264,10 +267,10 @@ def test_training_without_findings_for_a_share_of_the_films_hides_all_finding_to
     model = surely(build(queries=True))
     model.config = replace(model.config, queries=replace(model.config.queries, dropout=0.5))
     seen = model.see(images.repeat(20, 1, 1, 1, 1)[:40])
-    assert model.project(seen).mask[:, 17:-1].all()  # drafting hides none; the last, a fracture, is not assessed
+    assert model.project(seen).assessed[:, :-1].all()  # drafting hides none; the last, a fracture, is not assessed
     model.train()
     torch.manual_seed(0)
-    shown = model.project(seen).mask[:, 17:-1]
+    shown = model.project(seen).assessed[:, :-1]
     assert torch.equal(shown.any(1), shown.all(1))
     assert 5 < shown.any(1).sum() < 35
 
@@ -297,7 +300,7 @@ def test_exactly_what_the_method_trains_is_trainable(build, lora):
 @pytest.mark.parametrize("lora", [0, 2])
 def test_every_trainable_parameter_learns(build, open_gates, images, gate, lora):
     model = open_gates(build(hybrid={"gate": gate}, lora=lora)).train()
-    model(images, None, reports([[5, 9, 200, 2], [17, 2], [40, 41, 42, 2]])).backward()
+    model(model.encode(images), reports([[5, 9, 200, 2], [17, 2], [40, 41, 42, 2]])).total.backward()
     dead = [n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
     assert dead == []
     assert [n for n, p in model.named_parameters() if not p.requires_grad and p.grad is not None] == []
@@ -306,7 +309,7 @@ def test_every_trainable_parameter_learns(build, open_gates, images, gate, lora)
 def test_closed_gates_still_learn_to_open(build, images):
     """With every gate at its start the warm-up gate itself must get a gradient, or it would stay shut for ever."""
     model = build().train()
-    model(images, None, reports([[5, 9, 200, 2]] * 3)).backward()
+    model(model.encode(images), reports([[5, 9, 200, 2]] * 3)).total.backward()
     for _, layer in model.hybrid.items():
         assert layer.warm_up_gate.grad.abs() > 0
 
@@ -314,13 +317,13 @@ def test_closed_gates_still_learn_to_open(build, images):
 def test_a_step_of_training_lowers_the_loss(build, open_gates, images):
     model = open_gates(build())
     rows = reports([[5, 9, 200, 2], [17, 2], [40, 41, 42, 2]])
-    before = model(images, None, rows)
+    before = model(model.encode(images), rows).total
     before.backward()
     with torch.no_grad():
         for p in model.parameters():
             if p.requires_grad:
                 p -= 1e-3 * p.grad
-    assert model(images, None, rows) < before
+    assert model(model.encode(images), rows).total < before
 
 
 def test_own_state_holds_everything_of_ours_and_nothing_of_the_frozen_language_model(build):

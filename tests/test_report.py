@@ -3,6 +3,7 @@ Reports: every edit is a new report and is logged, undone, signed, laid beside t
 """
 
 import dataclasses
+import io
 import json
 import math
 import re
@@ -52,7 +53,14 @@ def cut(text: str, *pieces: int) -> list[str]:
 def writing(parts: list[str], finished: bool = True) -> Writing:
     """A text as tokens, each with its own log-probability and gates of two layers."""
     tokens = tuple(
-        Token(i, part, -0.1 * (i % 7) - 0.01, (0.1 * i, -0.2), np.full((2, 4), 0.2, np.float32))
+        Token(
+            i,
+            part,
+            -0.1 * (i % 7) - 0.01,
+            (0.1 * i, -0.2),
+            np.full((2, 4), 0.2, np.float32),
+            np.full((2, 3), 0.05, np.float32),
+        )
         for i, part in enumerate(parts)
     )
     return Writing(tokens, finished, sum(t.log_prob for t in tokens))
@@ -373,9 +381,26 @@ def test_a_kept_draft_comes_back_with_everything_behind_it():
     assert back.to_dict() == made.to_dict()  # these maps are exact in float16
     assert [f.maps[0].dtype for f in back.read] == [np.float32] * 2
     for ours, theirs in zip(back.tokens, made.tokens, strict=True):
-        assert {n: v for n, v in vars(ours).items() if n != "attention"} == {
-            n: v for n, v in vars(theirs).items() if n != "attention"
+        weights = ("attention", "on_findings")
+        assert {n: v for n, v in vars(ours).items() if n not in weights} == {
+            n: v for n, v in vars(theirs).items() if n not in weights
         }
+        for name in weights:
+            np.testing.assert_allclose(getattr(ours, name), getattr(theirs, name), rtol=1e-3)
+
+
+def test_a_draft_that_was_kept_with_attention_in_one_array_opens():
+    made = draft(["word "] * 3)
+    record, numbers = made.dump()
+    with np.load(io.BytesIO(numbers)) as arrays:
+        kept = dict(arrays)
+    kept["attention"] = np.concatenate([kept["attention"], kept.pop("on_findings")], -1)
+    joined = io.BytesIO()
+    np.savez(joined, **kept)
+    back = Draft.load(record | {"schema": "emrrg.kept-draft/2"}, joined.getvalue())
+    for ours, theirs in zip(back.tokens, made.tokens, strict=True):
+        np.testing.assert_allclose(ours.attention, theirs.attention, rtol=1e-3)
+        np.testing.assert_allclose(ours.on_findings, theirs.on_findings, rtol=1e-3)
 
 
 def test_the_maps_of_a_kept_draft_are_the_same_to_the_eye():
@@ -405,7 +430,7 @@ def test_a_draft_that_an_earlier_version_kept_is_refused_in_words():
     """It had facts, and no findings with probabilities and maps."""
     record, numbers = draft(["Findings: Clear."]).dump()
     with pytest.raises(
-        EmrrgError, match=r"its form is emrrg\.kept-draft/1, not emrrg\.kept-draft/2.*draft the report anew"
+        EmrrgError, match=r"its form is emrrg\.kept-draft/1, not emrrg\.kept-draft/3.*draft the report anew"
     ):
         Draft.load(record | {"schema": "emrrg.kept-draft/1"}, numbers)
 

@@ -220,7 +220,7 @@ def test_a_draft_carries_what_was_read_with_a_map_of_every_film(reader, films):
         assert (one.sum(), two.sum()) == pytest.approx((1, 1), abs=1e-5)
         assert not np.array_equal(one, two)
     assert json.dumps(draft.to_dict(), allow_nan=False)
-    assert all(t.attention.shape == (2, 16 + len(NAMES)) for t in draft.tokens)
+    assert all((t.attention.shape, t.on_findings.shape) == ((2, 16), (2, len(NAMES))) for t in draft.tokens)
 
 
 def test_what_is_read_of_a_study_is_what_its_views_say_on_average(reader, films):
@@ -289,7 +289,7 @@ def finding(name: str, presence: Presence = PRESENT, side: str = "", **more) -> 
 
 def differ(text: str, *read: Finding) -> list[str]:
     """What is said of a draft of this text about a film in which this was read."""
-    token = Token(0, compose(text, ""), -0.1, (0.1,), np.zeros((1, 4), np.float32))
+    token = Token(0, compose(text, ""), -0.1, (0.1,), np.zeros((1, 4), np.float32), np.zeros((1, 0), np.float32))
     return differences(read, sections(Writing((token,), True, -0.1))[2])
 
 
@@ -402,7 +402,9 @@ def looking_at(draft, patch: int):
     """The draft with all of its attention on one patch."""
     attention = np.zeros_like(draft.tokens[0].attention)
     attention[:, patch] = 1
-    return replace(draft, tokens=tuple(replace(token, attention=attention) for token in draft.tokens))
+    nothing = np.zeros_like(draft.tokens[0].on_findings)
+    tokens = tuple(replace(token, attention=attention, on_findings=nothing) for token in draft.tokens)
+    return replace(draft, tokens=tokens)
 
 
 def test_the_place_that_decides_a_sentence_matters_and_no_other_does(rigged, films):

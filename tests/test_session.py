@@ -34,7 +34,14 @@ HASH = "ab" * 32
 def draft(text: str = "Findings: The heart is normal. No effusion.\nImpression: Normal.", **changes) -> Draft:
     random = np.random.default_rng(len(text))
     tokens = tuple(
-        Token(i, part, -0.1, (0.3, -0.2), random.dirichlet(np.full(17, 0.5), 2)[:, :16].astype(np.float32))
+        Token(
+            i,
+            part,
+            -0.1,
+            (0.3, -0.2),
+            random.dirichlet(np.full(17, 0.5), 2)[:, :16].astype(np.float32),
+            np.zeros((2, 0)),
+        )
         for i, part in enumerate(text[n : n + 5] for n in range(0, len(text), 5))
     )
     findings, impression, found = sections(Writing(tokens, True, -1.0))

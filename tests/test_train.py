@@ -19,7 +19,7 @@ from emrrg_core.config import DecodeConfig
 from emrrg_core.data.studies import Study, normalise
 from emrrg_core.errors import CheckpointError, ConfigError
 from emrrg_core.explain.heat_map import heat_map, lay_over, patch_weights
-from emrrg_core.model.emrrg import IGNORED, Emrrg
+from emrrg_core.model.emrrg import IGNORED, Emrrg, attention_cost
 from emrrg_core.model.generation import write
 from emrrg_core.model.hybrid_decoder import AttentionTrace
 from emrrg_core.model.vision_mamba import VisionMamba
@@ -34,7 +34,6 @@ from train.finetune import (
     TELLING,
     Texts,
     WordLessons,
-    cost_of_attention,
     load_language,
     load_start,
     pad,
@@ -215,7 +214,8 @@ def _lesson(model: Emrrg):
 
     def loss_of(part: Part) -> tuple[torch.Tensor, dict[str, float]]:
         ids = torch.randint(3, 200, (2, 5)).to(part.device)
-        return model(torch.randn(2, 1, 3, 64, 64).to(part.device), None, ids), {"words": 5.0}
+        film = model.encode(torch.randn(2, 1, 3, 64, 64).to(part.device))
+        return model(film, ids).total, {"words": 5.0}
 
     return loss_of
 
@@ -390,8 +390,8 @@ def test_the_loss_of_words_is_the_models_own_and_says_how_much_is_looked_at_find
     ids, weights = pad([row[0] for row in rows], IGNORED, torch.long), pad([row[1] for row in rows], 0.0, torch.float32)
     with torch.no_grad():
         loss, numbers = WordLessons(model).loss(model.see(images), told, Part(0, 0, 1, torch.device("cpu")))
-        torch.testing.assert_close(loss, model(images, None, ids, weights))
-        assert numbers["nll"] == pytest.approx(model(images, None, ids).item(), rel=1e-4)
+        torch.testing.assert_close(loss, model(model.encode(images), ids, weights).total)
+        assert numbers["nll"] == pytest.approx(model(model.encode(images), ids).total.item(), rel=1e-4)
     assert 0 < numbers["on_findings"] < 1
     assert numbers["gate"] > 0
 
@@ -399,10 +399,10 @@ def test_the_loss_of_words_is_the_models_own_and_says_how_much_is_looked_at_find
 def test_looking_costs_what_the_gate_lets_through_and_more_the_more_it_looks_at():
     def cost(gate: float, *attention: float, real: bool = True) -> float:
         looks = [
-            AttentionTrace(layer, torch.tensor([[gate, 0.9]]), torch.tensor([[attention, (1.0, 0.0)]]))
+            AttentionTrace(layer, torch.tensor([[gate, 0.9]]), {"patches": torch.tensor([[attention, (1.0, 0.0)]])})
             for layer in (0, 5)
         ]
-        return float(cost_of_attention(looks, torch.tensor([[True, not real]])))
+        return float(attention_cost(looks, torch.tensor([[True, not real]])))
 
     assert cost(0.5, 1.0, 0.0) == pytest.approx(0.5, abs=1e-4)  # one thing alone
     assert cost(0.5, 0.5, 0.5) == pytest.approx(0.5 * (1 + np.log(2)), abs=1e-4)
@@ -419,7 +419,7 @@ def test_where_looking_costs_the_loss_is_higher_by_it(build, open_gates, images)
         free, _ = WordLessons(model).loss(seen, told, part)
         costly, numbers = WordLessons(model, focus=0.5).loss(seen, told, part)
     assert numbers["attention_cost"] > 0
-    assert float(costly) == pytest.approx(float(free) + 0.5 * numbers["attention_cost"], rel=1e-4)
+    assert float(costly) == pytest.approx(float(free) + 0.5 * float(numbers["attention_cost"]), rel=1e-4)
 
 
 # ------------------------------------------------------------------------------------------------- what it starts from

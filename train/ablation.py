@@ -211,7 +211,7 @@ def log_probs(model: Emrrg, seen: FilmTokens, texts: Sequence[str], *, end: bool
     for i in range(0, len(ids), batch):
         rows = order[i : i + batch]
         padded = finetune.pad([ids[r] for r in rows], IGNORED, torch.long)
-        logs = model.log_probs(seen.select(rows.tolist()), padded.to(seen.visual.device)).sum(1)
+        logs = model.log_probs(seen.select(rows.tolist()), padded.to(seen.patches.device)).sum(1)
         found[rows] = logs.cpu().numpy() / [len(ids[r]) for r in rows]
     return found
 

@@ -124,6 +124,11 @@ class Clock:
         self.seconds[section] = self.seconds.get(section, 0.0) + time.perf_counter() - begun
 
 
+def _in_float(film: FilmTokens) -> FilmTokens:
+    told = None if film.finding_tokens is None else film.finding_tokens.float()
+    return replace(film, patches=film.patches.float(), in_prompt=film.in_prompt.float(), finding_tokens=told)
+
+
 class Judge:
     """A model with what evaluation asks of it, in batches. With bfloat16 where that pays (`precision` says which).
 
@@ -147,12 +152,12 @@ class Judge:
             with _fast():
                 seen = self.model.see(torch.from_numpy(np.stack(some)).unsqueeze(1))
                 film = self.model.project(seen)
-                tokens.append(replace(film, visual=film.visual.float(), in_prompt=film.in_prompt.float()))
+                tokens.append(_in_float(film))
                 if self.model.config.queries.depth:
                     maps.append(finding_maps(seen))
                     regions.append(seen.regions().float().sigmoid().numpy())
         film = FilmTokens.join(tokens)
-        film = replace(film, in_prompt=film.visual[:, : film.in_prompt.shape[1]])  # the same numbers, not kept twice
+        film = replace(film, in_prompt=film.patches)  # the same numbers, not kept twice
         return Read(film, np.concatenate(maps or [np.zeros(0)]), np.concatenate(regions or [np.zeros(0)]))
 
     def features(self, studies: Sequence[Study]) -> torch.Tensor:
@@ -167,7 +172,7 @@ class Judge:
 
     def mean(self, film: FilmTokens) -> torch.Tensor:
         """The mean of each film's own visual tokens (n, h), without the finding tokens."""
-        return film.visual[:, : self.model.config.vision.tokens].mean(1)
+        return film.patches.mean(1)
 
     def write(self, film: FilmTokens, seed: int = 0, *, progress: str = "") -> list[Writing]:
         """Greedy drafts."""

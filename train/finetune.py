@@ -43,7 +43,6 @@ from emrrg_core.model.disease_queries import Seen
 from emrrg_core.model.emrrg import IGNORED, Emrrg
 from emrrg_core.model.finding_tokens import NAMES, Finding, Presence, select_findings
 from emrrg_core.model.generation import write
-from emrrg_core.model.hybrid_decoder import AttentionTrace
 from emrrg_core.model.language_model import LanguageModel, load_language_model, prefers_bfloat16
 from emrrg_core.model.partial_lora import DESIGNS, ablate
 from emrrg_core.report.draft import Sentence, compose, split
@@ -52,7 +51,7 @@ from emrrg_core.text.labeler import LABELS, is_abnormal, sentences
 from emrrg_core.text.metrics import text_scores
 from emrrg_core.text.sections import IMPRESSION
 from train import calibrate, tower
-from train.loop import Part, Run, apart, load_trained, train
+from train.loop import Numbers, Part, Run, apart, load_trained, train
 from train.measures import balanced_accuracy
 from train.report_templates import made_up, tell
 from train.targets import Truth, near_copies, read_radiologists, truth_of
@@ -74,7 +73,7 @@ class Lessons(Settings):
     made_up: float = 0.5  # share of films whose findings are made up (with disease queries)
     readings: float = 0.0  # weight of what the tower is to see, as train.tower taught it, in the loss
     deciding: float = 1.0  # see `tokens_of`
-    focus: float = 0.0  # weight of `cost_of_attention`
+    focus: float = 0.0  # weight of `attention_cost`
     tower: bool = True  # the tower's adapters learn too; False: it is as `--begin` has left it
     heads: bool = False  # only what is read learns, on the tower as it is, and no word (with disease queries)
     gate_bias: float | None = None  # a gate that starts open on average; its size is the warm-up's to learn
@@ -212,40 +211,18 @@ class WordLessons:
         told: Sequence[tuple[list[str], list[str]]],
         part: Part,
         findings: Sequence[Sequence[Finding]] | None = None,
-    ) -> tuple[Tensor, dict[str, float]]:
+    ) -> tuple[Tensor, Numbers]:
         """Mean negative log-likelihood of the words, weighted, and numbers for the log."""
         rows = [self._encoded(tuple(f), tuple(i)) for f, i in told]
         ids = pad([row[0] for row in rows], IGNORED, torch.long).to(part.device)
         weights = pad([row[1] for row in rows], 0.0, torch.float32).to(part.device)
-        trace: list[AttentionTrace] = []
-        scores = self._model.log_probs(self._model.project(seen, findings), ids, trace=trace)
-        words = -(scores * weights).sum() / weights.sum()
-        gates = [layer.gate.detach().abs().mean() for layer in trace]
-        numbers = {
-            "nll": -(scores.sum() / (ids != IGNORED).sum()).item(),
-            "gate": torch.stack(gates).mean().item() if gates else float("nan"),
-        }
-        if trace and self._model.finding_positions:
-            first = self._model.config.vision.tokens
-            share = torch.stack([layer.attention.detach()[..., first:].sum(-1).mean() for layer in trace])
-            numbers["on_findings"] = share.mean().item()
-        if trace and self._focus:
-            cost = cost_of_attention(trace, ids != IGNORED)
-            words, numbers["attention_cost"] = words + self._focus * cost, cost.item()
-        return words * part.share(weights.sum().item()), numbers
-
-
-def cost_of_attention(trace: Sequence[AttentionTrace], real: Tensor) -> Tensor:
-    """How far the gates are open, and at how much at once the words look: gate × (1 + entropy of gate × attention in nats), the mean over the words
-    (b, t) that are real and the hybrid layers.
-
-    It asks for gates that open where the film is needed, and there for one thing to look at. At which, and for which word, nothing says.
-    """
-    seen = torch.stack([layer.gate.abs()[..., None] * layer.attention for layer in trace]).mean(0)[real]  # (words, v)
-    gate = seen.sum(-1)
-    share = seen / gate.clamp_min(1e-6)[:, None]
-    entropy = -(share * share.clamp_min(1e-9).log()).sum(-1)
-    return (gate * (1 + entropy)).mean()
+        found = self._model(self._model.project(seen, findings), ids, weights, focus=self._focus)
+        numbers = {"nll": found.nll, "gate": found.gate}
+        if self._model.config.queries.depth:
+            numbers["on_findings"] = found.on_findings
+        if self._focus:
+            numbers["attention_cost"] = found.attention_cost
+        return found.total * part.share(weights.sum().item()), numbers
 
 
 class FindingLessons:
@@ -273,7 +250,7 @@ class FindingLessons:
         denied_below = model.calibration.thresholds[:, 2]
         self._deniable = {name for name in self._assessed if denied_below[LABELS.index(NAMES[name])] > 0}
 
-    def loss(self, part: Part) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, part: Part) -> tuple[Tensor, Numbers]:
         own = self._plan.lessons
         chosen, rng = self._sampler.step(part.step, self._plan.run.batch)
         drawn = part.of([(self._examples.example(s, rng), int(rng.integers(1 << 31))) for s in chosen])
@@ -287,7 +264,7 @@ class FindingLessons:
         loss, numbers = self._words.loss(seen, told, part, findings)
         if own.readings:
             kept, _ = tower.loss_of_seen(seen, examples, self._reading, part.share)
-            loss, numbers = loss + own.readings * kept, numbers | {"readings": kept.item()}
+            loss, numbers = loss + own.readings * kept, {**numbers, "readings": kept.detach()}
         return loss, numbers
 
     def _report(
@@ -332,7 +309,7 @@ class ReportLessons:
             )
         self._sampler = tower.Sampler(self.studies, plan.run.sources, plan.run.seed)
 
-    def loss(self, part: Part) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, part: Part) -> tuple[Tensor, Numbers]:
         chosen, rng = self._sampler.step(part.step, self._plan.run.batch)
         drawn = part.of([(self._views(s, rng), self._texts.tell(s, rng)) for s in chosen])
         images, views = stack([films for films, _ in drawn])

@@ -135,7 +135,8 @@ class Part:
         return weight / total / self.turns if weight else 0.0
 
 
-LossOf = Callable[[Part], tuple[Tensor, Mapping[str, float]]]
+Numbers = Mapping[str, float | Tensor]  # for the log
+LossOf = Callable[[Part], tuple[Tensor, Numbers]]
 
 
 def groups(model: nn.Module, run: Run) -> list[dict[str, Any]]:
@@ -271,8 +272,8 @@ def train(
             with accelerator.accumulate(lesson):
                 loss, numbers = lesson(part)
                 names = list(numbers)
-                row = torch.tensor([[loss.item(), *numbers.values()]], device=accelerator.device)
-                rows.append(accelerator.gather(row).cpu())
+                row = torch.stack([torch.as_tensor(n, device=accelerator.device) for n in (loss.detach(), *numbers.values())])
+                rows.append(accelerator.gather(row.float().unsqueeze(0)).cpu())
                 total += rows[-1][:, 0].sum().item()
                 # known in every process at once, before any gradient: none waits for one that has given up
                 _require_finite("loss", total, step, out)
@@ -304,7 +305,7 @@ class _Lesson(nn.Module):
         super().__init__()
         self.model, self._loss_of, self._reach_all = model, loss_of, reach_all
 
-    def forward(self, part: Part) -> tuple[Tensor, Mapping[str, float]]:
+    def forward(self, part: Part) -> tuple[Tensor, Numbers]:
         loss, numbers = self._loss_of(part)
         if self._reach_all:
             # those that are spread out at this moment belong to a wrapped layer, which is always used

@@ -19,7 +19,6 @@ Of each change:
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -92,7 +91,7 @@ def stated(text: str) -> frozenset[str]:
     return frozenset(said - {NO_FINDING} | ({ABNORMAL} if is_abnormal(text) else set()))
 
 
-def changes(model: Emrrg, own: FilmTokens, other: FilmTokens) -> dict[str, FilmTokens]:
+def changes(own: FilmTokens, other: FilmTokens) -> dict[str, FilmTokens]:
     """What the language model sees after each change, of a model without finding tokens none about them. `gates_zero` changes the model itself."""
     result = {
         "own": own,
@@ -100,13 +99,11 @@ def changes(model: Emrrg, own: FilmTokens, other: FilmTokens) -> dict[str, FilmT
         "hybrid_other": own.exchanged(other, patches=True, findings=True),
         "prompt_other": own.exchanged(other, prompt=True),
     }
-    if model.finding_positions and own.mask is not None:
-        mask = own.mask.clone()
-        mask[:, own.in_prompt.shape[1] :] = False
+    if own.finding_tokens is not None:
         result |= {
             "patches_other": own.exchanged(other, patches=True),
             "findings_other": own.exchanged(other, findings=True),
-            "findings_withheld": replace(own, mask=mask),
+            "findings_withheld": own.without_findings(),
         }
     return result
 
@@ -135,7 +132,7 @@ def paths(
     own_said, other_said = ([stated(drafts[i].text) for i in part] for part in (chosen, others))
     own_called = np.array([ABNORMAL in said for said in own_said])
     truth = np.array([bool(studies[i].abnormal) for i in chosen])
-    made = changes(judge.model, film.select(chosen.tolist()), film.select(others.tolist()))
+    made = changes(film.select(chosen.tolist()), film.select(others.tolist()))
     before = np.zeros(0)
     result = {}
     for name, changed in made.items():

@@ -27,15 +27,14 @@ def patch_weights(draft: Draft, what: Sentence | tuple[int, int], film: int = 0)
     what: a sentence, or draft.tokens[first:last]. Attention on finding tokens is laid over the patches by the findings' own maps of that film: of
     tokens all of it, of a sentence that on the findings that it speaks of. All zero of a sentence that hardly looks at these.
     """
-    patches, looked = draft.grid**2, _looked(draft, what)
+    total, on_findings = _looked(draft, what)
     if isinstance(what, Sentence) and (share := look_on_findings(draft, what)) is not None:
         if share < ON_FINDINGS:
-            return np.zeros(patches)
-        looked[[patches + i for i, name in enumerate(NAMES) if name not in own_findings(draft, what)]] = 0
-    total = looked[:patches].copy()
-    for name, weight in zip(NAMES, looked[patches:], strict=False):
+            return np.zeros(draft.grid**2)
+        on_findings = on_findings * [name in own_findings(draft, what) for name in NAMES]
+    for name, weight in zip(NAMES, on_findings, strict=False):
         if (finding := draft.finding(name)) is not None and finding.maps:
-            total += weight * finding.maps[film]
+            total = total + weight * finding.maps[film]
     return total
 
 
@@ -49,19 +48,23 @@ def look_on_findings(draft: Draft, sentence: Sentence) -> float | None:
 
     None where it speaks of none that was read, or where every gate was shut.
     """
-    patches, looked = draft.grid**2, _looked(draft, sentence)
-    names = own_findings(draft, sentence)
-    if not names or len(looked) == patches or not looked.sum() > 0:
+    on_patches, on_findings = _looked(draft, sentence)
+    names, whole = own_findings(draft, sentence), on_patches.sum() + on_findings.sum()
+    if not names or not len(on_findings) or not whole > 0:
         return None
-    own = [i for i, name in enumerate(NAMES) if name in names]
-    return float((looked[:patches].sum() + looked[patches:][own].sum()) / looked.sum())
+    own = on_findings[[name in names for name in NAMES]].sum()
+    return float((on_patches.sum() + own) / whole)
 
 
-def _looked(draft: Draft, what: Sentence | tuple[int, int]) -> np.ndarray:
-    """Attention × |gate| on patches and finding tokens, (g² + s,), summed over hybrid layers and tokens."""
+def _looked(draft: Draft, what: Sentence | tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Attention × |gate| on patches (g²,) and on finding tokens (s,), summed over hybrid layers and tokens."""
     first, last = what.tokens if isinstance(what, Sentence) else what
-    seen = [np.abs(np.asarray(t.gates)) @ t.attention.astype(np.float64) for t in draft.tokens[first:last]]
-    return np.sum(seen, axis=0) if seen else np.zeros(draft.grid**2)
+    tokens = draft.tokens[first:last]
+    if not tokens:
+        return np.zeros(draft.grid**2), np.zeros(0)
+    gates = np.abs([t.gates for t in tokens])  # (tokens, layers)
+    parts = (np.array([t.attention for t in tokens], float), np.array([t.on_findings for t in tokens], float))
+    return tuple(np.einsum("tl,tlp->p", gates, part) for part in parts)
 
 
 def lay_over(weights: np.ndarray, grid: int, height: int, width: int) -> np.ndarray:

@@ -1,15 +1,14 @@
 """The whole model: tower, disease queries, projector, hybrid decoder and the frozen language model (docs/method.md 5, 8.1).
 
 b studies · w views (films of one study) · l tower tokens (patches + class token) · d tower width · h language-model width · t report tokens
-s findings that can be told · v visual tokens: the l projected tower tokens, followed by one token a finding
+s findings that can be told · v visual tokens: the l projected tower tokens, and one token a finding
 
 What a draft says of a film reaches the language model through the hybrid layers: they see the visual tokens at every position. The prompt holds
 text, and visual tokens only where the settings ask for it (`prompt.tokens`), as in the published method; never a finding.
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
@@ -20,59 +19,78 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from emrrg_core.config import ModelConfig, PromptTokens
 from emrrg_core.model.disease_queries import DiseaseQueries, LungBorders, Seen
 from emrrg_core.model.finding_tokens import NAMES, Calibration, Finding, FindingTokens, codes, select_findings
-from emrrg_core.model.hybrid_decoder import AttentionTrace, HybridDecoder, Visual
+from emrrg_core.model.hybrid_decoder import AttentionTrace, HybridDecoder, TokenGroup, Visual
 from emrrg_core.model.partial_lora import attach
 from emrrg_core.model.vision_mamba import VisionMamba
 
 IGNORED = -100  # a label that no loss counts
+PATCHES, FINDINGS = "patches", "findings"  # groups of visual tokens that the hybrid layers see
 
 
 @dataclass(frozen=True)
 class FilmTokens:
     """What the language model may see of b studies, and what was read of them.
 
-    visual: (b, v, h). mask: (b, v) bool, False where a token is not to be seen; None: all are. in_prompt: (b, l, h), the tower's tokens that the
-    prompt is made of; the same as the first of `visual` unless a test exchanges them. findings: of each study, () of a model without queries.
+    patches: (b, l, h), the tower's tokens, for the hybrid layers. in_prompt: (b, l, h), those that the prompt is made of; the same unless a test
+    exchanges them. finding_tokens: (b, s, h), and assessed: (b, s) bool, which of them are to be seen; None of a model without queries.
+    findings: of each study, () of a model without queries.
     """
 
-    visual: Tensor
-    mask: Tensor | None
+    patches: Tensor
     in_prompt: Tensor
+    finding_tokens: Tensor | None = None
+    assessed: Tensor | None = None
     findings: tuple[tuple[Finding, ...], ...] = ()
 
     def __len__(self) -> int:
-        return len(self.visual)
+        return len(self.patches)
 
     def select(self, rows: Sequence[int]) -> "FilmTokens":
         """Some of the studies, in that order."""
-        index = torch.tensor(list(rows), device=self.visual.device, dtype=torch.long)
-        return FilmTokens(
-            self.visual[index],
-            None if self.mask is None else self.mask[index],
-            self.in_prompt[index],
-            tuple(self.findings[i] for i in rows) if self.findings else (),
-        )
+        index = torch.tensor(list(rows), device=self.patches.device, dtype=torch.long)
+        kept = {name: None if value is None else value[index] for name, value in self._tensors().items()}
+        return FilmTokens(**kept, findings=tuple(self.findings[i] for i in rows) if self.findings else ())  # type: ignore[arg-type]
 
     @classmethod
     def join(cls, some: Sequence["FilmTokens"]) -> "FilmTokens":
         """Several, one after the other."""
-        masks = [one.mask for one in some if one.mask is not None]
-        return cls(
-            torch.cat([one.visual for one in some]),
-            torch.cat(masks) if masks else None,
-            torch.cat([one.in_prompt for one in some]),
-            tuple(found for one in some for found in one.findings),
-        )
+        first, *_ = tables = [one._tensors() for one in some]
+        joined = {name: None if first[name] is None else torch.cat([table[name] for table in tables]) for name in first}  # type: ignore[misc]
+        return cls(**joined, findings=tuple(found for one in some for found in one.findings))  # type: ignore[arg-type]
 
     def exchanged(self, other: "FilmTokens", *, prompt: bool = False, patches: bool = False, findings: bool = False) -> "FilmTokens":  # fmt: skip
         """These studies with a part of what is seen taken from others: what stands in the prompt, the patches that the hybrid layers see, or the
         finding tokens. For measuring which path carries a draft."""
-        own = self.in_prompt.shape[1]
-        first, last = other if patches else self, other if findings else self
-        visual, mask = torch.cat([first.visual[:, :own], last.visual[:, own:]], 1), None
-        if first.mask is not None and last.mask is not None:
-            mask = torch.cat([first.mask[:, :own], last.mask[:, own:]], 1)
-        return FilmTokens(visual, mask, (other if prompt else self).in_prompt, last.findings)
+        told = other if findings else self
+        return FilmTokens(
+            patches=(other if patches else self).patches,
+            in_prompt=(other if prompt else self).in_prompt,
+            finding_tokens=told.finding_tokens,
+            assessed=told.assessed,
+            findings=told.findings,
+        )
+
+    def without_findings(self) -> "FilmTokens":
+        """The same with no finding token to be seen."""
+        return self if self.assessed is None else replace(self, assessed=torch.zeros_like(self.assessed))
+
+    def _tensors(self) -> dict[str, Tensor | None]:
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "findings"}
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What `Emrrg.forward` gives: tensors all, so that a training step waits for no number.
+
+    total: to be minimised. nll: mean over the words, unweighted. gate: mean strength over words and hybrid layers. on_findings: of a look, on finding
+    tokens. attention_cost: see `attention_cost`. The last three are NaN where there are no hybrid layers, or no finding tokens.
+    """
+
+    total: Tensor
+    nll: Tensor
+    gate: Tensor
+    on_findings: Tensor
+    attention_cost: Tensor
 
 
 class Emrrg(nn.Module):
@@ -153,39 +171,31 @@ class Emrrg(nn.Module):
         """
         patches = self.layer_norm(self.llama_proj(seen.tokens))
         if not self.config.queries.depth:
-            return FilmTokens(patches, None, patches)
+            return FilmTokens(patches, patches)
         told = select_findings(seen, self.calibration) if findings is None else [tuple(mine) for mine in findings]
         rows = codes(told).to(patches.device)
-        visual = torch.cat([patches, self.finding_tokens(rows).to(patches.dtype)], dim=1)
-        there = rows[..., 0] > 0
+        assessed = rows[..., 0] > 0
         if self.training and self.config.queries.dropout:
-            there = there & (torch.rand(len(there), 1, device=there.device) >= self.config.queries.dropout)
-        mask = torch.cat([torch.ones(patches.shape[:2], dtype=torch.bool, device=there.device), there], dim=1)
-        return FilmTokens(visual, mask, patches, tuple(told))
+            assessed = assessed & (torch.rand(len(rows), 1, device=rows.device) >= self.config.queries.dropout)
+        return FilmTokens(patches, patches, self.finding_tokens(rows).to(patches.dtype), assessed, tuple(told))
 
-    def patches(self, tokens: Tensor) -> Tensor:
-        """Tower tokens (b, l, d) without the class token: the patches in raster order, (b, g², d)."""
+    def patches(self, tokens: Tensor, dim: int = 1) -> Tensor:
+        """Tower tokens without the class token, along `dim`: the patches in raster order, (b, l, d) to (b, g², d)."""
         middle = self.config.vision.class_position
-        return torch.cat([tokens[:, :middle], tokens[:, middle + 1 :]], dim=1)
+        return torch.cat(
+            [tokens.narrow(dim, 0, middle), tokens.narrow(dim, middle + 1, tokens.shape[dim] - middle - 1)], dim
+        )
 
     def precompute_keys_values(self, film: FilmTokens) -> Visual:
         """What the hybrid layers see, for a whole draft: keys and values of the patches and of the finding tokens.
 
         Before anything is learned the patches as a group weigh `queries.patches` beside the finding tokens: 197 would else drown a dozen.
         """
-        prior = None
-        if self.config.queries.depth:
-            patches = self.config.vision.tokens
-            prior = film.visual.new_zeros(film.visual.shape[1], dtype=torch.float32)
-            prior[:patches] = math.log(self.config.queries.patches * len(NAMES) / patches)
-        return self.hybrid.precompute_keys_values(self.llm, film.visual.to(self.llm.dtype), film.mask, prior)
-
-    @property
-    def finding_positions(self) -> dict[str, int]:
-        """Where each finding's token stands among the visual tokens; none of a model without queries."""
-        if not self.config.queries.depth:
-            return {}
-        return {name: self.config.vision.tokens + i for i, name in enumerate(NAMES)}
+        if film.finding_tokens is None:
+            return self.hybrid.precompute_keys_values(self.llm, TokenGroup(PATCHES, film.patches))
+        patches = TokenGroup(PATCHES, film.patches, weight=self.config.queries.patches * len(NAMES))
+        findings = TokenGroup(FINDINGS, film.finding_tokens, film.assessed)
+        return self.hybrid.precompute_keys_values(self.llm, patches, findings)
 
     # -- what is read -------------------------------------------------------------------------------------------------
 
@@ -251,19 +261,33 @@ class Emrrg(nn.Module):
             use_cache=False,
         ).last_hidden_state[:, -t:]  # the last prompt position predicts the first token
         if trace is not None and seen is not None:
-            trace.extend(AttentionTrace(s.layer, s.gate[:, -t:], s.attention[:, -t:]) for s in seen)
+            trace.extend(layer.at(slice(-t, None)) for layer in seen)
         rows = real.flatten().nonzero().squeeze(1)  # the vocabulary is large: no logits where nothing is asked
         logits = self.llm.get_output_embeddings()(hidden.flatten(0, 1)[rows])  # (n, vocabulary)
         nll = F.cross_entropy(logits.float(), ids.flatten()[rows], reduction="none")
         return torch.zeros(b * t, device=nll.device).index_copy(0, rows, -nll).view(b, t)
 
-    def forward(self, images: Tensor, views: Tensor | None, reports: Tensor, weights: Tensor | None = None) -> Tensor:
-        """The training loss: mean negative log-likelihood of the report tokens, weighted where `weights` (b, t) is given."""
-        scores = self.log_probs(self.encode(images, views), reports)
-        weight = (reports != IGNORED).to(scores.dtype)
-        if weights is not None:
-            weight = weight * weights
-        return -(scores * weight).sum() / weight.sum()
+    def forward(self, film: FilmTokens, reports: Tensor, weights: Tensor | None = None, *, focus: float = 0.0) -> Loss:
+        """The training loss: mean negative log-likelihood of the report tokens (b, t), IGNORED after the end of a report.
+
+        film: from `project` or `encode`. weights: (b, t), how much each token counts; None: alike. focus: how much `attention_cost` counts.
+        """
+        trace: list[AttentionTrace] = []
+        real = reports != IGNORED
+        scores = self.log_probs(film, reports, trace=trace)
+        counted = real.to(scores.dtype) if weights is None else weights * real
+        total = -(scores * counted).sum() / counted.sum()
+        nothing = total.detach().new_full((), float("nan"))
+        gate = on_findings = cost = nothing
+        if trace:
+            gate = torch.stack([layer.gate.detach().abs().mean() for layer in trace]).mean()
+            if FINDINGS in trace[0].attention:
+                told = [layer.attention[FINDINGS].detach().sum(-1).mean() for layer in trace]
+                on_findings = torch.stack(told).mean()
+            if focus:
+                cost = attention_cost(trace, real)
+                total = total + focus * cost
+        return Loss(total, -scores.detach().sum() / real.sum(), gate, on_findings, cost.detach())
 
     # -- what is kept -------------------------------------------------------------------------------------------------
 
@@ -274,3 +298,17 @@ class Emrrg(nn.Module):
     def own_state(self) -> dict[str, Tensor]:
         """Everything that is ours: tower, adapters, projector, hybrid layers, and the language model's LoRA."""
         return {name: value for name, value in self.state_dict().items() if self.is_own(name)}
+
+
+def attention_cost(trace: Sequence[AttentionTrace], real: Tensor) -> Tensor:
+    """How far the gates are open, and at how much at once the words look: gate × (1 + entropy of gate × attention in nats), the mean over the words
+    (b, t) that are real and the hybrid layers.
+
+    It asks for gates that open where the film is needed, and there for one thing to look at. At which, and for which word, nothing says.
+    """
+    looks = [layer.gate.abs()[..., None] * torch.cat([*layer.attention.values()], -1) for layer in trace]
+    seen = torch.stack(looks).mean(0)[real]  # (words, v)
+    gate = seen.sum(-1)
+    share = seen / gate.clamp_min(1e-6)[:, None]
+    entropy = -(share * share.clamp_min(1e-9).log()).sum(-1)
+    return (gate * (1 + entropy)).mean()

@@ -1,6 +1,6 @@
 """The hybrid decoder: some layers of a frozen language model also look at the film (docs/method.md 4).
 
-b samples (times beams) · l text positions · v visual tokens · h model width · heads and kv heads of width k
+b samples (times beams) · l text positions · v visual tokens, n of one group · h model width · heads and kv heads of width k
 
 In a hybrid layer, the self-attention output `a`, before o_proj, receives gate(a) · ctx, where ctx is cross-attention from the layer's own
 query (after its rotary embedding) to the visual tokens, through a key/value projection of its own. Everything else is the language model's own
@@ -9,6 +9,7 @@ code: composition happens at transformers' attention interface, so no key is ren
 What is seen travels with the call (`visual=...`), not on a module: two requests cannot see each other's film, and a call that brings none raises.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -70,25 +71,46 @@ class HybridLayer(nn.Module):
 
 
 @dataclass(frozen=True)
+class TokenGroup:
+    """Visual tokens of one kind, under the name by which an AttentionTrace tells them apart.
+
+    tokens: (b, n, h). mask: (b, n) bool, False where a token is not to be seen; None: all are. weight: what the group weighs in a hybrid layer's
+    attention before anything is learned, so that many tokens of one kind do not outweigh few of another; None: one each.
+    """
+
+    name: str
+    tokens: Tensor
+    mask: Tensor | None = None
+    weight: float | None = None
+
+
+@dataclass(frozen=True)
 class AttentionTrace:
     """What one hybrid layer did at every position of one forward call."""
 
     layer: int
     gate: Tensor  # (b, l): mean over heads
-    attention: Tensor  # (b, l, v): weights on the visual tokens, averaged over heads by their gates' strength; sum 1
+    # name of a group -> (b, l, n): weights on its tokens, averaged over heads by their gates' strength; sum 1 over all groups
+    attention: dict[str, Tensor]
+
+    def at(self, positions: slice) -> "AttentionTrace":
+        """Some of the positions."""
+        kept = {name: weights[:, positions] for name, weights in self.attention.items()}
+        return AttentionTrace(self.layer, self.gate[:, positions], kept)
 
 
 @dataclass(frozen=True)
 class Visual:
     """The film as the hybrid layers see it: keys and values per hybrid layer, computed once for a whole draft.
 
-    mask: (b, v) bool, False where a visual token is not to be seen; a sample without any is left as the plain language model.
+    sizes: tokens of each group, in the order in which they stand among the v. mask: (b, v) bool, False where a token is not to be seen; a sample
+    without any is left as the plain language model. prior: (v,), added to every score before the softmax; None: nothing is added.
     text: (b, l) bool of the current call, True where a position is prompt or report text; None: all are, as while decoding.
-    prior: (v,), added to every score before the softmax, so that many tokens of one kind do not outweigh few of another; None: nothing is added.
     """
 
     hybrid: "HybridDecoder"
     keys_values: dict[int, tuple[Tensor, Tensor]]  # layer -> (b, kv_heads, v, k) each
+    sizes: dict[str, int]
     mask: Tensor | None = None
     text: Tensor | None = None
     prior: Tensor | None = None
@@ -148,16 +170,25 @@ class HybridDecoder(nn.Module):
             assert isinstance(layer, HybridLayer)
             yield int(i), layer
 
-    def precompute_keys_values(
-        self, llm: PreTrainedModel, visual: Tensor, mask: Tensor | None = None, prior: Tensor | None = None
-    ) -> Visual:
-        """Keys and values of the visual tokens (b, v, h), for any number of calls: `llm(..., visual=hybrid.precompute_keys_values(llm, tokens))`.
+    def precompute_keys_values(self, llm: PreTrainedModel, *groups: TokenGroup) -> Visual:
+        """Keys and values of the visual tokens, for any number of calls: `llm(..., visual=hybrid.precompute_keys_values(llm, patches, findings))`.
 
-        The layer's own input_layernorm normalises them, as it does the text. mask: (b, v) bool, prior: (v,), see Visual.
+        The layer's own input_layernorm normalises them, as it does the text.
         """
         blocks = llm.get_decoder().layers
-        kv = {i: layer.keys_values(blocks[i].input_layernorm(visual)) for i, layer in self.items()}
-        return Visual(self, kv, mask, prior=prior)
+        tokens = torch.cat([group.tokens for group in groups], 1).to(llm.dtype)
+        kv = {i: layer.keys_values(blocks[i].input_layernorm(tokens)) for i, layer in self.items()}
+        mask = prior = None
+        if any(group.mask is not None for group in groups):
+            shown = [torch.ones_like(g.tokens[..., 0], dtype=torch.bool) if g.mask is None else g.mask for g in groups]
+            mask = torch.cat(shown, 1)
+        if any(group.weight is not None for group in groups):
+            sizes = [g.tokens.shape[1] for g in groups]
+            each = [math.log(g.weight / n) if g.weight is not None else 0.0 for g, n in zip(groups, sizes, strict=True)]
+            prior = torch.tensor(each, device=tokens.device).repeat_interleave(
+                torch.tensor(sizes, device=tokens.device)
+            )
+        return Visual(self, kv, {group.name: group.tokens.shape[1] for group in groups}, mask, prior=prior)
 
     @torch.no_grad()
     def _copy_keys(self, llm: PreTrainedModel) -> None:
@@ -199,7 +230,7 @@ def hybrid_attention(
         )  # (b, l, heads, k)
     if visual is None:
         raise RuntimeError(
-            "the hybrid decoder ran without an image: pass visual=hybrid.precompute_keys_values(llm, visual_tokens)"
+            "the hybrid decoder ran without an image: pass visual=hybrid.precompute_keys_values(llm, groups)"
         )
     index: int = module.layer_idx  # type: ignore[assignment]
     if index not in visual.keys_values:
@@ -221,7 +252,8 @@ def hybrid_attention(
         share = strength / strength.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
         share = torch.where(strength.sum(-1, keepdim=True) > 0, share, torch.full_like(share, 1 / layer.heads))
         seen = torch.einsum("blh,bhlv->blv", share, weights)  # differentiable: training may guide where sentences look
-        visual.trace.append(AttentionTrace(index, gate.float().mean(-1), seen))
+        groups = dict(zip(visual.sizes, seen.split(list(visual.sizes.values()), -1), strict=True))
+        visual.trace.append(AttentionTrace(index, gate.float().mean(-1), groups))
     return mixed.to(a.dtype), None
 
 

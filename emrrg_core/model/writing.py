@@ -13,9 +13,8 @@ class Token:
     text: str  # its characters; the texts of all tokens joined are the draft
     log_prob: float  # natural logarithm, under the model itself (before any penalty)
     gates: tuple[float, ...]  # per hybrid layer: mean over heads
-    # (hybrid layers, patches + s) float32: weights on the patches in raster order, then on the finding tokens in the order of
-    # finding_tokens.NAMES; the rest of 1 is the class token's
-    attention: np.ndarray
+    attention: np.ndarray  # (hybrid layers, patches) float32, patches in raster order; with on_findings and the class token the weights sum to 1
+    on_findings: np.ndarray  # (hybrid layers, s) float32: the same of the finding tokens, in the order of finding_tokens.NAMES; s 0: there are none
     forced: bool = False  # not chosen by the model: the heading of the Impression, after Findings that had to be closed
 
 

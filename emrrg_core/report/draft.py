@@ -17,7 +17,8 @@ from emrrg_core.text.sections import compose as compose
 from emrrg_core.text.sections import split as split
 
 SCHEMA = "emrrg.draft/2"
-KEPT_SCHEMA = "emrrg.kept-draft/2"  # a draft as `Draft.dump` keeps it
+KEPT_SCHEMA = "emrrg.kept-draft/3"  # a draft as `Draft.dump` keeps it
+KEPT_JOINED = "emrrg.kept-draft/2"  # as it was kept before: attention on patches and on findings in one array
 SECTIONS = ("findings", "impression")
 NOT_REVIEWED = "DRAFT, NOT REVIEWED"
 DISCLAIMER = "Research and teaching only, not a medical device. A draft by a machine, not reviewed by a radiologist."
@@ -145,12 +146,14 @@ class Draft:
         record |= {name: [dataclasses.asdict(row) for row in record[name]] for name in ("films", "sentences")}
         record["read"] = None if self.read is None else [_without_maps(finding) for finding in self.read]
         tokens = [
-            {n: v for n, v in vars(t).items() if n not in ("attention", "gates", "log_prob")} for t in self.tokens
+            {n: v for n, v in vars(t).items() if n not in ("attention", "on_findings", "gates", "log_prob")}
+            for t in self.tokens
         ]
         numbers = io.BytesIO()
         np.savez(  # attention does not compress
             numbers,
-            attention=np.array([t.attention for t in self.tokens], np.float16),  # (tokens, layers, patches + findings)
+            attention=np.array([t.attention for t in self.tokens], np.float16),  # (tokens, layers, patches)
+            on_findings=np.array([t.on_findings for t in self.tokens], np.float16),  # (tokens, layers, findings)
             maps=np.array([f.maps for f in self.read or ()], np.float16),  # (findings, films, patches)
             gates=np.array([t.gates for t in self.tokens], np.float64),  # (tokens, layers)
             log_probs=np.array([t.log_prob for t in self.tokens], np.float64),
@@ -161,19 +164,20 @@ class Draft:
     def load(cls, record: Any, numbers: bytes) -> Self:
         """A draft from what `dump` gave. Raises EmrrgError where that is damaged or of another version."""
         try:
-            if record["schema"] != KEPT_SCHEMA:
+            if record["schema"] not in (KEPT_SCHEMA, KEPT_JOINED):
                 raise ValueError(f"its form is {record['schema']}, not {KEPT_SCHEMA}")
             with np.load(io.BytesIO(numbers), allow_pickle=False) as arrays:
-                behind = zip(
-                    arrays["log_probs"].tolist(),
-                    map(tuple, arrays["gates"].tolist()),
-                    arrays["attention"].astype(np.float32),
-                    strict=True,
-                )
+                attention = arrays["attention"].astype(np.float32)
+                if record["schema"] == KEPT_JOINED:
+                    attention, on_findings = np.split(attention, [record["grid"] ** 2], axis=-1)
+                else:
+                    on_findings = arrays["on_findings"].astype(np.float32)
+                gates = map(tuple, arrays["gates"].tolist())
+                behind = zip(arrays["log_probs"].tolist(), gates, attention, on_findings, strict=True)
                 maps = arrays["maps"].astype(np.float32)
                 tokens = tuple(
-                    Token(**row, log_prob=log_prob, gates=gates, attention=attention)
-                    for row, (log_prob, gates, attention) in zip(record["tokens"], behind, strict=True)
+                    Token(**row, log_prob=log_prob, gates=mine, attention=patches, on_findings=told)
+                    for row, (log_prob, mine, patches, told) in zip(record["tokens"], behind, strict=True)
                 )
             values = {name: _frozen(value) for name, value in record.items() if name != "schema"}
             films = tuple(FilmRecord(**_frozen_row(row)) for row in record["films"])
