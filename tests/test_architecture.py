@@ -170,6 +170,15 @@ def test_no_file_is_called_utils_or_common():
     assert [name(path) for path in sources() if path.stem in ("utils", "util", "common", "helpers", "misc")] == []
 
 
+LONGEST = 80  # lines of a function
+
+
+@pytest.mark.parametrize("path", [p for p in sources() if name(p).startswith("train/")], ids=name)
+def test_no_function_is_longer_than_a_screen(path):
+    functions = [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.FunctionDef)]
+    assert [f.name for f in functions if (f.end_lineno or 0) - f.lineno >= LONGEST] == []
+
+
 # -------------------------------------------------------------------------------------------------------- public names
 
 

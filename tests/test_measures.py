@@ -33,6 +33,12 @@ def test_the_area_under_the_curve_is_the_share_of_pairs_in_order():
         assert area_under_curve(order, np.ones(5)) == 0.5
 
 
+def test_films_of_one_kind_have_neither_accuracy_nor_area():
+    for truth in (np.ones(3, bool), np.zeros(3, bool), np.zeros(0, bool)):
+        assert np.isnan(balanced_accuracy(truth, truth))
+        assert np.isnan(area_under_curve(truth, truth.astype(float)))
+
+
 def test_projections_are_judged_apart_where_a_source_has_several():
     studies = [study(0, ILL, view="AP"), study(1, WELL, view="PA"), study(2, WELL, view="AP"), study(3, {}, view="PA")]
     studies += [study(4, WELL, "b", "AP"), study(5, ILL, "b", "AP")]

@@ -195,7 +195,9 @@ def judge(model: Emrrg, sample: Sample, cache: FilmCache, trial: Trial) -> tuple
     for number, source in enumerate(sample.asked):
         scores[f"auc_{source}"] = bootstrap(readings[readings[:, 0] == number], _areas)
     called = np.array([is_abnormal(text) for text in drafts], bool)
-    scores["balanced_accuracy"] = bootstrap(np.stack([abnormal[chosen], called], axis=1), _accuracy)
+    scores["balanced_accuracy"] = bootstrap(
+        np.stack([abnormal[chosen], called], axis=1), lambda rows: balanced_accuracy(*rows.T)
+    )
     references = [clean_report(" ".join(sample.told[i]), "iu_xray") for i in chosen]
     plain = [" ".join(text[slice(*span)] for span in split(text).values()) for text in drafts]
     words = text_scores(references, [clean_report(text, "iu_xray") for text in plain], meteor=False)
@@ -219,15 +221,8 @@ def log_probs(model: Emrrg, seen: FilmTokens, texts: Sequence[str], *, end: bool
 def _areas(rows: np.ndarray) -> float:
     """Rows of source, kind and reading to the mean over sources of the area under the curve; NaN where a source has one kind only."""
     sources = [rows[rows[:, 0] == number, 1:] for number in np.unique(rows[:, 0])]
-    both = [0 < mine[:, 0].sum() < len(mine) for mine in sources]
-    if not sources or not all(both):
-        return float("nan")
-    return float(np.mean([area_under_curve(mine[:, 0] > 0, mine[:, 1]) for mine in sources]))
-
-
-def _accuracy(rows: np.ndarray) -> float:
-    truth, called = rows.astype(bool).T
-    return balanced_accuracy(truth, called) if truth.any() and not truth.all() else float("nan")
+    areas = [area_under_curve(mine[:, 0] > 0, mine[:, 1]) for mine in sources]
+    return float(np.mean(areas)) if areas else float("nan")
 
 
 # --------------------------------------------------------------------------------------------------------------- runs

@@ -22,10 +22,9 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from emrrg_core.data.studies import Study, read_studies
-from emrrg_core.errors import EmrrgError
 from emrrg_core.films.burned_in_text import MANY, Box, Line, text_lines
 from emrrg_core.films.film import read_film
-from train.confidence import put, rate
+from train.confidence import publish, rate
 
 SIDES = (0, 1024, 2048)  # pixels, longer side; 0: as the film is
 HEIGHTS = (0.012, 0.02, 0.035)  # of a capital letter, as a share of the longer side, but at least LEAST pixels
@@ -174,15 +173,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--docs", type=Path, help="a document to put the tables in; default: print them only")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    try:
-        text = measure(read_studies(args.films, args.split), args.repeats, np.random.default_rng(args.seed))
-        if args.docs:
-            put(args.docs, "burned", text)
-    except EmrrgError as error:
-        print(f"emrrg: {error}", file=sys.stderr)
-        return 2
-    print(text)
-    return 0
+    rng = np.random.default_rng(args.seed)
+    return publish(lambda: measure(read_studies(args.films, args.split), args.repeats, rng), args.docs, "burned")
 
 
 if __name__ == "__main__":

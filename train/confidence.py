@@ -1,9 +1,11 @@
 """Error rates for docs/refusals.md: a rate with its interval, and a table put between two markers of a document."""
 
 import math
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from emrrg_core.errors import DataError
+from emrrg_core.errors import DataError, EmrrgError
 
 
 def rate(errors: int, n: int) -> str:
@@ -24,3 +26,16 @@ def put(document: Path, mark: str, text: str) -> None:
         raise DataError(f"{document} has no place for this table: it needs one “{begin.strip()}” and one “{end}”.")
     head, rest = whole.split(begin)
     document.write_text(f"{head}{begin}\n{text.strip()}\n\n{end}{rest.split(end)[1]}", encoding="utf-8")
+
+
+def publish(measure: Callable[[], str], document: Path | None, mark: str) -> int:
+    """Prints what `measure` finds, and puts it into a document where one is named. Returns the exit status: 2 for an EmrrgError, which is printed."""
+    try:
+        text = measure()
+        if document:
+            put(document, mark, text)
+    except EmrrgError as error:
+        print(f"emrrg: {error}", file=sys.stderr)
+        return 2
+    print(text)
+    return 0

@@ -269,8 +269,7 @@ def summarise_texts(
     known = rows[np.isfinite(truth[rows])]
 
     def accuracy(chosen: np.ndarray) -> float:
-        true = truth[chosen] == 1
-        return balanced_accuracy(true, called[chosen]) if true.any() and not true.all() else float("nan")
+        return balanced_accuracy(truth[chosen] == 1, called[chosen])
 
     counts = columns["counts"][rows]
     result = {

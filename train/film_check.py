@@ -25,23 +25,21 @@ from torch import Tensor
 from tqdm import tqdm
 
 from emrrg_core.data.studies import FilmCache, Study, augment, eight_bits, normalise, read_studies
-from emrrg_core.errors import EmrrgError, FilmError
+from emrrg_core.errors import FilmError
 from emrrg_core.films.film import OVERRIDABLE, model_input, read_film
 from emrrg_core.films.film_check import FILE, KINDS, Detector, FilmCheck, features
 from emrrg_core.model import checkpoint
 from emrrg_core.model.emrrg import Emrrg
 from train import negative_images
-from train.confidence import put, rate
+from train.confidence import publish, rate
 
 ROOT = Path(__file__).resolve().parent.parent
 FITTED = {"frontal": 300, "upside down": 80, "sideways": 80, "mirrored": 240, "other": 24, "phantom": 16}
 JUDGED = {"frontal": 180, "upside down": 50, "sideways": 50, "mirrored": 90, "other": 8, "phantom": 30}
 # "other": of each kind that is drawn
-SIDES, COPIES, FOLDS = (
-    40,
-    12,
-    5,
-)  # lateral films at most, how often each is varied to be fitted on, in how many parts they are judged
+SIDES = 40  # lateral films at most
+COPIES = 12  # how often each of them is varied to be fitted on
+FOLDS = 5  # in how many parts they are judged
 
 # Real images that are no chest film, by package and file; a file that is not there is left out.
 REAL = {
@@ -294,6 +292,33 @@ def fitted(
     return detector, f"{table(found, looks)}\n\n{note}"
 
 
+def run(args: argparse.Namespace) -> str:
+    """Fits the detector, saves it, and returns its table."""
+    studies = read_studies(args.films)
+    model, _ = checkpoint.load(args.checkpoint)
+    size, rng = model.config.vision.image_size, np.random.default_rng(args.seed)
+    held = [study for study in studies if study.split == "val"]
+    half = set(sorted({study.patient for study in held})[::2])
+    pools = [
+        [study for study in studies if study.split == "train"],
+        [study for study in held if study.patient in half],
+        [study for study in held if study.patient not in half],
+    ]
+    needed = [sum(counts[kind] for kind in TURNS) for counts in (FITTED, JUDGED, JUDGED)]
+    chosen = [spread(pool, count, rng) for pool, count in zip(pools, needed, strict=True)]
+    sides = [study for study in studies if (study.view or "").lower() == "lateral"][:SIDES]
+    cache = FilmCache([*(study for some in chosen for study in some), *sides], args.cache, size)
+    learned, limiting, judged = (
+        pictures(some, cache, counts, args.seed + n, 1000 * n)
+        for n, (some, counts) in enumerate(zip(chosen, (FITTED, JUDGED, JUDGED), strict=True))
+    )
+    judged += real(args.others, size)
+    weights = checkpoint.fingerprint(args.checkpoint)
+    detector, text = fitted(model, learned, limiting, judged, [cache[study] for study in sides], weights)
+    detector.save(args.out or args.checkpoint / FILE)
+    return text
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True)
@@ -308,42 +333,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    try:
-        studies = read_studies(args.films)
-        model, _ = checkpoint.load(args.checkpoint)
-        size, rng = model.config.vision.image_size, np.random.default_rng(args.seed)
-        held = [study for study in studies if study.split == "val"]
-        half = set(sorted({study.patient for study in held})[::2])
-        pools = [
-            [study for study in studies if study.split == "train"],
-            [study for study in held if study.patient in half],
-            [study for study in held if study.patient not in half],
-        ]
-        needed = [sum(counts[kind] for kind in TURNS) for counts in (FITTED, JUDGED, JUDGED)]
-        chosen = [spread(pool, count, rng) for pool, count in zip(pools, needed, strict=True)]
-        sides = [study for study in studies if (study.view or "").lower() == "lateral"][:SIDES]
-        cache = FilmCache([*(study for some in chosen for study in some), *sides], args.cache, size)
-        begun = [
-            pictures(some, cache, counts, args.seed + n, 1000 * n)
-            for n, (some, counts) in enumerate(zip(chosen, (FITTED, JUDGED, JUDGED), strict=True))
-        ]
-        begun[2] += real(args.others, size)
-        detector, text = fitted(
-            model,
-            begun[0],
-            begun[1],
-            begun[2],
-            [cache[study] for study in sides],
-            checkpoint.fingerprint(args.checkpoint),
-        )
-        detector.save(args.out or args.checkpoint / FILE)
-        if args.docs:
-            put(args.docs, "looks", text)
-    except EmrrgError as error:
-        print(f"emrrg: {error}", file=sys.stderr)
-        return 2
-    print(text)
-    return 0
+    return publish(lambda: run(args), args.docs, "looks")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ import torch
 from emrrg_core.config import Gate
 from emrrg_core.data.studies import Study
 from emrrg_core.model.emrrg import Emrrg, FilmTokens
+from emrrg_core.model.finding_tokens import ABNORMAL
 from emrrg_core.model.writing import Writing
 from emrrg_core.text.labeler import NO_FINDING, Status, is_abnormal, labels
 from emrrg_core.text.metrics import Score, bootstrap
@@ -34,8 +35,6 @@ from train.measures import balanced_accuracy
 
 if TYPE_CHECKING:
     from train.evaluate import Judge
-
-ABNORMAL = "abnormal"
 
 
 @contextlib.contextmanager
@@ -146,16 +145,13 @@ def paths(
         result[name] = {
             "labels_kept": bootstrap(np.array([a == b for a, b in zip(said, own_said, strict=True)], float)),
             "labels_of_other": bootstrap(np.array([a == b for a, b in zip(said, other_said, strict=True)], float)),
-            "normal_balanced_accuracy": bootstrap(np.stack([truth, called], 1), _accuracy),
+            "normal_balanced_accuracy": bootstrap(
+                np.stack([truth, called], 1), lambda rows: balanced_accuracy(*rows.T)
+            ),
             "flips": bootstrap((called != own_called).astype(float)),
             "nats": bootstrap((before - nats) / lengths),
         }
     return result
-
-
-def _accuracy(rows: np.ndarray) -> float:
-    truth, called = rows.T
-    return balanced_accuracy(truth, called) if truth.any() and not truth.all() else float("nan")
 
 
 def _same_prompt(model: Emrrg, a: FilmTokens, b: FilmTokens) -> bool:

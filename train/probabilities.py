@@ -36,18 +36,13 @@ def area(truth: np.ndarray, score: np.ndarray) -> Score:
     """Area under the curve, of films whose truth (n,) 0 or 1 and score (n,) are both known; value None where these are of one kind."""
     rows = np.stack([truth, score], 1)
     rows = rows[np.isfinite(rows).all(1)]
-    return bootstrap(rows, lambda some: _two(some, area_under_curve))
+    return bootstrap(rows, lambda some: area_under_curve(some[:, 0] == 1, some[:, 1]))
 
 
 def accuracy(truth: np.ndarray, called: np.ndarray) -> Score:
     """Balanced accuracy, of films whose truth (n,) 0 or 1 is known; called (n,) bool."""
     rows = np.stack([truth, called.astype(float)], 1)[np.isfinite(truth)]
-    return bootstrap(rows, lambda some: _two(some, lambda true, said: balanced_accuracy(true, said == 1)))
-
-
-def _two(rows: np.ndarray, of: Any) -> float:
-    truth = rows[:, 0] == 1
-    return of(truth, rows[:, 1]) if truth.any() and not truth.all() else float("nan")
+    return bootstrap(rows, lambda some: balanced_accuracy(*(some == 1).T))
 
 
 @dataclass(frozen=True)
