@@ -34,6 +34,7 @@ from emrrg_core.model.finding_tokens import Finding, Presence, finding_maps, rat
 from emrrg_core.model.generation import stream as write_stream
 from emrrg_core.model.language_model import LanguageModel
 from emrrg_core.model.parameter_count import Counts, count
+from emrrg_core.model.proposals import Phrasebook, Proposer
 from emrrg_core.model.writing import Writing
 from emrrg_core.report.draft import Draft, FilmRecord, Sentence, sections
 from emrrg_core.text.labeler import LABELS, NO_FINDING, Status, read_findings
@@ -48,9 +49,16 @@ class Reporter:
     """Drafts reports with one loaded checkpoint. Keeps nothing of a film or a draft; may be shared by many readers."""
 
     def __init__(
-        self, model: Emrrg, *, names: dict[str, str], cautions: Sequence[str] = (), detector: Detector | None = None
+        self,
+        model: Emrrg,
+        *,
+        names: dict[str, str],
+        cautions: Sequence[str] = (),
+        detector: Detector | None = None,
+        proposer: Proposer | None = None,
     ) -> None:
-        self._model, self.names, self._cautions, self._detector = model, names, tuple(cautions), detector
+        self._model, self.names, self._cautions = model, names, tuple(cautions)
+        self._detector, self._proposer = detector, proposer
 
     @classmethod
     def load(
@@ -83,7 +91,8 @@ class Reporter:
             )
         if detector:
             names["looks_sha256"] = detector.sha256
-        return cls(model, names=names, cautions=cautions, detector=detector)
+        book = Phrasebook.load(directory, model.tokenizer)
+        return cls(model, names=names, cautions=cautions, detector=detector, proposer=book)
 
     def parameters(self) -> Counts:
         """The loaded model's parameters by part, counted on its tensors: all, and those that fine-tuning trained."""
@@ -135,7 +144,7 @@ class Reporter:
         return draft
 
     def stream(self, films: Sequence[Film], decoding: DecodeConfig | None = None) -> Iterator[Draft]:
-        """As `draft`, but yields the draft so far after every token; the last one is whole and carries timings and warnings."""
+        """As `draft`, but yields the draft so far after every pass of the language model; the last one is whole and carries timings and warnings."""
         decoding = decoding or DecodeConfig()
         if not films:
             raise FilmError("Choose a chest film first.")
@@ -154,7 +163,7 @@ class Reporter:
         ratio = ratio_of(films, seen)
         encoded = time.perf_counter()
         writing: Writing | None = None
-        for (writing,) in write_stream(self._model, film, decoding):
+        for (writing,) in write_stream(self._model, film, decoding, self._proposer):
             yield self._draft(writing, records, read, ratio, decoding, partial=True)
         if writing is not None:
             now = time.perf_counter()

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, RepetitionPenaltyLogitsProcessor
 
 from emrrg_core.config import DecodeConfig
-from emrrg_core.model.inference import Reading
+from emrrg_core.model.inference import Look
 from emrrg_core.model.writing import Token, Writing
 from emrrg_core.text.sections import FINDINGS, IMPRESSION, first_repeat
 
@@ -98,10 +98,10 @@ def candidates_of(ranked: Tensor, searches: Sequence["Search"]) -> list[list[Can
 
 @dataclass(frozen=True)
 class Grown:
-    """A beam that lives on, the row that it comes from, and whether it was taken back."""
+    """A beam that lives on, the number of the one that it comes from, and whether it was taken back."""
 
     beam: Beam
-    row: int
+    parent: int
     taken_back: bool
 
 
@@ -138,52 +138,55 @@ class Search:
     vocabulary: Vocabulary
     beams: list[Beam] = field(default_factory=lambda: [Beam()])
     ended: list[tuple[float, Beam]] = field(default_factory=list)  # (rank, text)
+    taken: int = 0  # steps, those in vain too
     over: bool = False
 
-    def grow(self, candidates: Iterable[Candidate], reading: Reading, log_probs: Tensor, first: int, *, last: bool) -> list[Grown]:  # fmt: skip
-        """Take the next step. candidates: of this search, best first; first: the row of its first beam in reading and log_probs.
+    def grow(self, candidates: Iterable[Candidate], log_probs: Tensor, looks: Sequence[Look]) -> list[Grown]:
+        """Take the next step. candidates: best first. log_probs (width, vocabulary), under the model itself, and looks: of the beams in their order.
 
-        last: there is no step after it. Returns the k beams that live on, none when the search is over.
+        Returns the k beams that live on, none when the search is over.
         """
         k = self.config.beams
+        self.taken += 1
+        last = self.taken == self.config.max_new_tokens
         grown: list[Grown] = []
         doubles: list[Grown] = []
         for rank, (score, parent, token) in enumerate(candidates):
             if score == -math.inf:
                 break
-            row, beam, ends = first + parent, self.beams[parent], token == self.vocabulary.eos
+            beam, ends = self.beams[parent], token == self.vocabulary.eos
             if ends and rank >= k:
                 continue
             was_forced = bool(beam.forced)
             if not ends:
-                beam = self._with(beam, token, score, float(log_probs[row, token]), reading, row)
+                beam = self._with(beam, token, score, float(log_probs[parent, token]), looks[parent])
             closed = None if was_forced else close(beam, self.vocabulary, over=ends or last)
             if closed:
                 known = [*self.beams, *(replace(text, forced=(self.vocabulary.eos,)) for _, text in self.ended)]
                 double = closed.is_under_way([*known, *(entry.beam for entry in grown)])
-                (doubles if double else grown).append(Grown(closed, row, True))
+                (doubles if double else grown).append(Grown(closed, parent, True))
             elif ends:
                 beam = replace(beam, score=score)
                 self.ended.append((score / (len(beam.steps) + 1) ** self.config.length_penalty, beam))
             else:
-                grown.append(Grown(beam, row, False))
+                grown.append(Grown(beam, parent, False))
             if len(grown) == k or k == 1:
                 break
         if not grown and not self.ended:
             grown = doubles[:1]
         if len(self.ended) < k and grown:  # where fewer than k are left, the others are never chosen
             dead = replace(grown[0].beam, score=-math.inf)
-            grown += [Grown(dead, grown[0].row, False)] * (k - len(grown))
+            grown += [Grown(dead, grown[0].parent, False)] * (k - len(grown))
             self.over = last
         else:
             self.over = True
         self.beams = [entry.beam for entry in grown]
         return [] if self.over else grown
 
-    def _with(self, beam: Beam, token: int, score: float, log_prob: float, reading: Reading, row: int) -> Beam:
+    def _with(self, beam: Beam, token: int, score: float, log_prob: float, look: Look) -> Beam:
         text = self.vocabulary.added_text(beam.steps, token)
-        gates = tuple(float(gate) for gate in reading.gates[row])
-        made = Token(token, text, log_prob, gates, reading.attention[row], reading.on_findings[row], bool(beam.forced))
+        gates = tuple(look.gates.tolist())
+        made = Token(token, text, log_prob, gates, look.attention, look.on_findings, bool(beam.forced))
         return replace(beam, score=score, steps=(*beam.steps, Step(made, score)), forced=beam.forced[1:])
 
     def writing(self) -> Writing:

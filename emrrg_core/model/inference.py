@@ -1,6 +1,6 @@
 """The language model at work on a draft: what is cached, what is read next, and what every position looked at.
 
-b films (studies) · rows = films × beams · n new tokens · g² patches · s finding tokens
+b films (studies) · rows = films × beams · n positions · g² patches · s finding tokens
 """
 
 from collections.abc import Sequence
@@ -16,17 +16,30 @@ from emrrg_core.model.hybrid_decoder import AttentionTrace
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What the model makes of the last token of every row, and what it looked at there."""
+class Look:
+    """Gates and attention of one token, as a `writing.Token` keeps them."""
 
-    logits: Tensor  # (rows, vocabulary) float32
-    gates: np.ndarray  # (rows, layers) float32
-    attention: np.ndarray  # (rows, layers, g²) float32
-    on_findings: np.ndarray  # (rows, layers, s) float32
+    gates: np.ndarray  # (layers,)
+    attention: np.ndarray  # (layers, g²)
+    on_findings: np.ndarray  # (layers, s)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the model makes of the last positions of every row, and what it looked at there. Rows that read fewer tokens than others have theirs
+    at the front; what follows means nothing."""
+
+    logits: Tensor  # (rows, n, vocabulary) float32
+    gates: np.ndarray  # (rows, n, layers) float32
+    attention: np.ndarray  # (rows, n, layers, g²) float32
+    on_findings: np.ndarray  # (rows, n, layers, s) float32
+
+    def look(self, row: int, position: int) -> Look:
+        return Look(self.gates[row, position], self.attention[row, position], self.on_findings[row, position])
 
 
 class Inference:
-    """Texts under way about b films, a row each. Every call reads one more token a row.
+    """Texts under way about b films, a row each. A call reads a block of tokens a row, of any length.
 
     The films' keys and values are computed once and ride along with every call, so each token looks at its film.
     """
@@ -39,17 +52,16 @@ class Inference:
         self._cache = DynamicCache(config=model.llm.config)
         self._prompt, self._is_text = model.prompt(film)
         self._held: Tensor | None = (
-            None  # (rows, cached positions) bool: False where a row was taken back; None until one is
+            None  # (rows, cached positions) bool: False where a row has nothing there; None: all have
         )
 
-    def read_prompt(self) -> Reading:
-        """Once, before `read`."""
-        return self._forward(self._prompt, self._is_text)
+    def read_prompt(self, blocks: Sequence[Sequence[int]]) -> Reading:
+        """Once, before `read`: the prompt and a block after it. The reading begins at the prompt's last position."""
+        return self._forward(blocks, prompt=True)
 
-    def read(self, ids: Sequence[int]) -> Reading:
-        """One token a row."""
-        last = torch.tensor(ids, device=self._prompt.device).unsqueeze(1)
-        return self._forward(self.model.embed(last), None)
+    def read(self, blocks: Sequence[Sequence[int]]) -> Reading:
+        """At least one token a row."""
+        return self._forward(blocks, prompt=False)
 
     def rearrange(self, rows: Sequence[int]) -> None:
         """Go on with these rows, in that order; a row may be taken more than once."""
@@ -64,39 +76,63 @@ class Inference:
             self.films = films
             self._call = self._seen.select(torch.tensor(films, device=index.device))
 
-    def take_back(self, row: int, tokens: int) -> None:
-        """Go on with a row as if it had only its first tokens. The last of these is read again: what it predicted was not kept."""
-        if self._held is None:
-            shape = len(self.films), self._cache.get_seq_length()
-            self._held = torch.ones(shape, dtype=torch.bool, device=self._prompt.device)
-        kept = self._held[row].cumsum(0) < self._prompt.shape[1] + tokens
-        self._held[row] &= kept
+    def keep(self, tokens: Sequence[int]) -> None:
+        """Go on with each row as if it had read only so many tokens after its prompt."""
+        cached, prompt = self._cache.get_seq_length(), self._prompt.shape[1]
+        if self._held is None and len(set(tokens)) == 1:
+            self._crop(prompt + tokens[0])
+            return
+        held = self._held
+        if held is None:
+            held = torch.ones(len(tokens), cached, dtype=torch.bool, device=self._prompt.device)
+        held = held & (held.cumsum(1) <= prompt + torch.tensor(tokens, device=held.device).unsqueeze(1))
+        used = int(held.any(0).nonzero().max()) + 1
+        self._crop(used)
+        held = held[:, :used]
+        self._held = None if bool(held.all()) else held
 
-    def _forward(self, embeds: Tensor, is_text: Tensor | None) -> Reading:
+    def _crop(self, length: int) -> None:
+        self._cache.crop(length - self._cache.get_seq_length())
+
+    def _forward(self, blocks: Sequence[Sequence[int]], *, prompt: bool) -> Reading:
         llm, trace, positions = self.model.llm, list[AttentionTrace](), None
-        if self._held is not None:
-            self._held = torch.cat([self._held, self._held.new_ones(len(self._held), embeds.shape[1])], 1)
-            positions = self._held.sum(1, keepdim=True) - 1
+        lengths = torch.tensor([len(block) for block in blocks], device=self._prompt.device)
+        longest = int(lengths.max())
+        padded = [[*block, *[0] * (longest - len(block))] for block in blocks]
+        ids = torch.tensor(padded, dtype=torch.long, device=self._prompt.device)
+        real = torch.arange(longest, device=ids.device) < lengths.unsqueeze(1)  # (rows, longest)
+        embeds, is_text = self.model.embed(ids) if longest else self._prompt[:, :0], real
+        if prompt:
+            embeds, is_text = torch.cat([self._prompt, embeds], 1), torch.cat([self._is_text, real], 1)
+        new = is_text if not prompt else torch.cat([torch.ones_like(self._is_text), real], 1)
+        if self._held is not None or not bool(real.all()):
+            past = self._held
+            if past is None:
+                past = new.new_ones(len(new), self._cache.get_seq_length())
+            self._held = torch.cat([past, new], 1)
+            positions = (past.sum(1, keepdim=True) + new.cumsum(1) - 1).clamp_min(0)
+        all_text = bool(is_text.all())
         hidden = llm.get_decoder()(
             inputs_embeds=embeds,
             attention_mask=self._held,
             position_ids=positions,
             past_key_values=self._cache,
             use_cache=True,
-            visual=self._call.at(is_text, trace=trace),
-        ).last_hidden_state[:, -1]
-        logits = llm.get_output_embeddings()(hidden).float()
-        return Reading(logits, *self._looked(trace, len(logits)))
+            visual=self._call.at(None if all_text else is_text, trace=trace),
+        ).last_hidden_state[:, -(longest + prompt) :]
+        logits = llm.get_output_embeddings()(hidden.flatten(0, 1)).float().unflatten(0, hidden.shape[:2])
+        return Reading(logits, *self._looked(trace, *logits.shape[:2]))
 
-    def _looked(self, trace: list[AttentionTrace], rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Gates and attention at the last position, the class token left out."""
+    def _looked(self, trace: list[AttentionTrace], rows: int, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Gates and attention at the last n positions, the class token left out."""
         vision, told = self.model.config.vision, self._seen.sizes.get(FINDINGS, 0)
         if not trace:  # the hybrid decoder is off: nothing was looked at
-            shapes = (rows, 0), (rows, 0, vision.patches), (rows, 0, told)
+            shapes = (rows, n, 0), (rows, n, 0, vision.patches), (rows, n, 0, told)
             return tuple(np.zeros(shape, np.float32) for shape in shapes)  # type: ignore[return-value]
-        gates = torch.stack([layer.gate[:, -1] for layer in trace], 1)
-        attention = self.model.patches(torch.stack([layer.attention[PATCHES][:, -1] for layer in trace], 1), -1)
+        last = slice(-n, None)
+        gates = torch.stack([layer.gate[:, last] for layer in trace], 2)
+        attention = self.model.patches(torch.stack([layer.attention[PATCHES][:, last] for layer in trace], 2), -1)
         on_findings = attention[..., :0]
         if told:
-            on_findings = torch.stack([layer.attention[FINDINGS][:, -1] for layer in trace], 1)
+            on_findings = torch.stack([layer.attention[FINDINGS][:, last] for layer in trace], 2)
         return tuple(part.float().cpu().numpy() for part in (gates, attention, on_findings))  # type: ignore[return-value]
