@@ -75,6 +75,7 @@ class Reporter:
         """
         directory = Path(checkpoint or DEFAULT_CHECKPOINT)
         model, language = checkpoints.load(directory, language_model=language_model, device=device, download=download)
+        model.merge_lora()
         names = {
             "checkpoint": directory.absolute().name,
             "checkpoint_sha256": checkpoints.fingerprint(directory),
@@ -212,11 +213,11 @@ class Reporter:
         images = self._images(films)
         hidden = [np.zeros_like(region), region, *elsewhere]
         seen = self._encode([masked(images, mask) for mask in hidden])
-        found = self._read(seen, draft, progress)[:, first:last].sum(1)
+        found = self._read(seen, draft, progress, first=first, last=last).sum(1)
         own, drop = float(found[0]), found[0] - found[1:]
         whole = float(drop[0])
         if self._model.config.prompt.tokens is not PromptTokens.NONE:
-            both = self._read(seen.select([0, 1]), draft, None, prompt=True)[:, first:last].sum(1)
+            both = self._read(seen.select([0, 1]), draft, None, prompt=True, first=first, last=last).sum(1)
             whole = float(both[0] - both[1])
         patches = tuple(int(patch) for patch in np.flatnonzero(region))
         why = Why(sentence, own, float(drop[0]), tuple(float(d) for d in drop[1:]), patches, wrapped, whole)
@@ -289,22 +290,32 @@ class Reporter:
         with torch.inference_mode():  # one by one: of any number of views
             return FilmTokens.join([self._model.encode(torch.from_numpy(study)[None].to(device)) for study in studies])
 
-    def _read(self, seen: FilmTokens, draft: Draft, progress: Progress | None, *, prompt: bool = False) -> np.ndarray:
-        """Log-probability of every chosen token of a draft under each of the studies: (studies, tokens), nats; 0 for a forced one.
+    def _read(
+        self,
+        seen: FilmTokens,
+        draft: Draft,
+        progress: Progress | None,
+        *,
+        prompt: bool = False,
+        first: int = 0,
+        last: int | None = None,
+    ) -> np.ndarray:
+        """Log-probability of draft.tokens[first:last] under each of the studies: (studies, tokens), nats; 0 for a token that was forced.
 
         Only what the hybrid layers see is each study's own; what stands in the prompt is the first one's, unless `prompt`.
         """
         device = self._model.llama_proj.weight.device
-        ids = torch.tensor([[token.id for token in draft.tokens]], device=device)
-        chosen = torch.tensor([not token.forced for token in draft.tokens], device=device)
-        found = np.zeros((len(seen), len(draft.tokens)))
+        tokens = draft.tokens[:last]
+        ids = torch.tensor([[token.id for token in tokens]], device=device)
+        chosen = torch.tensor([not token.forced for token in tokens], device=device)
+        found = np.zeros((len(seen), len(tokens) - first))
         if not prompt:
             seen = seen.exchanged(seen.select([0] * len(seen)), prompt=True)
         for start in range(0, len(seen), _TOGETHER):
             some = range(start, min(start + _TOGETHER, len(seen)))
             with torch.inference_mode():
-                log_probs = self._model.log_probs(seen.select(some), ids.expand(len(some), -1))
-            found[some.start : some.stop] = (log_probs.double() * chosen).cpu().numpy()
+                log_probs = self._model.log_probs(seen.select(some), ids.expand(len(some), -1), first=first)
+            found[some.start : some.stop] = (log_probs.double() * chosen)[:, first:].cpu().numpy()
             if progress:
                 progress(some.stop, len(seen))
         return found

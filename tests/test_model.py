@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 from transformers import DynamicCache
 
 from emrrg_core.config import Gate, PromptTokens
@@ -332,3 +333,25 @@ def test_own_state_holds_everything_of_ours_and_nothing_of_the_frozen_language_m
     assert trainable(model) <= own.keys()
     assert {n for n in own if n.startswith("llm.")} == {n for n in trainable(model) if n.startswith("llm.")}
     assert {n for n, _ in model.named_parameters() if not n.startswith("llm.")} <= own.keys()
+
+
+def test_tokens_that_are_only_read_change_nothing_of_the_others(tiny, images):
+    film, rows = tiny.encode(images), reports([[5, 9, 200, 2], [17, 2], [40, 41, 2]])
+    whole, rest = tiny.log_probs(film, rows), tiny.log_probs(film, rows, first=2)
+    assert not rest[:, :2].any()
+    torch.testing.assert_close(rest[:, 2:], whole[:, 2:])
+
+
+def test_lora_that_is_folded_in_writes_as_before(build, images):
+    model = build(lora=2).requires_grad_(False)
+    for name, value in model.llm.named_parameters():
+        if "lora_B" in name:
+            value.normal_(0, 0.1, generator=torch.Generator().manual_seed(3))
+    film, rows = model.encode(images), reports([[5, 9, 200, 2]] * 3)
+    before = model.log_probs(film, rows)
+    layers = [m for m in model.llm.modules() if isinstance(m, LoraLayer)]
+    plain = [layer.get_base_layer().weight.clone() for layer in layers]
+    model.merge_lora()
+    model.merge_lora()  # once is enough
+    assert all(not torch.equal(w, layer.get_base_layer().weight) for w, layer in zip(plain, layers, strict=True))
+    torch.testing.assert_close(model.log_probs(film, rows), before, rtol=1e-4, atol=1e-4)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -240,10 +241,11 @@ class Emrrg(nn.Module):
 
     # -- what is written ----------------------------------------------------------------------------------------------
 
-    def log_probs(self, film: FilmTokens, reports: Tensor, *, trace: list[AttentionTrace] | None = None) -> Tensor:
+    def log_probs(self, film: FilmTokens, reports: Tensor, *, first: int = 0, trace: list[AttentionTrace] | None = None) -> Tensor:  # fmt: skip
         """Log-probability of every report token given the film and the tokens before it.
 
-        reports: (b, t) token ids, IGNORED after the end of a report. Returns (b, t) float32, 0 where ignored.
+        reports: (b, t) token ids, IGNORED after the end of a report. first: the tokens before it are read, but not asked about. Returns (b, t)
+        float32, 0 where ignored or not asked about.
         trace: receives what each hybrid layer looked at, restricted to the positions that predict report tokens, in order.
         """
         b, t = reports.shape
@@ -262,7 +264,8 @@ class Emrrg(nn.Module):
         ).last_hidden_state[:, -t:]  # the last prompt position predicts the first token
         if trace is not None and seen is not None:
             trace.extend(layer.at(slice(-t, None)) for layer in seen)
-        rows = real.flatten().nonzero().squeeze(1)  # the vocabulary is large: no logits where nothing is asked
+        asked = real & (torch.arange(t, device=real.device) >= first)
+        rows = asked.flatten().nonzero().squeeze(1)  # the vocabulary is large: no logits where nothing is asked
         logits = self.llm.get_output_embeddings()(hidden.flatten(0, 1)[rows])  # (n, vocabulary)
         nll = F.cross_entropy(logits.float(), ids.flatten()[rows], reduction="none")
         return torch.zeros(b * t, device=nll.device).index_copy(0, rows, -nll).view(b, t)
@@ -288,6 +291,12 @@ class Emrrg(nn.Module):
                 cost = attention_cost(trace, real)
                 total = total + focus * cost
         return Loss(total, -scores.detach().sum() / real.sum(), gate, on_findings, cost.detach())
+
+    def merge_lora(self) -> None:
+        """Fold the language model's LoRA into its weights, for drafting: the same model but for rounding, and fewer steps a layer."""
+        for module in self.llm.modules():
+            if isinstance(module, LoraLayer) and not module.merged:
+                module.merge()
 
     # -- what is kept -------------------------------------------------------------------------------------------------
 
