@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from emrrg_core.config import MOST_FILMS
 from emrrg_core.errors import CheckpointError, ConfigError, DataError, EmrrgError, FilmError
+from emrrg_core.model.threads import wait_quietly
 
 if TYPE_CHECKING:
     from emrrg_core.films.film import Film
@@ -30,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     `batch` has two more: 3 where a study could not be drafted, 130 where it was stopped by the keyboard.
     """
+    wait_quietly()
     try:
         arguments = _parser().parse_args(argv)
         said: str | tuple[str, int] = arguments.run(arguments)
@@ -178,7 +180,7 @@ def _draft(arguments: argparse.Namespace) -> str:
     if arguments.maps:
         with _writing_to(arguments.maps):
             arguments.maps.mkdir(parents=True, exist_ok=True)
-    reporter = Reporter.load(arguments.checkpoint, language_model=arguments.language_model)
+    reporter = Reporter.load(arguments.checkpoint, language_model=arguments.language_model, share_cores=True)
     films = _each(films, lambda film, _: reporter.check(film, anyway=anyway))
     draft = reporter.draft(films, decoding)
     maps = _save_maps(draft, arguments.maps) if arguments.maps else {}
@@ -280,7 +282,9 @@ def _batch(arguments: argparse.Namespace) -> tuple[str, int]:
         if arguments.device == "cuda" and not torch.cuda.is_available():
             raise ConfigError("There is no GPU that torch can use here: leave --device out.")
         device = f"cuda:{local}" if arguments.device == "cuda" else "cpu"
-        return Reporter.load(arguments.checkpoint, language_model=arguments.language_model, device=device)
+        return Reporter.load(
+            arguments.checkpoint, language_model=arguments.language_model, device=device, share_cores=device == "cpu"
+        )
 
     try:
         done = run(

@@ -35,6 +35,7 @@ from emrrg_core.model.generation import stream as write_stream
 from emrrg_core.model.language_model import LanguageModel
 from emrrg_core.model.parameter_count import Counts, count
 from emrrg_core.model.proposals import Phrasebook, Proposer
+from emrrg_core.model.threads import use_free_cores
 from emrrg_core.model.writing import Writing
 from emrrg_core.report.draft import Draft, FilmRecord, Sentence, sections
 from emrrg_core.text.labeler import LABELS, NO_FINDING, Status, read_findings
@@ -56,8 +57,9 @@ class Reporter:
         cautions: Sequence[str] = (),
         detector: Detector | None = None,
         proposer: Proposer | None = None,
+        share_cores: bool = False,
     ) -> None:
-        self._model, self.names, self._cautions = model, names, tuple(cautions)
+        self._model, self.names, self._cautions, self._share_cores = model, names, tuple(cautions), share_cores
         self._detector, self._proposer = detector, proposer
 
     @classmethod
@@ -68,9 +70,11 @@ class Reporter:
         language_model: str | Path | None = None,
         device: str = "cpu",
         download: bool = True,
+        share_cores: bool = False,
     ) -> Self:
         """Load a checkpoint (default: the one that comes with EMRRG) and its language model.
 
+        share_cores: compute each time with as many threads as there are cores free (emrrg_core.model.threads); else with torch's own number.
         Raises CheckpointError or LanguageModelError with what to do.
         """
         directory = Path(checkpoint or DEFAULT_CHECKPOINT)
@@ -93,7 +97,7 @@ class Reporter:
         if detector:
             names["looks_sha256"] = detector.sha256
         book = Phrasebook.load(directory, model.tokenizer)
-        return cls(model, names=names, cautions=cautions, detector=detector, proposer=book)
+        return cls(model, names=names, cautions=cautions, detector=detector, proposer=book, share_cores=share_cores)
 
     def parameters(self) -> Counts:
         """The loaded model's parameters by part, counted on its tensors: all, and those that fine-tuning trained."""
@@ -154,6 +158,7 @@ class Reporter:
                 f"A study may have at most {MOST_FILMS} films here; {len(films)} were given. Leave some out."
             )
         records = tuple(_record(film) for film in films)
+        self._settle_in()
         begun = time.perf_counter()
         images = torch.from_numpy(self._images(films)).unsqueeze(1).to(self._model.llama_proj.weight.device)
         with torch.inference_mode():
@@ -271,7 +276,12 @@ class Reporter:
         counted = tuple(sum(not token.forced for token in draft.tokens[span]) for span in spans)
         return Rescored(before, readings.pop() if readings else before, counted)
 
+    def _settle_in(self) -> None:
+        if self._share_cores:
+            use_free_cores()
+
     def _check(self, films: Sequence[Film], draft: Draft) -> None:
+        self._settle_in()
         if sorted(film.sha256 for film in films) != sorted(film.sha256 for film in draft.films):
             raise FilmError("These are not the films that this draft was written about: choose those, or draft again.")
         if any(draft.model.get(key) != self.names.get(key) for key in ("checkpoint_sha256", "language_model_sha256")):
