@@ -19,12 +19,13 @@ if __name__ == "__main__":
     # again would take a sixth of the whole start.
     gc.disable()
 
-from ui.stubs import without_stubs
+from ui.gradio_internals import delete_session, without_stubs
 
 with without_stubs():
     import gradio as gr
 from starlette.middleware import Middleware
 
+from emrrg_core.model.threads import wait_quietly
 from ui import about, api, read, teach, viewer
 from ui.pixel_endpoint import PixelEndpoint
 from ui.uploads import Nameless
@@ -59,14 +60,11 @@ def build_demo(reporter: "Reporter | Future[Reporter]", *, cases: Path | None = 
             with gr.Tab("About", id="about"):
                 about.screen(demo, soon)
 
-        def forget(request: gr.Request) -> None:
-            """A tab was closed or reloaded: drop all that the server holds of its session, at once."""
-            holder = demo.state_holder
-            holder.delete_state(request.session_hash)
-            holder.session_data.pop(request.session_hash, None)
-            holder.time_last_used.pop(request.session_hash, None)
+        def closed(request: gr.Request) -> None:
+            """A tab was closed or reloaded."""
+            delete_session(demo, request.session_hash)
 
-        demo.unload(forget)
+        demo.unload(closed)
     return demo
 
 
@@ -129,7 +127,7 @@ def load_behind(soon: "Future[Reporter]", checkpoint: Path | None) -> None:
             from emrrg_core import EmrrgError, Reporter
 
             try:
-                soon.set_result(Reporter.load(checkpoint))
+                soon.set_result(Reporter.load(checkpoint, share_cores=True))
                 print(f"The model is loaded ({time.perf_counter() - begun:.1f} s).", flush=True)
             except EmrrgError as error:
                 soon.set_exception(error)
@@ -176,6 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="folder of teaching cases (docs/teaching.md); default: EMRRG_CASES, or the drawn ones that come with EMRRG",
     )
     args = parser.parse_args(argv)
+    wait_quietly()
     signal.signal(signal.SIGTERM, _leave)
     # Uploads rest, until they are read, in a folder that only this user may open and that goes with the server.
     folder = tempfile.mkdtemp(prefix="emrrg-", dir=os.environ.get("GRADIO_TEMP_DIR"))

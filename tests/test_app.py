@@ -36,8 +36,8 @@ from emrrg_core.model.language_model import cache_home
 from emrrg_core.reporter import DEFAULT_CHECKPOINT
 from tests.phantom import make_phantom
 from ui import read, viewer
+from ui.gradio_internals import without_stubs
 from ui.session_state import MOST_FILMS, core
-from ui.stubs import without_stubs
 from ui.uploads import Renamer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -217,6 +217,7 @@ def test_a_film_can_be_shown_before_torch_is_there(films: list[Path]) -> None:
 import sys
 from pathlib import Path
 from ui import viewer
+from ui.gradio_internals import without_stubs
 from ui.session_state import SessionState
 state = SessionState()
 words = state.take([Path(sys.argv[1])], first=1)

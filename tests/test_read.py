@@ -23,7 +23,9 @@ from emrrg_core.report.draft import NOT_REVIEWED, FilmRecord, sections
 from emrrg_core.report.session_store import SessionGoneError
 from tests.phantom import make_phantom
 from tests.test_app import SLOW, Server, browser_page
-from ui import draft_panels, editor, exports, messages, read, viewer
+from ui import draft_panels, editor, exports, messages, viewer
+from ui.read.drafting import own_words
+from ui.read.progress import followed
 from ui.session_state import SessionState
 
 FINDINGS = ("The heart is of normal size.", "There is a small left pleural effusion.", "The lungs are unchanged.")
@@ -357,12 +359,12 @@ def test_closing_deletes_the_report_from_the_disk(state: SessionState, tmp_path:
 
 
 def test_only_what_a_reader_wrote_or_edited_is_kept_when_a_report_is_drafted_anew(state: SessionState) -> None:
-    assert read.own_words(state) == ""
+    assert own_words(state) == ""
     state.report = state.report.accept(0)
-    assert read.own_words(state) == ""
+    assert own_words(state) == ""
     state.report = state.report.edit(0, OWN)
-    assert read.own_words(state).startswith(f"Findings: {OWN}")
-    assert read.own_words(SessionState()) == ""
+    assert own_words(state).startswith(f"Findings: {OWN}")
+    assert own_words(SessionState()) == ""
 
 
 def test_followed_tells_every_step_and_raises_what_the_work_raises() -> None:
@@ -371,9 +373,9 @@ def test_followed_tells_every_step_and_raises_what_the_work_raises() -> None:
         progress(2, 2)
         return "done"
 
-    assert list(read.followed(work)) == [(1, 2, None), (2, 2, None), (2, 2, "done")]
+    assert list(followed(work)) == [(1, 2, None), (2, 2, None), (2, 2, "done")]
     with pytest.raises(EmrrgError, match="no"):
-        list(read.followed(lambda progress: (_ for _ in ()).throw(EmrrgError("no"))))
+        list(followed(lambda progress: (_ for _ in ()).throw(EmrrgError("no"))))
 
 
 # --- exports -------------------------------------------------------------------------------------------------------------

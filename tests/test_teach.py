@@ -22,6 +22,7 @@ from tests.phantom import make_phantom
 from tests.test_app import SLOW, Server, browser_page
 from tests.test_cases import WHEN
 from ui import teach, teach_html
+from ui.teach import drafts
 
 CASE = read_cases(teach.SHIPPED).cases[0]
 MINE = ("There is a left pleural effusion. The heart is enlarged.", "Left effusion.")
@@ -80,8 +81,8 @@ def painted(*masks: np.ndarray, fill: str = "blank") -> dict:
 
 
 def test_what_the_browser_paints_arrives_bit_by_bit():
-    mask = np.random.default_rng(0).random((teach.CELLS, teach.CELLS)) < 0.5
-    fill, (there, empty) = teach.marked(painted(mask, np.zeros_like(mask), fill="side"), 2)
+    mask = np.random.default_rng(0).random((drafts.CELLS, drafts.CELLS)) < 0.5
+    fill, (there, empty) = drafts.marked(painted(mask, np.zeros_like(mask), fill="side"), 2)
     assert fill == Fill.SIDE
     assert np.array_equal(there, mask)
     assert not empty.any()
@@ -102,7 +103,7 @@ def test_what_the_browser_paints_arrives_bit_by_bit():
 )
 def test_anything_else_that_arrives_is_refused_in_a_sentence(wrong):
     with pytest.raises(EmrrgError, match="Paint again"):
-        teach.marked(wrong, 1)
+        drafts.marked(wrong, 1)
 
 
 @pytest.fixture(scope="module")
@@ -118,11 +119,11 @@ def drafted(reporter):
 def test_a_case_is_drafted_once_for_all_who_answer_it(reporter):
     soon: Future[Reporter] = Future()
     soon.set_result(reporter)
-    drafts = teach.Drafts(soon)
-    assert drafts.known(CASE) is None
-    first = drafts.of(CASE, CASE.read())
-    assert drafts.of(CASE, CASE.read()) is first
-    assert drafts.known(CASE) is first
+    made = drafts.Drafts(soon)
+    assert made.known(CASE) is None
+    first = made.of(CASE, CASE.read())
+    assert made.of(CASE, CASE.read()) is first
+    assert made.known(CASE) is first
 
 
 def test_the_folder_of_cases_is_an_option_or_else_an_environment_variable(monkeypatch, tmp_path):

@@ -6,7 +6,6 @@ behind its JSON what the answers need, under the key "kept".
 """
 
 import base64
-import inspect
 import io
 import json
 import re
@@ -20,12 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import gradio as gr
-from gradio.events import api as add_endpoint
-from gradio.utils import get_upload_folder
 from PIL import Image
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ui import about, draft_panels, exports
+from ui.gradio_internals import add_endpoint, forget_call, served_file, upload_folder
 from ui.session_state import MOST_FILMS, Held, SessionState, core
 
 if TYPE_CHECKING:
@@ -40,10 +38,14 @@ Format = Literal["text", "pdf", "docx", "json", "fhir-r5", "fhir-r4", "sr", "dic
 _MADE = re.compile(r"made-[0-9a-f]{32}")
 
 
-def endpoints(demo: gr.Blocks, reporter: "Future[Reporter]") -> None:
-    """Add the endpoints to `demo`, which is open. reporter may still be loading: a call that needs the model waits for it."""
+class Endpoints:
+    """The work behind each endpoint; the names are those of docs/api.md. reporter may still be loading: who needs it waits."""
+
+    def __init__(self, reporter: "Future[Reporter]") -> None:
+        self._reporter = reporter
 
     def draft(
+        self,
         films: list[gr.FileData],
         beams: int = 1,
         max_new_tokens: int = 160,
@@ -64,26 +66,26 @@ def endpoints(demo: gr.Blocks, reporter: "Future[Reporter]") -> None:
         if decoding.max_new_tokens > MOST_TOKENS:
             raise core().ConfigError(f"max_new_tokens may be at most {MOST_TOKENS} here, not {max_new_tokens}.")
         read = [held.film for held in _films(films, anyway or ())]
-        model = reporter.result()
+        model = self._reporter.result()
         for number, film in enumerate(read):
             with _called(number + 1):
                 read[number] = model.check(film, anyway=anyway or ())
         made = model.draft(read, decoding)
         return made.to_dict() | {"kept": _kept(made)}
 
-    def why(films: list[gr.FileData], draft: dict[str, Any], sentence: int) -> dict[str, Any] | None:
+    def why(self, films: list[gr.FileData], draft: dict[str, Any], sentence: int) -> dict[str, Any] | None:
         """What a sentence of the draft loses when the place its map highlights is masked, beside random places; None where it has no map."""
         asked = _draft_of(draft)
         _sentence_of(asked, sentence)
-        found = reporter.result().why([held.film for held in _films(films)], asked, sentence)
+        found = self._reporter.result().why([held.film for held in _films(films)], asked, sentence)
         return found.to_dict() if found else None
 
-    def looking(films: list[gr.FileData], draft: dict[str, Any]) -> dict[str, Any]:
+    def looking(self, films: list[gr.FileData], draft: dict[str, Any]) -> dict[str, Any]:
         """Whether the draft depends on its films: what it loses under a blank, a noise and another film."""
-        found = reporter.result().looking([held.film for held in _films(films)], _draft_of(draft))
+        found = self._reporter.result().looking([held.film for held in _films(films)], _draft_of(draft))
         return found.to_dict()
 
-    def heat_map(film: gr.FileData, draft: dict[str, Any], sentence: int, opacity: float = 0.5) -> gr.FileData:
+    def heat_map(self, film: gr.FileData, draft: dict[str, Any], sentence: int, opacity: float = 0.5) -> gr.FileData:
         """The film with the map of one sentence of the draft laid over it, on the film's own pixels: a PNG file."""
         asked = _draft_of(draft)
         said = _sentence_of(asked, sentence)
@@ -98,11 +100,11 @@ def endpoints(demo: gr.Blocks, reporter: "Future[Reporter]") -> None:
         Image.fromarray(core().overlay(held.film.pixels, heat, float(opacity))).save(out, "PNG")
         return _file("emrrg-map.png", out.getvalue())
 
-    def label(text: str) -> dict[str, Any]:
+    def label(self, text: str) -> dict[str, Any]:
         """CheXpert's 14 labels as a report's text states them, and where."""
         return core().read_report(_text(text, "text"))
 
-    def check(findings: str, impression: str = "", has_prior: bool = False) -> dict[str, Any]:
+    def check(self, findings: str, impression: str = "", has_prior: bool = False) -> dict[str, Any]:
         """Where a report contradicts itself, and where it speaks of an earlier film, unless there was one (has_prior)."""
         both = _text(findings, "findings"), _text(impression, "impression")
         found = {
@@ -114,6 +116,7 @@ def endpoints(demo: gr.Blocks, reporter: "Future[Reporter]") -> None:
         return {"schema": "emrrg.check/1", **json.loads(json.dumps(plain))}
 
     def export(
+        self,
         format: Format,
         draft: dict[str, Any] | None = None,
         report: dict[str, Any] | None = None,
@@ -149,24 +152,29 @@ def endpoints(demo: gr.Blocks, reporter: "Future[Reporter]") -> None:
         download = json.loads(exports.make(format, state, reader=signer))
         return _file(download["name"], base64.b64decode(download["body"]))
 
-    def about_() -> dict[str, Any]:
+    def about(self) -> dict[str, Any]:
         """What runs here: version, checkpoint and language model with their hashes, and what it may be used for."""
         return {
             "schema": "emrrg.about/1",
             "version": core().version(),
-            "model": reporter.result().names,
+            "model": self._reporter.result().names,
             "notice": core().DISCLAIMER,
             **about.facts(),
         }
 
-    alone: tuple[Callable[..., Any], ...] = (draft, why, looking)
-    beside: tuple[Callable[..., Any], ...] = (heat_map, label, check, export)
-    for work in (*alone, *beside):
-        _add(demo, work.__name__, work, **(ONE_AT_A_TIME if work in alone else {}))
-    _add(demo, "about", about_)
+
+def endpoints(demo: gr.Blocks, reporter: "Future[Reporter]") -> None:
+    """Add the endpoints to `demo`, which is open. reporter may still be loading: a call that needs the model waits for it."""
+    work = Endpoints(reporter)
+    alone: tuple[Callable[..., Any], ...] = (work.draft, work.why, work.looking)
+    beside: tuple[Callable[..., Any], ...] = (work.heat_map, work.label, work.check, work.export, work.about)
+    for one in alone:
+        _add(demo, one, **ONE_AT_A_TIME)
+    for one in beside:
+        _add(demo, one)
 
 
-def _add(demo: gr.Blocks, name: str, work: Callable[..., Any], **queue: Any) -> None:
+def _add(demo: gr.Blocks, work: Callable[..., Any], **queue: Any) -> None:
     """One endpoint, with what all of them share: errors in words, and nothing left behind."""
 
     def call(request: gr.Request, *values: Any) -> Any:
@@ -178,27 +186,9 @@ def _add(demo: gr.Blocks, name: str, work: Callable[..., Any], **queue: Any) -> 
             raise gr.Error("The call failed; the server's console says more.") from error
         finally:
             _delete(values)
-            _forget(demo, request.session_hash)
+            forget_call(demo, request.session_hash)
 
-    # Gradio takes names and types of the parameters from here
-    signature = inspect.signature(work)
-    asked = inspect.Parameter("request", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=gr.Request)
-    call.__signature__ = signature.replace(parameters=[asked, *signature.parameters.values()])  # type: ignore[attr-defined]
-    call.__annotations__ = {"request": gr.Request, **typing.get_type_hints(work)}
-    call.__doc__ = work.__doc__
-    made = add_endpoint(call, api_name=name, **queue)
-    for block in demo.fns[made["id"]].inputs:
-        # Gradio would fetch a file that is given as a link, and keep it under the name in the link
-        block.async_move_resource_to_block_cache = _only_uploads(block.async_move_resource_to_block_cache)  # type: ignore
-
-
-def _only_uploads(take: Callable[..., Any]) -> Callable[..., Any]:
-    async def taken(path: Any) -> Any:
-        if re.match(r"\w+://", str(path)):
-            raise gr.Error("Nothing is fetched from links here: give the file itself.", print_exception=False)
-        return await take(path)
-
-    return taken
+    add_endpoint(demo, work, call, **queue)
 
 
 def _advice(error: Exception) -> str:
@@ -241,7 +231,7 @@ def _called(number: int) -> Iterator[None]:
 
 def _path(file: Any) -> Path:
     """Where an uploaded file lies. Raises FilmError for a path of the server's that no upload has."""
-    folder = Path(get_upload_folder()).resolve()
+    folder = upload_folder().resolve()
     if isinstance(file, dict) and isinstance(file.get("path"), str):
         path = Path(file["path"]).resolve()
         if folder in path.parents:
@@ -294,7 +284,7 @@ def _text(given: Any, name: str) -> str:
 
 def _file(name: str, content: bytes) -> Any:
     """A file for the caller alone: nobody can guess where it lies, and `Once` deletes it."""
-    folder = Path(get_upload_folder()) / f"made-{secrets.token_hex(16)}"
+    folder = upload_folder() / f"made-{secrets.token_hex(16)}"
     folder.mkdir(parents=True)
     (folder / name).write_bytes(content)
     return gr.FileData(path=str(folder / name), orig_name=name)
@@ -314,13 +304,6 @@ def _delete(values: Sequence[Any]) -> None:
             path.parent.rmdir()
 
 
-def _forget(demo: gr.Blocks, session: str | None) -> None:
-    """Gradio keeps the last values of each endpoint for as long as a session lasts; no endpoint needs them."""
-    if session:
-        demo.state_holder.session_data.pop(session, None)
-        demo.state_holder.time_last_used.pop(session, None)
-
-
 class Once:
     """ASGI middleware: a file that an endpoint made is deleted once it was sent. One that nobody fetches goes with Gradio's cache."""
 
@@ -328,8 +311,8 @@ class Once:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        _, found, name = scope.get("path", "").partition("/file=")
-        if not (found and scope["type"] == "http" and scope["method"] == "GET"):
+        path = served_file(scope)
+        if path is None:
             await self.app(scope, receive, send)
             return
         status = 0
@@ -340,12 +323,7 @@ class Once:
             await send(message)
 
         await self.app(scope, receive, watched)
-        path = Path(name).resolve()
-        if (
-            status == 200
-            and _MADE.fullmatch(path.parent.name)
-            and path.parent.parent == Path(get_upload_folder()).resolve()
-        ):
+        if status == 200 and _MADE.fullmatch(path.parent.name) and path.parent.parent == upload_folder().resolve():
             with suppress(OSError):
                 path.unlink()
                 path.parent.rmdir()

@@ -12,6 +12,8 @@ from starlette.datastructures import MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ui.gradio_internals import is_deep_link, is_upload
+
 _LONGEST_HEADER = 64 * 1024  # bytes of one part's header; browsers send a few hundred
 
 
@@ -22,11 +24,10 @@ class Nameless:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope.get("path", "").rstrip("/")
-        if scope["type"] == "http" and path.endswith("/deep_link"):
+        if is_deep_link(scope):
             await PlainTextResponse("Sessions are not stored here.", status_code=404)(scope, receive, send)
             return
-        if scope["type"] != "http" or scope["method"] != "POST" or not path.endswith("/upload"):
+        if not is_upload(scope):
             await self.app(scope, receive, send)
             return
         scope = {**scope, "headers": list(scope["headers"])}

@@ -1,0 +1,39 @@
+"""Read, the clinician's screen: films in, a draft streams out, the reader makes a report of it, sentence by sentence.
+
+    layout     the components                          wiring    which event calls what
+    events     films, buttons, export                  drafting  the draft, from the click to the last word
+    maps       where the model looked, and why         shown     what follows from the state of a tab
+
+A tab's `SessionState` lives in a `gr.State` on the server and goes with the tab. Report and draft are kept on the disk under a
+random id, which the browser remembers for that tab alone (sessionStorage). So a reload or a restart of the server loses nothing.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import gradio as gr
+
+from ui.read import layout, wiring
+from ui.read.context import Context
+from ui.session_state import core
+
+if TYPE_CHECKING:
+    from emrrg_core import Reporter, Sessions
+
+NOTICE = "Research and teaching only, not a medical device."
+
+
+def screen(demo: gr.Blocks, reporter: "Future[Reporter]", example: Callable[[], Path | None]) -> None:
+    """Put the screen into `demo`, which is open.
+
+    reporter may still be loading; example gives the path of a film to try, or None where there is none.
+    """
+
+    @cache
+    def store() -> "Sessions":
+        return core().Sessions()
+
+    wiring.connect(demo, layout.build(), Context(reporter, example, store))

@@ -1,0 +1,19 @@
+"""What the view functions of the Read screen share: the model, the example film, and where reports are kept."""
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from emrrg_core import Reporter, Sessions
+
+
+@dataclass(frozen=True)
+class Context:
+    """reporter may still be loading; example: the path of a film to try, None where there is none; store: opened when first needed."""
+
+    reporter: "Future[Reporter]"
+    example: Callable[[], Path | None]
+    store: "Callable[[], Sessions]"

@@ -1,0 +1,89 @@
+"""What the Read screen shows of a tab's state, part by part: names of components and their values (ui.updates)."""
+
+from typing import Any
+
+from ui import draft_panels, editor, exports, messages, viewer
+from ui.session_state import SessionState, core
+from ui.updates import Change, Shown
+
+FILMS = ("figures", "chips", "notice")
+REPORT = ("report", "reading", "words", "flagged", "table", "menu", "kept_id", "earlier", "looked")
+EVIDENCE = ("layers", "caption", "chosen", "why")
+BUTTONS = ("write", "stop", "drop", "try_example", "new_study")
+
+
+def films_of(state: SessionState, said: list[str] | None = None) -> Shown:
+    """FILMS. said: what went wrong, a sentence each."""
+    return {
+        "figures": viewer.figures(state.shown),
+        "chips": messages.chips(state),
+        "notice": messages.films(state, said or []),
+    }
+
+
+def report_of(state: SessionState) -> Shown:
+    """REPORT: everything that follows from the report and its draft."""
+    texts = state.texts
+    marks = core().flags(*texts, has_prior=state.has_prior) if any(texts) else []
+    rows = core().findings_table(*texts) if any(texts) else ()
+    return {
+        "report": editor.html_of(state.report, state.draft, marks, kept=messages.kept(state)),
+        "reading": draft_panels.read_html(state.draft, state.found),
+        "words": draft_panels.words_html(state.draft, state.picked, flags_of_draft(state)),
+        "flagged": draft_panels.flag_html(marks, *texts),
+        "table": draft_panels.findings_table_html(rows, *texts),
+        "menu": exports.menu(state),
+        "kept_id": state.session.id if state.session else "",
+        "earlier": earlier_text(state),
+        "looked": draft_panels.looking_html(state.looked) if state.looked else "",
+    }
+
+
+def no_report() -> Shown:
+    """REPORT where there is none. It does without the core, which may still be loading."""
+    return {
+        **no_draft(),
+        "flagged": draft_panels.flag_html((), "", ""),
+        "table": draft_panels.findings_table_html((), "", ""),
+        "menu": exports.menu(SessionState()),
+        "kept_id": "",
+        "earlier": earlier_text(SessionState()),
+        "looked": "",
+    }
+
+
+def no_draft() -> Shown:
+    """The report and what stands beside it, before the first sentence."""
+    return {
+        "report": editor.html_of(None, None),
+        "reading": draft_panels.read_html(None),
+        "words": draft_panels.words_html(None),
+    }
+
+
+def no_map() -> Shown:
+    """EVIDENCE where no sentence is chosen."""
+    return dict.fromkeys(EVIDENCE, "")
+
+
+def buttons_of(*, idle: bool) -> Shown:
+    """BUTTONS. idle: no draft is under way."""
+    return {
+        "write": Change(interactive=idle),
+        "stop": Change(interactive=not idle),
+        "drop": Change(value=None, interactive=idle),
+        "try_example": Change(interactive=idle),
+        "new_study": Change(interactive=idle),  # stop first: a draft's last words must not reach the next study
+    }
+
+
+def earlier_text(state: SessionState) -> Change:
+    """What the reader had written before the report was drafted anew; hidden where there is nothing."""
+    return Change(value=state.earlier, visible=True if state.earlier else "hidden")
+
+
+def flags_of_draft(state: SessionState) -> Any:
+    """The contradictions in the draft as the model wrote it, and its words about an earlier film."""
+    if state.draft is None:
+        return ()
+    return core().flags(state.draft.findings, state.draft.impression, has_prior=state.has_prior)
