@@ -58,15 +58,13 @@ def test_the_page_is_there_before_the_model_and_says_what_it_waits_for() -> None
     assert page.endswith("False\n"), "torch takes seconds"
 
 
-def test_the_intended_use_has_its_six_parts_and_the_card_says_the_same() -> None:
-    facts = about.facts()
-    assert list(facts["intended_use"]) == PARTS
-    assert all(words.endswith(".") for group in facts.values() for words in group.values())
-    _, found, section = (ROOT / about.CARD).read_text(encoding="utf-8").partition("\n## Intended use\n")
-    assert found, "MODEL_CARD.md has no section “Intended use”"
-    section = section.partition("\n## ")[0]
-    for part, words in facts["intended_use"].items():
-        assert f"| {part} | {words} |" in section
+def test_the_page_says_that_this_is_for_research_and_teaching_and_never_for_the_care_of_a_patient() -> None:
+    use = about.facts()["intended_use"]
+    assert list(use) == PARTS
+    assert "Research" in use["Indication"]
+    assert "never use a draft for the care of a patient" in use["Indication"]
+    assert "Not patients" in use["User"]
+    assert html.escape(use["Indication"]) in built(ROOT)
 
 
 def test_what_is_missing_is_told_and_the_rest_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,15 +1,18 @@
-"""What people read of the shipped checkpoint's scores is what its card says, to the letter."""
+"""The pages of results are what the commands print from the committed cards, and every part of a card is printed."""
 
 import json
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
 from emrrg_core.errors import ConfigError
-from train.ablation import COMPARED, best, read_results
+from emrrg_core.model.checkpoint import fingerprint, settings_fingerprint
+from train.ablation import COMPARED, METRICS, PAPER, best, read_results
 from train.results import (
     MARKS,
+    ablation_page,
     brief,
     cell,
     finding_table,
@@ -34,7 +37,13 @@ def test_the_page_of_results_is_what_the_command_prints(capsys):
     main([str(ROOT / "docs/results/small.json"), "--ablation", str(ABLATION)])
     printed = capsys.readouterr().out
     assert printed == (ROOT / "docs/results.md").read_text()
-    assert printed.startswith(page(CARD) + "\n\n## The ablation")
+    assert printed == f"{page(CARD)}\n\n{ablation_page(read_results(ABLATION))}\n"
+
+
+def test_the_card_is_of_the_checkpoint_that_comes_with_the_project():
+    shipped = ROOT / "assets/checkpoints/small"
+    assert CARD["checkpoint_sha256"] == fingerprint(shipped)
+    assert CARD["settings_sha256"] == settings_fingerprint(shipped)
 
 
 def test_every_row_of_the_ablation_was_run_and_the_best_four_three_times():
@@ -51,7 +60,7 @@ def test_the_reliability_diagram_is_drawn_from_the_card():
 
 
 @pytest.mark.parametrize(("name", "words"), [("README.md", brief), ("MODEL_CARD.md", summary)])
-def test_readme_and_model_card_say_what_the_card_says(name, words):
+def test_readme_and_model_card_are_up_to_date(name, words):
     text = (ROOT / name).read_text()
     assert insert(text, words(CARD)) == text
 
@@ -134,28 +143,20 @@ OURS = {
 }  # fmt: skip
 
 
-def test_a_page_and_a_summary_begin_with_what_carries_a_draft():
+def test_all_pages_begin_with_what_carries_a_draft():
     said = in_words(PATHS)
-    for text in (tables(OURS), summary(OURS)):
-        assert text.startswith(said)
-        assert "| every gate shut | 60 | 0.40 (0.40–0.40) |" in text
-        assert text.index("| changed |") < text.index("| source |")
+    assert all(text.startswith(said) for text in (tables(OURS), summary(OURS), brief(OURS)))
+    assert "| all gates shut | 0.40 | 0.40 | 0.50 | 0.50 |" in tables(OURS)
     assert page(OURS).count(said) == 1
     assert "MORE.jsonl are rows of their own" in page(OURS)
 
 
-def test_the_sentence_about_the_paths_follows_from_their_numbers():
-    said = in_words(PATHS)
-    assert "cannot tell normal from abnormal (balanced accuracy 0.50, 0.90 with the gates open)" in said
-    assert (
-        "0.97 of the drafts take that film's labels (0.10 state the same anyway); with another film in the prompt 1.00 keep their own"
-        in said
-    )
-    assert (
-        "finding tokens of another film 0.96 take its labels, with only its patches 0.12 (0.98 keep their own)" in said
-    )
-    assert "the patches matter little" in said
+def test_the_words_about_the_paths_follow_from_their_numbers():
+    numbers = re.findall(r"[\d.]+ %|\d\.\d\d", in_words(PATHS))
+    assert numbers == ["0.50", "0.90", "97 %", "10 %", "100 %", "96 %", "12 %", "98 %"]
+    assert "cannot tell" in in_words(PATHS)
     assert "still tell" in in_words(PATHS | {"gates_zero": change(0.9, 0.1, 0.8)})
+    assert "matter little" in in_words(PATHS)
     assert "both count" in in_words(PATHS | {"patches_other": change(0.6, 0.4)})
     assert "the patches decide" in in_words(PATHS | {"patches_other": change(0.05, 0.9)})
     # of a model without finding tokens
@@ -164,26 +165,59 @@ def test_the_sentence_about_the_paths_follows_from_their_numbers():
     )
 
 
-def test_every_part_of_a_card_is_a_table():
+def test_every_part_of_a_card_is_on_the_page():
     text = tables(OURS)
     for said in (
-        "| overall | 60 | 0.74 (0.74–0.74) |",  # pointing
+        "a radiologist's box: 0.74 (0.74–0.74; n\u202f60)",
         "| nodule | 7 | 0.40, 0.80 alone | never | 0.88 (0.88–0.88; n\u202f60) |",
         "| abnormal | 7 | 0.40 | never |",
         "Not assessed, so neither stated nor denied: fracture.",
         "| AP | 18 | 0.79 (0.79–0.79) | – |",
         "| more | 60 | 0.76 (0.76–0.76) | 0.52 (0.52–0.52) | 0.04 (0.04–0.04) |",
-        "| nodule | 60 | – | – | – | 0.01 (0.01–0.01) |",
+        "| nodule | – | – | – | 0.01 (0.01–0.01) |",
         "![How often a finding is there, by its probability](reliability.svg)",
+        OURS["command"],
     ):
         assert said in text, said
     assert "| few |" not in text + summary(OURS)  # too few films
     assert "| fracture |" not in finding_table(OURS)
+    assert "| nodule | 7 | 0.88 | 0.88 | 0.88 | 0.88 |" in summary(OURS)
+    assert "(ours 0.81)" in brief(OURS)
+
+
+def test_the_agreement_of_the_ablation_follows_from_its_results():
+    """Rows in exactly the paper's order of BLEU-4, and the reverse."""
+    results = read_results(ABLATION)
+    order = sorted(PAPER, key=lambda row: PAPER[row][METRICS.index("bleu4")])
+
+    def made(sign: int) -> str:
+        changed = {}
+        for (row, seed), result in results.items():
+            if seed == 0 and row in PAPER:
+                nats = 3 - sign * 0.1 * order.index(row)
+                scores = result["scores"] | {"nll": score(nats), "bleu4": score(0.1 + sign * 0.01 * order.index(row))}
+                films = {"nll": [nats] * len(result["films"]["nll"])}
+                changed[row, seed] = result | {"scores": scores, "films": films}
+        return ablation_page(changed)
+
+    assert "+1.00 by our nats a token, +1.00 by our BLEU-4" in made(1)
+    assert "-1.00 by our nats a token, -1.00 by our BLEU-4" in made(-1)
+    assert "55 of 55 pairs" in made(1)
+    assert "55 of these" in made(1)
+    assert " 0 of these" in made(-1)
+    assert "projector" not in made(1).partition("\n- ")[2]
 
 
 def test_a_row_without_any_score_is_left_out():
-    made = table("source", {"a": {"x": score(0.5)}, "b": {"x": _NOTHING}, "c": {}}, {"x": "X"})
+    rows = {"a": {"x": score(0.5)}, "b": {"x": _NOTHING}, "c": {}}
+    made = table("source", rows, {"x": "X"})
     assert made == "| source | n | X |\n|---|---|---|\n| a | 60 | 0.50 (0.50–0.50) |"
+
+
+def test_the_same_number_of_films_in_all_rows_is_said_once():
+    made = table("source", {"a": {"x": score(0.5)}, "b": {"x": score(0.25)}}, {"x": "X"})
+    assert made.splitlines()[0] == "| source (n\u202f60) | X |"
+    assert made.splitlines()[2:] == ["| a | 0.50 (0.50–0.50) |", "| b | 0.25 (0.25–0.25) |"]
 
 
 def test_the_reliability_diagram_has_a_disc_a_bin_at_its_height(tmp_path):

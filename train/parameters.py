@@ -27,7 +27,7 @@ from emrrg_core.config import VISION_PRESETS, ModelConfig
 from emrrg_core.errors import ConfigError, EmrrgError
 from emrrg_core.model.emrrg import Emrrg
 from emrrg_core.model.language_model import find_language_model
-from emrrg_core.model.parameter_count import WHOLES, Counts
+from emrrg_core.model.parameter_count import Counts
 from emrrg_core.model.parameter_count import count as count_parameters
 from emrrg_core.model.partial_lora import DESIGNS, ablate
 from emrrg_core.model.pretraining import ClusterPredictor, PretrainingConfig
@@ -104,79 +104,117 @@ def pretraining(recipe: dict[str, Any]) -> dict[str, Counts]:
 def designs(config: ModelConfig) -> dict[str, tuple[str, ModelConfig]]:
     """What is counted of a model: the recipe as it stands, then every design, by name, with a title."""
     rows = {name: (title, ablate(config, name)) for name, title in DESIGNS.items() if _possible(config, name)}
-    return {"recipe": ("**as in the recipe**", config), **rows}
+    return {"recipe": ("as in the recipe", config), **rows}
 
 
 def _possible(config: ModelConfig, design: str) -> bool:
     return design != "combined" or bool(config.hybrid.every_n)
 
 
-def table(config: ModelConfig) -> Iterable[str]:
-    """The designs of one model as a Markdown table, and what becomes of the paper's claim, in lines."""
-    counted = {name: (title, count(made)) for name, (title, made) in designs(config).items()}
-    own = counted["recipe"][1]
-    sizes = ", ".join(f"{name} {own.whole(name):,}" for name in ("tower", "full fine-tuning", "tower + LLM"))
-    yield f"{sizes} parameters."
-    yield ""
-    parts = [p for p in PARTS_SHOWN if any(p in counts.trainable for _, counts in counted.values())]
-    yield f"| design | learns | {' | '.join(parts)} | {' | '.join(f'% of {name}' for name in WHOLES)} |"
-    yield f"|---|{'---:|' * (1 + len(parts) + len(WHOLES))}"
-    for title, counts in counted.values():
-        numbers = [f"{counts.learned:,}", *(f"{counts.trainable[p]:,}" if p in counts.trainable else "" for p in parts)]
-        yield f"| {title} | {' | '.join([*numbers, *(f'{counts.percent(name):.2f}' for name in WHOLES)])} |"
-    if "combined" in counted:
-        yield ""
-        yield verdict(dict(counted.values()), counted["combined"][1])
+Counted = dict[str, tuple[str, Counts]]  # design -> its title and its counts
 
 
-def verdict(counted: dict[str, Counts], combined: Counts) -> str:
-    """The paper's per cent beside ours, in sentences."""
+def counted(config: ModelConfig) -> Counted:
+    """The recipe as it stands and every design of one model."""
+    return {name: (title, count(made)) for name, (title, made) in designs(config).items()}
+
+
+def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A Markdown table: words in the first column, numbers in the others; and an empty line."""
+    lines = [f"| {' | '.join(cells)} |" for cells in (titles, *rows)]
+    return [lines[0], f"|---|{'---:|' * (len(titles) - 1)}", *lines[1:], ""]
+
+
+def _recipes(models: dict[str, Counted]) -> list[str]:
+    """What each recipe's model has and trains, part by part."""
+    own = {name: designs["recipe"][1] for name, designs in models.items()}
+    parts = [part for part in PARTS_SHOWN if any(part in counts.trainable for counts in own.values())]
+    rows = [
+        [name, f"{counts.all['tower']:,}", f"{counts.all['LLM']:,}"]
+        + [f"{counts.trainable[part]:,}" if part in counts.trainable else "" for part in parts]
+        + [f"{counts.learned:,}"]
+        for name, counts in own.items()
+    ]
+    return _table(["recipe (tower)", "tower", "language model", *parts, "learns"], rows)
+
+
+def _designs(models: dict[str, Counted]) -> list[str]:
+    """How many parameters each design trains in each model, and what share of full fine-tuning that is."""
+    titles = {name: title for designs in models.values() for name, (title, _) in designs.items() if name != "recipe"}
+    rows = []
+    for design, title in titles.items():
+        found = [designs[design][1] if design in designs else None for designs in models.values()]
+        told = [
+            f"{counts.learned:,} ({counts.percent('full fine-tuning'):.2f} %)" if counts else "–" for counts in found
+        ]
+        rows.append([title, *told])
+    return _table(["design", *models], rows)
+
+
+def verdict(designs: Counted) -> tuple[str, ...]:
+    """The shares of the paper's design that its per cent may be of."""
+    combined = designs["combined"][1]
     adapters = combined.trainable["adapters"]
     tuned = adapters + combined.trainable["projector"]
-    nearest = min(
-        (abs(counts.percent(whole) - CLAIM), f"{counts.percent(whole):.2f} % ({title.strip('*')}, of {whole})")
-        for title, counts in counted.items()
-        for whole in WHOLES
-    )
     return (
-        f"The paper says {CLAIM} %. Adapters and projector: {tuned:,} parameters, "
-        f"{combined.percent('full fine-tuning', tuned):.2f} % of full fine-tuning. With hybrid layers and the rest: "
-        f"{combined.learned:,}, {combined.percent('full fine-tuning'):.2f} % of full fine-tuning, "
-        f"{combined.percent('tower + LLM'):.2f} % of tower and language model together. Adapters alone: "
-        f"{combined.percent('tower', adapters):.2f} % of the tower. Nearest to {CLAIM}: {nearest[1]}."
+        f"{combined.percent('full fine-tuning', tuned):.2f} %",
+        f"{combined.percent('full fine-tuning'):.2f} %",
+        f"{combined.percent('tower + LLM'):.2f} %",
+        f"{combined.percent('tower', adapters):.2f} %",
     )
 
 
 PARTS_SHOWN = ("tower", "adapters", "projector", "hybrid", "finding tokens", "LLM LoRA")
-INTRODUCTION = f"""\
+INTRODUCTION = """\
 # What learns
 
-`python train/parameters.py` counts the parameters of every recipe's model and prints this page; `--json` gives the same numbers.
+`python train/parameters.py` counts the parameters of every recipe's model and prints this page. `--json` prints every part and every share.
 
-A percentage is of the **tower** without its adapters, of **full fine-tuning** (tower and projector), of **tower + LLM**, or of **everything** in
-the model. The projector learns in every design. So do the finding tokens where a recipe has disease queries; the queries themselves stay frozen.
-The rows LoRA(LLM), the paper's LoRA(Llama2), to LoRA_p(X) have rank 16 and no hybrid layers. A language model counts with its published size.
-
-The paper claims {CLAIM} % of full fine-tuning and shows no table for it. Our share is below each table.
+The projector learns in every design. So do the finding tokens where a recipe has disease queries; the queries stay frozen. A language model counts
+with its published size.
+"""
+ABOUT_DESIGNS = """\
+Brackets hold the share of full fine-tuning, which trains tower and projector. LoRA(LLM) is the paper's LoRA(Llama2). The rows LoRA(LLM) to
+LoRA_p(X) have rank 16 and no hybrid layers.
+"""
+ABOUT_CLAIM = f"""\
+The paper claims {CLAIM} % of full fine-tuning and shows no table for it. For its design, LoRA_p(X) + LoRA(in_proj) + hybrid, we count:
 """
 
 
 def report(recipes: dict[str, dict[str, ModelConfig]], pretrained: dict[str, dict[str, Counts]]) -> str:
-    """All of it as a Markdown page; recipes that make the same model share a table."""
-    shared: dict[ModelConfig, list[str]] = {}
+    """All of it as a Markdown page; recipes that make the same model share a column."""
+    shared: dict[ModelConfig, list[tuple[str, str]]] = {}
     for recipe, configs in recipes.items():
         for name, config in configs.items():
-            shared.setdefault(config, []).append(f"{recipe} ({name})")
-    lines = [INTRODUCTION]
+            shared.setdefault(config, []).append((recipe, name))
+    models: dict[str, Counted] = {}
     for config, names in shared.items():
-        lines += [f"## {', '.join(names)} beside {config.language}", "", *table(config), ""]
+        towers = ", ".join(dict.fromkeys(name for _, name in names))
+        models[f"{', '.join(recipe for recipe, _ in names)} ({towers})"] = counted(config)
+    lines = [INTRODUCTION]
+    if models:
+        lines += ["## By recipe", "", *_recipes(models), "## By design", "", ABOUT_DESIGNS, *_designs(models)]
+    if told := {name: verdict(designs) for name, designs in models.items() if "combined" in designs}:
+        titles = [
+            "recipe (tower)",
+            "adapters and projector, of full fine-tuning",
+            "all that learns, of full fine-tuning",
+            "of tower + LLM",
+            "adapters, of the tower",
+        ]
+        lines += [
+            "## The paper's claim",
+            "",
+            ABOUT_CLAIM,
+            *_table(titles, [[name, *row] for name, row in told.items()]),
+        ]
     for recipe, sections in pretrained.items():
-        lines += [f"## {recipe}", "", "| section | learns | tower | decoder | % of everything |", f"|---|{'---:|' * 4}"]
-        for section, counts in sections.items():
-            numbers = [counts.learned, *(counts.trainable[part] for part in ("tower", "decoder"))]
-            cells = [section, *(f"{number:,}" for number in numbers), f"{counts.percent('everything'):.2f}"]
-            lines.append(f"| {' | '.join(cells)} |")
-        lines.append("")
+        rows = [
+            [section, *(f"{counts.trainable[part]:,}" for part in ("tower", "decoder")), f"{counts.learned:,}"]
+            for section, counts in sections.items()
+        ]
+        lines += [f"## {recipe}", "", *_table(["section", "tower", "decoder", "learns"], rows)]
     return "\n".join(lines).rstrip()
 
 
