@@ -1,25 +1,25 @@
-"""The rows of the paper's ablation of what to train (docs/method.md 3.4, 7.2), at one small budget and on our films, beside the paper's numbers.
+"""Trains the rows of the paper's ablation (docs/method.md 3.4, 7.2) with a small budget on our films, and prints them beside the paper's numbers.
 
     python -m train.ablation --recipe train/recipes/ablation.toml --films FILMS.jsonl --reports REPORTS.jsonl --start runs/tower --out runs/ablation
     python -m train.ablation --report runs/ablation > docs/ablation.md
 
-Every row is trained by train/finetune.py with `--design`: the same steps, seed and films, another slice. Beside the paper's eleven stands
-"projector only", which says whether a slice adds anything. The best four by NAMED get more seeds. Whatever has its result in the folder is not
-done again, and what was interrupted goes on; a folder is for one recipe, one film set and one tower.
+train/finetune.py trains every row with `--design`: the same steps, seed and films, but another set of adapters. A twelfth row, "projector only",
+shows whether adapters help at all. The four rows with the lowest nll are trained with more seeds. Rows whose result is in the folder are not
+trained again, and an interrupted row is resumed. Use one folder for one recipe, film set and tower.
 
-    out/settings.json   what all of its runs share
-    out/x-0/            a run, row and seed: what train/loop.py writes, and the checkpoint
+    out/settings.json   the settings that all runs share
+    out/x-0/            one run, by row and seed: the files of train/loop.py, and the checkpoint
     out/x-0.json        its result
 
-Scored are development films of the recipe's sources, never `val`. No training film has its own report, so a film is told a report that its labels
-agree with (data.Matcher), the same for every row:
-    nll                  nats a token of the told report under its film
-    looks                nats a token that it loses under another film of its source, of the other kind (normal, abnormal)
-    auc                  how well normal and abnormal films are told apart within a source, mean over sources: by the log-probability of first
-                         sentences of abnormal reports less that of normal ones. They are told of training films, the same for all films of a
-                         source, so they know nothing of the film, and no threshold is needed.
-    balanced_accuracy    of drafts: whether they state an abnormality, against the labels
-    bleu1…4, rouge_l, cider   of drafts against the told report, both cleaned as the paper's were (docs/method.md 6)
+Rows are scored on development films of the recipe's sources, never on `val`. Training films have no report of their own, so each gets a report
+text that agrees with its labels (data.Matcher), the same for every row:
+    nll                  negative log-likelihood of the film's report, in nats a token
+    looks                how much higher it is under another film of the same source and the other kind (normal, abnormal)
+    auc                  area under the curve for normal against abnormal, mean over sources. A film's score is the log-probability of first
+                         sentences of abnormal reports less that of normal ones. The sentences come from training films and are the same for all
+                         films of a source, so they say nothing about the film, and no threshold is needed.
+    balanced_accuracy    whether drafts state an abnormality, against the labels
+    bleu1…4, rouge_l, cider   of drafts against the film's report, both cleaned as in the paper (docs/method.md 6)
 """
 
 import argparse
@@ -131,7 +131,7 @@ def sample(studies: Sequence[Study], matcher: Matcher, run: Run, trial: Trial) -
     pairs = [(s, text) for s in finetune.some(known, trial.films, run) if (text := told(s))]
     if not pairs:
         raise DataError(
-            f"No development film of {sorted(run.sources)} is known to be normal or abnormal and can be told as a report: name other sources."
+            f"No development film of {sorted(run.sources)} is labelled normal or abnormal and has a report text: name other sources."
         )
     films = [s for s, _ in pairs]
     other = np.full(len(films), -1)
@@ -247,7 +247,7 @@ def trial_of(recipe: Mapping[str, Any]) -> tuple[Run, Trial]:
     run = apart(finetune.Lessons, recipe["finetune"])[1]
     if ModelConfig.from_dict(recipe["model"]).queries.depth:
         raise ConfigError(
-            "The rows are compared without disease queries, whose tokens carry findings past the slices: take queries out of [model]."
+            "The ablation runs without disease queries, because finding tokens would bypass the adapters: remove queries from [model]."
         )
     return run, Trial.from_dict(recipe["ablation"])
 
@@ -561,7 +561,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_all(args: argparse.Namespace) -> None:
     """Every row that is asked for, then the best of them with more seeds."""
     if unknown := [row for row in args.rows if row not in COMPARED]:
-        raise ConfigError(f"The ablation has no row called {unknown[0]!r}; choose of {', '.join(COMPARED)}.")
+        raise ConfigError(f"The ablation has no row called {unknown[0]!r}; choose from {', '.join(COMPARED)}.")
     text = args.recipe.read_text()
     recipe = tomllib.loads(text)
     run, trial = trial_of(recipe)

@@ -1,13 +1,13 @@
-"""Stage 2: the tower learns which report belongs to which film, by contrast (docs/method.md 2.3).
+"""Stage 2: teaches the tower, by contrast, which report belongs to which film (docs/method.md 2.3).
 
     python -m train.align --recipe RECIPE.toml --films FILMS.jsonl --reports REPORTS.jsonl --start runs/pretrain --out runs/align
 
-`--start` is a folder with a tower (train.pretrain, train.tower, python -m emrrg_core convert). Writes tower.safetensors and config.json, which
-train.finetune starts from. The image's feature is the mean of all tower tokens over its views. The text's comes from any local encoder: `language`
-uses the mean states of a frozen language model (each text read once), `encoder` a folder such as Bio_ClinicalBERT's, trained along, at its
-last real token as published.
+`--start` is a folder with a tower (of train.pretrain, train.tower or python -m emrrg_core convert). Writes tower.safetensors and config.json, from
+which train.finetune starts. A film's feature is the mean of all tower tokens over its views. A text's feature comes from a local encoder:
+`language` takes the mean states of a frozen language model (each text is read once), `encoder` trains an encoder such as Bio_ClinicalBERT along and
+takes its state at the last real token, as published.
 
-A film without its own report is matched with a report text whose findings agree. Films of a batch with the same text are all right for it, where
+A film without its own report gets a report text that agrees with its labels. If films of a batch share a text, it counts as right for all of them;
 the published loss would push them apart.
 """
 
@@ -183,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--start", type=Path, help="folder with the tower of an earlier stage")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"))
-    parser.add_argument("--workers", type=int, default=0, help="processes that decode films, the first time")
+    parser.add_argument("--workers", type=int, default=0, help="processes that decode the films on the first run")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)

@@ -1,11 +1,10 @@
-"""Measures how well text burned into films is found (`emrrg_core.films.burned_in_text`), and how often markers and clean films are taken for it.
+"""Measures how often text burned into films is found (`emrrg_core.films.burned_in_text`), and how often markers and clean films raise a false alarm.
 
     python -m train.burned_in_text --films FILMS.jsonl [--split val] [--repeats N] [--docs docs/refusals.md]
 
-Films are taken as they are, and enlarged with grain, as files from a detector would be; into each, made-up names, dates and numbers are written in
-several heights, contrasts and fonts, or the short markers that most films carry. The constants of `emrrg_core.films.burned_in_text` were
-tuned on the split
-`train`. The tables go between the markers `<!-- burned -->` of the document.
+Films are used as they are, and enlarged with added grain to resemble files from a detector. Made-up names, dates and numbers are written into them
+in several heights, contrasts and fonts, and so are the short markers that most films carry. The constants of `emrrg_core.films.burned_in_text` were
+tuned on the split `train`. The tables go between the markers `<!-- burned -->` of the document.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""From logits to probabilities, and from which probability on a finding is told: fitted on development films, never on `val`.
+"""Fits the probabilities of findings and the thresholds from which they are stated or denied, on development films, never on `val`.
 
-    python -m train.calibrate --checkpoint runs/finetune/checkpoint --films FILMS.jsonl FILMS_MORE.jsonl --radiologists RADIOLOGISTS.jsonl \
+    python -m train.calibrate --checkpoint runs/finetune/checkpoint --films FILMS.jsonl FILMS_MORE.jsonl --radiologists RADIOLOGISTS.jsonl \\
         --out runs/small
 
-train.finetune does it whenever it saves; by itself it is the last step of a checkpoint whose tower has moved. It prints what it found.
+train.finetune does this whenever it saves. Run it alone after a stage that has changed the tower. It prints what it found for each label.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Error rates for docs/refusals.md: a rate with its interval, and a table put between two markers of a document."""
+"""Error rates with their intervals, and tables that are put between two markers of docs/refusals.md."""
 
 import math
 import sys

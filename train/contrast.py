@@ -1,11 +1,10 @@
-"""What makes a film itself, learned without any label: the first stage of the tower's stem.
+"""Teaches the tower's stem to recognise a film, without any label: the first stage (SimCLR, Chen et al. 2020, arXiv 2002.05709).
 
     python -m train.contrast --recipe train/recipes/small.toml --films FILMS.jsonl FILMS_MORE.jsonl --out runs/contrast
 
-SimCLR (Chen et al. 2020, arXiv 2002.05709): two crops of a film, mirrored, exposed and blurred anew, are to find each other among those of all other
-films of the step. Every film teaches, whether anything is known of it or not; nothing is drawn on them. train.tower goes on from there, with the
-`stem.…` of out/reader.safetensors. On a GPU the films and all that is done to them stay there. The shipped stem went this way on a GPU
-(docs/experiments.md 24).
+Two crops of a film are mirrored, exposed and blurred differently. The stem learns to find the second among the crops of all other films of the
+step. Films without labels teach too. train.tower goes on from out/reader.safetensors. On a GPU the films stay in its memory. The shipped stem was
+trained on a GPU (docs/experiments.md 24).
 """
 
 import argparse
@@ -42,7 +41,7 @@ class Member(nn.Module):
         super().__init__()
         if config.stem is not Stem.CONVOLUTION:
             raise ConfigError(
-                f"the contrast teaches a convolutional stem, and this recipe's tower has a {config.stem} one"
+                f"train.contrast trains a convolutional stem, and this recipe's tower has a {config.stem} one"
             )
         self.stem = ConvolutionalStem(config)
         for module in self.stem.modules():
@@ -144,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--films", type=Path, nargs="+", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"))
-    parser.add_argument("--workers", type=int, default=0, help="processes that decode films, the first time")
+    parser.add_argument("--workers", type=int, default=0, help="processes that decode the films on the first run")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)

@@ -1,52 +1,54 @@
-"""Judges a checkpoint on a split: which path carries its drafts, what they say, what is read, and whether its maps mean something.
+"""Scores a checkpoint on a split: what its drafts say, what it reads, which path carries the drafts, and whether its maps mean something.
 
-    python -m train.evaluate --checkpoint assets/checkpoints/small --films FILMS.jsonl FILMS_MORE.jsonl --radiologists RADIOLOGISTS.jsonl \
+    python -m train.evaluate --checkpoint assets/checkpoints/small --films FILMS.jsonl FILMS_MORE.jsonl --radiologists RADIOLOGISTS.jsonl \\
         --split val --json
 
-Every score has `value`, `low`, `high` (bootstrap 95 % over films) and `n`, per source and overall; a score that cannot be computed has value
-null. Films count in a score only where its truth is known. `overall` is of the first file of films; those of further files are rows by source.
-What stands beside `scores`:
-    paths            what a draft loses when a part of what is seen is taken away or from another film (train/paths.py), on --paths films
-    findings         of every finding: its thresholds, how well it is read, stated and denied, over all films given
-    areas            of every finding that is assessed, by source; `effusions`, by source that has films with and without
-    reliability      bins of all calibrated probabilities, with what was then there
-    radiologists     drafts and readings against RSNA's radiologists, beside the labels that came with the same films (--radiologists)
+Every score has `value`, `low`, `high` (bootstrap 95 % over films) and `n`, for each source and `overall`. A score that cannot be computed has the
+value null. A film counts in a score only where its truth is known. `overall` covers the first file of films; further files only add sources.
+Beside `scores` the card holds:
+    paths            what a draft loses when a part of the input is removed or replaced by another film's (train/paths.py); on --paths films
+    findings         for each finding its thresholds, and how well it is read, stated and denied, over all films
+    areas            area under the curve of each assessed finding, by source
+    effusions        effusions by source, for sources that have films with and without one
+    reliability      how often a finding is there, by its probability in ten bins
+    radiologists     drafts and readings against RSNA's radiologists, and against the labels of the same films (--radiologists)
 
-Of the drafts, and of every baseline's reports:
-    label_micro_f1, label_macro_f1   of what the text states (emrrg_core.text.labeler, uncertain counts as stated) against the known labels
-    normal_balanced_accuracy         the text states an abnormality or not, against the labels; `…_AP`, `…_PA` within a view
+Scores of the drafts, and of each baseline's reports:
+    label_micro_f1, label_macro_f1   the labels that the text states (emrrg_core.text.labeler; uncertain counts as stated), against the known ones
+    normal_balanced_accuracy         whether the text states an abnormality, against the labels; `…_AP`, `…_PA`: within a view
     called_abnormal_of_normal, called_abnormal_of_abnormal
-    ended, marks                     that the model ended itself; with a de-identification mark (XXXX, ___)
-    prior_words                      share of texts that speak of an earlier film (emrrg_core.text.labeler), though none was given
-    bleu4, rouge_l, cider            against the film's true report, where there is one; `…_truncated` as the released code truncates it
-                                     (--cleaning)
-    chexbert_f1, chexbert_f1_five    likewise by RadEval 2 where it and its weights are on disk (--radeval; docs/training.md), of the texts as
-    radgraph_f1, ratescore           written: micro-F1 of CheXbert's 14 and of 5 labels, RadGraph-XL F1 (partial), RaTEScore; else the `reason`
-Of what was read:
-    as_read                          drafts that state and deny what was read, no more and no less, and no other side
-    calibration_error                expected calibration error of all probabilities, ten bins, by the labels that are known
-    denied_wrongly                   share of the findings that films have that their drafts deny
-Does it look?
+    ended, marks                     share of texts that the model ended itself; that hold a de-identification mark (XXXX, ___)
+    prior_words                      share of texts that mention an earlier film (emrrg_core.text.labeler); none was given
+    bleu4, rouge_l, cider            against the film's own report, where it has one; `…_truncated`: with references cut as the released code
+                                     cuts them (--cleaning)
+    chexbert_f1, chexbert_f1_five    likewise, by RadEval 2, where it and its weights are on disk (--radeval; docs/training.md), of the texts as
+    radgraph_f1, ratescore           written: micro-F1 of CheXbert's 14 and of 5 labels, RadGraph-XL F1 (partial), RaTEScore; else a `reason`
+Scores of what is read:
+    as_read                          share of drafts that state and deny exactly what was read, on the same side
+    calibration_error                expected calibration error of all probabilities, in ten bins, where labels are known
+    denied_wrongly                   share of the findings that films have which their drafts deny
+Does the draft depend on the film?
     blank_drop, noise_drop           nats a token that the draft loses under a grey film, and under noise; on --paths films
-    gate                             mean |gate| a token
-Does the map mean something (train/maps.py)?
-    map_correlation                  between sentences of the Findings about different findings, the mean of a draft; `…_stated`, `…_denied`: of
-                                     two sentences that both state, or both deny
-    mask_share_over_chance           of sentences about the lungs: share of the map inside the lung mask, over the mask's share of the film
-    pointing                         the map of the first sentence that states a finding peaks in a box of it; a draft that does not state it
-                                     misses. `pointing_stated`: of drafts that state it. `pointing_evidence`: what the finding's logit is made of,
-                                     stated or not. `pointing_chance`: the boxes' share of the film. By finding too, with `named_…`
-    zones                            of the lungs' zones in which two radiologists agree (Brixia): read as they do. `zones_named`: of those that
-                                     the draft names, both saw something. `zones_present`: both saw something, whatever is named
-    deletion_drop                    nats that the first abnormal sentence loses when the top tenth of its map is hidden from the hybrid layers,
-                                     filled from its surroundings, less the mean loss over other places of the same shape;
-                                     `deletion_log_odds`: how much more the log odds of its finding fall;
-                                     `deletion_falls`: the finding's probability then falls below its threshold, `…_elsewhere`: with another place
-The source `simulated` is real normal films of this split with a finding drawn on them (emrrg_core.films.synthetic_findings): there `found`
-is the share of
-drafts that state it, `side` the share of right sides among drafts that name one, `pointing` is over drafts that state it, and `false_alarms`
-is the share of the same films, before anything was drawn, whose drafts state such a finding.
-Beside the scores stand the `seconds` of the whole run and, by section, `seconds_of` it.
+    gate                             mean |gate| of a token
+Do the maps mean something (train/maps.py)?
+    map_correlation                  between sentences of the Findings about different findings, mean over a draft's pairs; `…_stated`, `…_denied`:
+                                     both sentences state, or both deny
+    mask_share_over_chance           for sentences about the lungs: share of the map inside the lung mask, over the mask's share of the film
+    pointing                         the map of the first sentence that states a finding peaks in a box of it; a draft that does not state the
+                                     finding misses. `pointing_stated`: only drafts that state it. `pointing_evidence`: the map of the
+                                     finding's logit, stated or not. `pointing_chance`: the boxes' share of the film. By finding too, with
+                                     `named_…`
+    zones                            share of the lungs' zones on which two radiologists agree (Brixia) that are read as they do. `zones_named`: of
+                                     the zones that the draft names, share in which both saw something. `zones_present`: share of all zones in
+                                     which both saw something
+    deletion_drop                    nats that the first abnormal sentence loses when the top tenth of its map is hidden from the hybrid layers and
+                                     filled from its surroundings, less the mean loss with other places of the same shape hidden
+                                     `deletion_log_odds`: likewise for the log odds of its finding
+                                     `deletion_falls`: the finding then falls below its threshold; `…_elsewhere`: with another place hidden
+The source `simulated` holds real normal films of this split with a finding drawn on them (emrrg_core.films.synthetic_findings): `found` is the share
+of drafts that state it, `side` the share of right sides among drafts that name one, `pointing` is over drafts that state it, and `false_alarms` is
+the share of the same films without the drawing whose drafts state such a finding.
+The card ends with the `seconds` of the whole run, and `seconds_of` each section.
 """
 
 import argparse
@@ -648,32 +650,36 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument(
-        "--films", type=Path, nargs="+", required=True, help="one or more files; `overall` is of the first one's films"
+        "--films", type=Path, nargs="+", required=True, help="one or more files; `overall` covers the first"
     )
-    parser.add_argument("--radiologists", type=Path, help="what radiologists read in some of the films")
+    parser.add_argument("--radiologists", type=Path, help="radiologists' readings of some of the films")
     parser.add_argument("--split", default="val")
     parser.add_argument(
         "--reports",
         type=Path,
-        help="report texts for the baselines; default: reports.jsonl beside the first films, if there",
+        help="report texts for the baselines; default: reports.jsonl beside the first films, if it exists",
     )
     parser.add_argument("--limit", type=int, default=0, help="at most this many films, the same share of every source")
-    parser.add_argument("--paths", type=int, default=PATHS, help="films drafted again with parts of them exchanged")
-    parser.add_argument("--deletions", type=int, default=60, help="drafts whose map is tested by hiding places")
-    parser.add_argument("--neighbours", type=int, default=1000, help="training films among which the nearest is sought")
+    parser.add_argument("--paths", type=int, default=PATHS, help="how many films are drafted again for `paths`")
+    parser.add_argument(
+        "--deletions", type=int, default=60, help="how many drafts are tested by hiding the top of a map"
+    )
+    parser.add_argument(
+        "--neighbours", type=int, default=1000, help="how many training films are searched for the nearest one"
+    )
     parser.add_argument(
         "--beside",
         type=Path,
         action="append",
         default=[],
-        help="another checkpoint whose drafts are judged as a baseline under its folder's name, projector-only tuning for instance "
+        help="another checkpoint, scored as a baseline under its folder's name, such as projector-only tuning "
         "(train.finetune --design projector); may be given more than once",
     )
     parser.add_argument(
         "--cleaning",
         choices=[*DATASETS, AS_WRITTEN],
-        help="the released code's rule for references and drafts, and how far it truncates references: 60 tokens for iu_xray, 100 for the "
-        "others; none leaves texts as they are. Default: the set that all films come from, by their source, else iu_xray",
+        help="clean references and drafts, and truncate references, as the released code does for this data set: 60 tokens for iu_xray, 100 for "
+        "the others; none leaves texts as they are. Default: the data set that all films come from, else iu_xray",
     )
     parser.add_argument(
         "--radeval",

@@ -1,12 +1,12 @@
-"""Fits the detector of chest films (`emrrg_core.films.film_check`) to a checkpoint, and measures it.
+"""Fits the detector of chest films (`emrrg_core.films.film_check`) to a checkpoint, and measures its errors.
 
     python -m train.film_check --checkpoint assets/checkpoints/small --films FILMS.jsonl --out assets/checkpoints/small/looks.safetensors \\
         [--others FILE...] [--docs docs/refusals.md]
 
-Fitted on films of the split `train`, turned and mirrored, on the lateral films of any split, and on images drawn by `train.negative_images`. Limits
-are set on one half of the patients of the split `val` and on drawn images of other seeds; every rate is of the other half, and of real images
-that are no chest film and that nothing was fitted to: those that come with pydicom, matplotlib and Gradio, and the files named by --others.
-The table goes between the markers `<!-- looks -->` of the document.
+The detector is fitted on films of the split `train`, turned and mirrored, on the lateral films of any split, and on images drawn by
+`train.negative_images`. Its limits are set on one half of the patients of the split `val` and on images drawn with other seeds. Its errors are
+measured on the other half, and on real images that are no chest films and were never fitted to: those that come with pydicom, matplotlib and
+Gradio, and the files named by --others. The table goes between the markers `<!-- looks -->` of the document.
 """
 
 import argparse

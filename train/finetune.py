@@ -1,12 +1,15 @@
-"""EMRRG: adapters, projector and hybrid layers learn to write what the film shows, beside a frozen language model (docs/method.md 3–5).
+"""Teaches EMRRG to write what a film shows: trains adapters, projector and hybrid layers beside a frozen language model (docs/method.md 3–5).
 
-    python -m train.finetune --recipe train/recipes/small.toml --films FILMS.jsonl FILMS_MORE.jsonl --radiologists RADIOLOGISTS.jsonl \
+    python -m train.finetune --recipe train/recipes/small.toml --films FILMS.jsonl FILMS_MORE.jsonl --radiologists RADIOLOGISTS.jsonl \\
         --teacher runs/teacher --start runs/tower --out runs/finetune
 
-Two kinds of recipe. With disease queries ([model] queries) the tower comes from train.tower, and a film teaches by what is read in it: its findings
-are calibrated first, stand among the keys and values of the hybrid layers, and are told as a report, anew at every step (train/report_templates.py);
-for a share of the films they are made up, so that the words are learned from the finding tokens and not from what usually goes together.
-Without queries, as in the published method, a film's own report is learned, or a matching one of REPORTS.jsonl.
+There are two kinds of recipe.
+
+With disease queries ([model] queries) the tower comes from train.tower. First its findings are calibrated. Then, at every step, the findings that it
+reads in a film become finding tokens for the hybrid layers and a report in words (train/report_templates.py), which the model learns to write. For
+a share of the films the findings are made up, so that the model learns to follow the finding tokens rather than what usually goes together.
+
+Without queries, as in the published method, the model learns the film's own report, or a text of REPORTS.jsonl that agrees with its labels.
 """
 
 import argparse
@@ -450,27 +453,31 @@ def _parser() -> argparse.ArgumentParser:
         "--variant", help="a section [variants.NAME] of the recipe, whose settings replace those of [model]"
     )
     parser.add_argument(
-        "--design", choices=[*DESIGNS], help="train what a row of the paper's ablation trains, not what the recipe says"
+        "--design",
+        choices=[*DESIGNS],
+        help="train the parameters of a row of the paper's ablation instead of the recipe's",
     )
-    parser.add_argument("--section", default="finetune", help="the section of the recipe that says how to train")
+    parser.add_argument("--section", default="finetune", help="section of the recipe with the training settings")
     parser.add_argument(
-        "--begin", type=Path, help="folder of an earlier run of this program, to begin with what it has trained"
+        "--begin", type=Path, help="folder of an earlier run of this program whose trained weights to start from"
     )
     parser.add_argument(
-        "--language", type=Path, help="weights of an earlier checkpoint whose report language it begins with"
+        "--language", type=Path, help="weights of an earlier checkpoint whose report language to start from"
     )
     parser.add_argument("--films", type=Path, nargs="+", required=True)
-    parser.add_argument("--radiologists", type=Path, help="what radiologists read in some of the films")
-    parser.add_argument("--teacher", type=Path, help="folder of train.teacher, which says where lungs are")
+    parser.add_argument("--radiologists", type=Path, help="radiologists' readings of some of the films")
+    parser.add_argument(
+        "--teacher", type=Path, help="folder of train.teacher: readings for films without labels or lung masks"
+    )
     parser.add_argument(
         "--reports", type=Path, help="report texts for films without their own; for recipes without queries"
     )
     parser.add_argument(
-        "--start", type=Path, required=True, help="folder with the tower: of train.tower, pretrain, align or convert"
+        "--start", type=Path, required=True, help="folder with the tower, from train.tower, pretrain, align or convert"
     )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"))
-    parser.add_argument("--workers", type=int, default=0, help="processes that decode films, the first time")
+    parser.add_argument("--workers", type=int, default=0, help="processes that decode the films on the first run")
     parser.add_argument("--language-model", default=None)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     return parser

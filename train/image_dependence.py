@@ -1,14 +1,12 @@
-"""Calibrates *Is it looking?*: how far drafts move under what is not their film, beside texts that were written for another film.
+"""Calibrates *Is it looking?*: measures how much drafts depend on their film, beside texts that were written for another film.
 
     python -m train.image_dependence --checkpoint assets/checkpoints/small --films FILMS.jsonl --split val [--limit N] [--json]
 
-Every film of the split is drafted, and the draft is read under its own film, under the three stand-ins of `emrrg_core.explain.heat_map` and under one
-other film of the split. As on the screen, a stand-in takes the film's place before the hybrid layers and not in the prompt. A text read under
-another film plays the draft that is not of its film: how far it moves is what it loses from *that* film to the stand-ins. The best threshold on the
-mean of the three is the one that tells the two kinds apart best (Youden's J: share of drafts above it less share of other films' texts above it); it
-goes, rounded, into `emrrg_core.explain.faithfulness.BARELY`. Texts that fit most films, as those of normal films do, look alike in both kinds:
-that J stays
-below 1 is no fault of the test.
+Every film of the split is drafted. Then the draft is scored under its own film, under the three stand-ins of `emrrg_core.explain.faithfulness`, and
+under another film of the split. As on the screen, a stand-in replaces the film for the hybrid layers, not in the prompt. A draft under another film
+plays a text that does not belong to its film; what it loses is counted from that other film to the stand-ins. The best threshold on the mean of the
+three separates the two kinds best (Youden's J: share of drafts above it less share of foreign texts above it). Rounded, it is
+`emrrg_core.explain.faithfulness.BARELY`. J stays below 1 because the texts of normal films fit most films.
 """
 
 import argparse

@@ -1,16 +1,16 @@
-"""The one training loop, from a laptop to a cluster: accelerate places the model, computes in bfloat16 where that pays, accumulates and clips.
+"""The training loop of every stage. accelerate places the model, uses bfloat16 where that is faster, accumulates and clips gradients.
 
-A step is `Run.batch` films in all, whoever computes them: every process takes as many parts of it as gradients are accumulated. The parts' losses
-add up to the loss of the step, so one process and many learn the same. Everything random in step n comes from (seed, n), so a resumed run draws
-exactly what an unbroken one would.
+A step is `Run.batch` films over all processes. Every process takes as many parts of it as gradients are accumulated. The losses of the parts add up
+to the loss of the step, so one process and many learn the same. All random numbers of step n come from (seed, n), so a resumed run draws the same
+films as one that was never stopped.
 
     out/
-        run.json            settings, processes, precision
-        log.csv             a row a step
-        scores.jsonl        a row each time `after` was called
-        last.pt             what was trained, with the optimizer's state: goes on from here
-        best.safetensors    what was trained, when `Run.select` was highest
-        tensorboard/        where `Run.tensorboard` asks for it
+        run.json            settings, number of processes, precision
+        log.csv             a row for each step
+        scores.jsonl        a row for each call of `after`
+        last.pt             the trained weights and the optimizer's state, to resume from
+        best.safetensors    the trained weights with the highest `Run.select`
+        tensorboard/        if `Run.tensorboard` is set
 """
 
 import csv
@@ -246,7 +246,7 @@ def train(
     base = [group["lr"] for group in optimizer.param_groups]
     deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
     if deepspeed and accelerator.state.deepspeed_plugin.zero_stage == 3:
-        raise ConfigError("ZeRO-3 takes weights away that the hybrid decoder uses between layers: train with fsdp.yaml")
+        raise ConfigError("ZeRO-3 removes weights that the hybrid decoder needs between layers: train with fsdp.yaml")
     if deepspeed:  # which clips and accumulates by itself: it is told what the recipe says
         accelerator.state.deepspeed_plugin.deepspeed_config.update(
             train_micro_batch_size_per_gpu=run.batch // count,
@@ -272,7 +272,9 @@ def train(
             with accelerator.accumulate(lesson):
                 loss, numbers = lesson(part)
                 names = list(numbers)
-                row = torch.stack([torch.as_tensor(n, device=accelerator.device) for n in (loss.detach(), *numbers.values())])
+                row = torch.stack(
+                    [torch.as_tensor(n, device=accelerator.device) for n in (loss.detach(), *numbers.values())]
+                )
                 rows.append(accelerator.gather(row.float().unsqueeze(0)).cpu())
                 total += rows[-1][:, 0].sum().item()
                 # known in every process at once, before any gradient: none waits for one that has given up
@@ -340,7 +342,7 @@ def _accelerator(run: Run) -> Accelerator:
 def _require_finite(what: str, value: float, step: int, out: Path) -> None:
     if not math.isfinite(value):
         raise DivergedError(
-            f"The {what} of step {step} is non-finite ({value}), so training stopped: what {out} held before is whole. "
+            f"The {what} of step {step} is non-finite ({value}), so training stopped. What was saved in {out} is intact. "
             "Look at the films of that step, or take lower learning rates or a longer warm-up in another folder."
         )
 

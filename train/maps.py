@@ -1,4 +1,4 @@
-"""Whether the map of a sentence means something: other findings, other places; does it lie on what it speaks of; does it matter.
+"""Tests the map of a sentence: do maps of different findings differ, do they lie on the finding, and does hiding the place change the sentence?
 
 n films · g patches along a side
 """

@@ -1,4 +1,4 @@
-"""How well a score tells films apart, by source and by projection."""
+"""Balanced accuracy and area under the curve, also by source and by projection."""
 
 from collections.abc import Sequence
 

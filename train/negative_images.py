@@ -1,6 +1,6 @@
-"""Images that are no chest film, drawn from a seed, for the detector of `train.film_check` to learn what to refuse.
+"""Draws images that are no chest films, from a seed. `train.film_check` learns from them what to refuse.
 
-No one's film is in them, but for `jigsaw`, which cuts a chest film in tiles.
+No patient's film is in them, except in `jigsaw`, which cuts a chest film into tiles.
 """
 
 from collections.abc import Callable

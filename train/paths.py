@@ -1,20 +1,20 @@
-"""Which path carries a draft: films are drafted again with a part of what the language model sees taken away or from another film.
+"""Measures which path carries a draft: drafts films again with a part of the input removed, or replaced by another film's.
 
     own                 nothing is changed
-    gates_zero          every gate is shut: the language model without the hybrid layers' look
+    gates_zero          every gate is shut: the hybrid layers add nothing
     hybrid_other        the hybrid layers see another film: its patches and its findings
-    prompt_other        another film stands in the prompt; of a model whose prompt holds no film that changes nothing, and is not written again
-    patches_other       the hybrid layers see the patches of another film beside the film's own findings
-    findings_other      and the other way round
+    prompt_other        the prompt holds another film. If the prompt holds no film, nothing changes, and the draft is not written again
+    patches_other       the hybrid layers see another film's patches and the film's own findings
+    findings_other      the hybrid layers see another film's findings and the film's own patches
     findings_withheld   the hybrid layers see the patches only
 
-The other film is of the other kind: abnormal for a normal one and the reverse, of the same source where that has both.
-Of each change:
-    labels_kept               share of drafts that state the same labels as the film's own draft (abnormal without a label is a label here)
-    labels_of_other           share that state the same as the other film's own draft
-    normal_balanced_accuracy  of the new drafts, against what is known of the film itself
-    flips                     share that call the film normal where its own draft calls it abnormal, or the reverse
-    nats                      a token, that the film's own draft loses when it is read under the change
+The other film is abnormal for a normal film, and normal for an abnormal one; it comes from the same source where that has both kinds.
+Scores of each change:
+    labels_kept               share of drafts that state the same labels as the film's own draft (an abnormality without a label counts as a label)
+    labels_of_other           share of drafts that state the same labels as the other film's own draft
+    normal_balanced_accuracy  normal or abnormal, as the new drafts say, against the film's own labels
+    flips                     share of drafts that change from abnormal to normal or back
+    nats                      how much less likely the film's own draft becomes, in nats a token
 """
 
 import contextlib

@@ -1,10 +1,9 @@
-"""Stage 1: the tower learns what comes next of a film, cluster by cluster, from films alone (docs/method.md 2.1), and is then made
-the next stage's (2.2).
+"""Stage 1: teaches the tower to predict the next cluster of patches, from films alone (docs/method.md 2.1), and converts it for the next stage (2.2).
 
     python -m train.pretrain --recipe train/recipes/pretrain.toml --films FILMS.jsonl --out runs/pretrain
 
-`--section` names the part of the recipe: `pretrain` is for a laptop, `base` and `large` are the published settings. Labels and reports are not read.
-Writes tower.safetensors and config.json, which the next stages start from. docs/pretraining.md says more.
+`--section` names a section of the recipe: `pretrain` is for a laptop, `base` and `large` are the published settings. Labels and reports are not
+used. Writes tower.safetensors and config.json, from which the next stages start. See docs/pretraining.md.
 """
 
 import argparse
@@ -112,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--films", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"))
-    parser.add_argument("--workers", type=int, default=0, help="processes that decode films, the first time")
+    parser.add_argument("--workers", type=int, default=0, help="processes that decode the films on the first run")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)

@@ -1,4 +1,4 @@
-"""What is read of each finding, and what drafts deny, against what is known.
+"""Scores what is read of each finding, and what drafts deny, against the labels.
 
 n films · f findings, in the order of finding_tokens.NAMES
 """

@@ -1,7 +1,8 @@
-"""Tells findings as a report, as radiologists write: what the finding tokens say, no more and no less.
+"""Writes findings as a report in the words of radiologists: exactly what the finding tokens say.
 
-Few films come with their own report. What is read of the others is put into words here, anew at every step: first what is present, then what may
-be denied, in the order of finding_tokens.NAMES. What is open or not assessed is not spoken of. The wordings are in report_templates.toml.
+Few films come with their own report. For the others, what is read is put into words here, with other wordings at every step: first what is present,
+then what may be denied, in the order of finding_tokens.NAMES. Findings that are open or not assessed are left out. The wordings are in
+report_templates.toml.
 """
 
 import re

@@ -1,7 +1,7 @@
-"""What is known of every training film: labels, places, zones, lungs, drawings; and what the teacher read where nobody knows.
+"""Collects the training targets of a film: labels, places, zones, lungs and drawings, and the teacher's readings where there is no label.
 
-A label is a probability: where NIH's text mining and a radiologist disagree it lies between. A name that is missing is unknown, and no loss counts
-it.
+A label is a probability: where NIH's text mining and a radiologist disagree, it lies between 0 and 1. A label that is missing is unknown, and no
+loss counts it.
 """
 
 import contextlib

@@ -1,12 +1,12 @@
-"""What an earlier checkpoint reads in every training film, kept in a file: the one tower learns new findings without losing the old ones.
+"""Stores what an earlier checkpoint reads in every training film, so that the tower can learn new findings without losing the old ones.
 
     git show 0ae5197:assets/checkpoints/small/model.safetensors > runs/november.safetensors
     python -m train.teacher --weights runs/november.safetensors --films FILMS.jsonl FILMS_MORE.jsonl --out runs/teacher
 
 The checkpoint of November 2026 read a film with four networks: three convolutional stems for the labels, and a tower for places. Its third stem
-reads as well alone; it is where the tower starts (train/tower.py), and its readings of labels and the old tower's of places are targets for films
-whose label or place is not known (distillation, Hinton et al. 2015, arXiv 1503.02531). Both learned from the same training films; nothing is read
-in validation films.
+alone reads nearly as well as all three, so our tower starts from it (train/tower.py). Its labels and the old tower's places are targets for films
+whose label or place is unknown (distillation, Hinton et al. 2015, arXiv 1503.02531). Both networks learned from the same training films.
+Validation films are not read.
 """
 
 import argparse
@@ -123,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--films", type=Path, nargs="+", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"))
-    parser.add_argument("--workers", type=int, default=0, help="processes that decode films, the first time")
+    parser.add_argument("--workers", type=int, default=0, help="processes that decode the films on the first run")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)

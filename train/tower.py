@@ -1,12 +1,11 @@
-"""Teaches the one tower to see: findings, where they lie, and the lungs' borders (stage 1 of AM-MRG, docs/method.md 8.1, on a stem that knows films).
+"""Teaches the tower to read findings, where they lie, and the borders of the lungs (stage 1 of AM-MRG, docs/method.md 8.1, on a pretrained stem).
 
-    python -m train.tower --recipe train/recipes/small.toml --films FILMS.jsonl FILMS_MORE.jsonl --radiologists RADIOLOGISTS.jsonl \
+    python -m train.tower --recipe train/recipes/small.toml --films FILMS.jsonl FILMS_MORE.jsonl --radiologists RADIOLOGISTS.jsonl \\
         --teacher runs/teacher --start runs/teacher --out runs/tower
 
---start is a stem that has learned without labels what makes a film itself (train.contrast), or the third stem of the November checkpoint
-(train.teacher), which went that way and then learned labels: the heads begin with what it read. --teacher holds what that checkpoint read: where
-nobody knows, its readings are learned, so that a new finding does not cost an old one. Every step mixes the sources, and inside a source the
-findings. What is unknown of a film is left out of the loss.
+--start is a folder with a stem: of train.contrast, or of train.teacher, whose stem has learned labels too; then the heads start from these.
+--teacher is a folder of train.teacher. Its readings are targets where a label is unknown, so that new findings do not displace old ones. Every step
+mixes the sources, and within a source the findings. What is unknown of a film is left out of the loss.
 """
 
 import argparse
@@ -414,17 +413,17 @@ class _Key:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", type=Path, required=True)
-    parser.add_argument("--section", default="tower", help="the section of the recipe that says how to train")
+    parser.add_argument("--section", default="tower", help="section of the recipe with the training settings")
     parser.add_argument("--films", type=Path, nargs="+", required=True)
-    parser.add_argument("--radiologists", type=Path, help="what radiologists read in some of the films")
-    parser.add_argument("--teacher", type=Path, help="folder of train.teacher")
+    parser.add_argument("--radiologists", type=Path, help="radiologists' readings of some of the films")
+    parser.add_argument("--teacher", type=Path, help="folder of train.teacher: readings for films without labels")
     parser.add_argument(
         "--start", type=Path, required=True, help="folder with a stem, of train.contrast or train.teacher"
     )
-    parser.add_argument("--leave-out", nargs="*", default=[], help="sources that are not learned, to be judged as other hospitals")  # fmt: skip
+    parser.add_argument("--leave-out", nargs="*", default=[], help="sources to keep out of training, as other hospitals to test on")  # fmt: skip
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"))
-    parser.add_argument("--workers", type=int, default=0, help="processes that decode films, the first time")
+    parser.add_argument("--workers", type=int, default=0, help="processes that decode the films on the first run")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
