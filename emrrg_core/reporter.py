@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,8 +30,8 @@ from emrrg_core.films.film_check import Detector, FilmCheck
 from emrrg_core.model import checkpoint as checkpoints
 from emrrg_core.model.disease_queries import Seen
 from emrrg_core.model.emrrg import Emrrg, FilmTokens
+from emrrg_core.model.engine import Engine
 from emrrg_core.model.finding_tokens import Finding, Presence, finding_maps, ratios_of
-from emrrg_core.model.generation import stream as write_stream
 from emrrg_core.model.language_model import LanguageModel
 from emrrg_core.model.parameter_count import Counts, count
 from emrrg_core.model.proposals import Phrasebook, Proposer
@@ -44,6 +44,16 @@ Progress = Callable[[int, int], None]  # (readings done, readings in all)
 _TOGETHER = 8  # readings of a draft at once: more would cost memory
 
 DEFAULT_CHECKPOINT = Path(__file__).resolve().parent.parent / "assets" / "checkpoints" / "small"
+
+
+@dataclass(frozen=True)
+class _Noted:
+    """What was made of the films before the first word."""
+
+    read: tuple[Finding, ...] | None
+    ratio: float | None
+    checks: Sequence[FilmCheck]
+    at: float  # when, by time.perf_counter
 
 
 class Reporter:
@@ -59,8 +69,9 @@ class Reporter:
         proposer: Proposer | None = None,
         share_cores: bool = False,
     ) -> None:
-        self._model, self.names, self._cautions, self._share_cores = model, names, tuple(cautions), share_cores
+        self._model, self.names, self._cautions = model, names, tuple(cautions)
         self._detector, self._proposer = detector, proposer
+        self._engine = Engine(model, use_free_cores if share_cores else lambda: None)
 
     @classmethod
     def load(
@@ -132,8 +143,7 @@ class Reporter:
         if self._detector is None:
             return None
         images = torch.from_numpy(self._images([film])).unsqueeze(0).to(self._model.llama_proj.weight.device)
-        with torch.inference_mode():
-            return self._looks(self._model.see(images).tokens)[0]
+        return self._engine.run(lambda: self._looks(self._model.see(images).tokens)[0])
 
     def _looks(self, tokens: torch.Tensor) -> list[FilmCheck]:
         """Of what the model saw of each film; empty without a detector."""
@@ -158,28 +168,27 @@ class Reporter:
                 f"A study may have at most {MOST_FILMS} films here; {len(films)} were given. Leave some out."
             )
         records = tuple(_record(film) for film in films)
-        self._settle_in()
         begun = time.perf_counter()
         images = torch.from_numpy(self._images(films)).unsqueeze(1).to(self._model.llama_proj.weight.device)
-        with torch.inference_mode():
+        noted: list[_Noted] = []
+
+        def see() -> FilmTokens:
             seen = self._model.see(images)  # each film as a study of its own, so that each has its own maps
             film = self._model.project(seen.study())
-            looks = self._looks(seen.tokens)
-        read = with_maps_of(film.findings[0], seen) if film.findings else None
-        ratio = ratio_of(films, seen)
-        encoded = time.perf_counter()
+            read = with_maps_of(film.findings[0], seen) if film.findings else None
+            noted.append(_Noted(read, ratio_of(films, seen), self._looks(seen.tokens), time.perf_counter()))
+            return film
+
         writing: Writing | None = None
-        for (writing,) in write_stream(self._model, film, decoding, self._proposer):
-            yield self._draft(writing, records, read, ratio, decoding, partial=True)
+        for writing in self._engine.stream(see, decoding, self._proposer):
+            yield self._draft(writing, records, noted[0], decoding, partial=True)
         if writing is not None:
-            now = time.perf_counter()
-            timings = {"encode": encoded - begun, "write": now - encoded, "total": now - begun}
-            warnings = (*self._cautions, *_film_warnings(films, looks))
-            if ratio is not None and read:
-                warnings += tuple(_heart_warnings(films, read))
-            yield self._draft(
-                writing, records, read, ratio, decoding, partial=False, timings=timings, warnings=warnings
-            )
+            now, (note,) = time.perf_counter(), noted
+            timings = {"encode": note.at - begun, "write": now - note.at, "total": now - begun}
+            warnings = (*self._cautions, *_film_warnings(films, note.checks))
+            if note.ratio is not None and note.read:
+                warnings += tuple(_heart_warnings(films, note.read))
+            yield self._draft(writing, records, note, decoding, partial=False, timings=timings, warnings=warnings)
 
     # -- did the film matter? -----------------------------------------------------------------------------------------
 
@@ -276,12 +285,7 @@ class Reporter:
         counted = tuple(sum(not token.forced for token in draft.tokens[span]) for span in spans)
         return Rescored(before, readings.pop() if readings else before, counted)
 
-    def _settle_in(self) -> None:
-        if self._share_cores:
-            use_free_cores()
-
     def _check(self, films: Sequence[Film], draft: Draft) -> None:
-        self._settle_in()
         if sorted(film.sha256 for film in films) != sorted(film.sha256 for film in draft.films):
             raise FilmError("These are not the films that this draft was written about: choose those, or draft again.")
         if any(draft.model.get(key) != self.names.get(key) for key in ("checkpoint_sha256", "language_model_sha256")):
@@ -297,8 +301,11 @@ class Reporter:
     def _encode(self, studies: Sequence[np.ndarray]) -> FilmTokens:
         """What the language model may see of each study (views, 3, s, s)."""
         device = self._model.llama_proj.weight.device
-        with torch.inference_mode():  # one by one: of any number of views
-            return FilmTokens.join([self._model.encode(torch.from_numpy(study)[None].to(device)) for study in studies])
+
+        def see(study: np.ndarray) -> FilmTokens:
+            return self._engine.run(lambda: self._model.encode(torch.from_numpy(study)[None].to(device)))
+
+        return FilmTokens.join([see(study) for study in studies])  # one by one: of any number of views
 
     def _read(
         self,
@@ -323,8 +330,9 @@ class Reporter:
             seen = seen.exchanged(seen.select([0] * len(seen)), prompt=True)
         for start in range(0, len(seen), _TOGETHER):
             some = range(start, min(start + _TOGETHER, len(seen)))
-            with torch.inference_mode():
-                log_probs = self._model.log_probs(seen.select(some), ids.expand(len(some), -1), first=first)
+            log_probs = self._engine.run(
+                lambda some=some: self._model.log_probs(seen.select(some), ids.expand(len(some), -1), first=first)  # type: ignore[misc]
+            )
             found[some.start : some.stop] = (log_probs.double() * chosen)[:, first:].cpu().numpy()
             if progress:
                 progress(some.stop, len(seen))
@@ -336,8 +344,7 @@ class Reporter:
         self,
         writing: Writing,
         films: tuple[FilmRecord, ...],
-        read: tuple[Finding, ...] | None,
-        ratio: float | None,
+        noted: _Noted,
         decoding: DecodeConfig,
         *,
         partial: bool,
@@ -347,7 +354,7 @@ class Reporter:
         findings, impression, sentences = sections(writing, partial=partial)
         if not partial:
             warnings = (*warnings, *_warnings(writing, findings, impression, len(films), decoding))
-            warnings += tuple(differences(read, sentences)) if read is not None else ()
+            warnings += tuple(differences(noted.read, sentences)) if noted.read is not None else ()
         return Draft(
             findings=findings,
             impression=impression,
@@ -362,8 +369,8 @@ class Reporter:
             decoding=decoding.to_dict(),
             finished=writing.finished,
             closed=writing.closed,
-            read=read,
-            ratio=ratio,
+            read=noted.read,
+            ratio=noted.ratio,
         )
 
 

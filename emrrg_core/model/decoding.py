@@ -130,7 +130,7 @@ class Vocabulary:
         return whole[sum(len(step.token.text) for step in steps) :]
 
 
-@dataclass
+@dataclass(eq=False)
 class Search:
     """The search for one film: its living beams and what has ended. Greedy search is that of one beam."""
 

@@ -8,7 +8,7 @@ stands as long as it is the one that the model itself would have written there; 
 changes how long a draft takes, and nothing else (speculative decoding: Stern et al. 2018, Leviathan et al. 2023).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 
@@ -32,7 +32,7 @@ def stream(model: Emrrg, film: FilmTokens, config: DecodeConfig, proposer: Propo
     """
     if model.training:
         raise RuntimeError("the model is in training mode; call eval() before drafting")
-    task = _Task(model, film, config, None if config.beams > 1 else proposer)
+    task = Task(model, film, config, None if config.beams > 1 else proposer)
     while not task.over:
         with torch.inference_mode():
             task.step()
@@ -47,7 +47,7 @@ def write(model: Emrrg, film: FilmTokens, config: DecodeConfig, proposer: Propos
     return result
 
 
-class _Task:
+class Task:
     """The drafts of a batch under way."""
 
     def __init__(self, model: Emrrg, film: FilmTokens, config: DecodeConfig, proposer: Proposer | None) -> None:
@@ -59,6 +59,33 @@ class _Task:
         with torch.inference_mode():
             self._inference = Inference(model, film)
         self._begun = False
+
+    def join(self, other: "Task") -> None:
+        """Go on with another's films too. Both must be greedy, under way, and of the same settings; films that have ended are left out of both."""
+        for task in (self, other):
+            alive = [i for i, search in enumerate(task.searches) if not search.over]
+            task.searches = [task.searches[i] for i in alive]
+            task._findings = tuple(task._findings[i] for i in alive)
+            task._most = [task._most[i] for i in alive]
+        self._inference.join(other._inference)
+        self.searches += other.searches
+        self._findings += other._findings
+        self._most += other._most
+
+    def drop(self, searches: Collection[Search]) -> None:
+        """Write no further for these."""
+        rows: list[int] = []
+        first = 0
+        for search in self.searches:
+            if search.over:
+                continue
+            if search not in searches:
+                rows += range(first, first + len(search.beams))
+            first += len(search.beams)
+        for search in searches:
+            search.over = True
+        if rows:
+            self._inference.rearrange(rows)
 
     @property
     def over(self) -> bool:

@@ -10,7 +10,7 @@ What is seen travels with the call (`visual=...`), not on a module: two requests
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -129,6 +129,15 @@ class Visual:
         """The samples at `rows` (n,), in that order."""
         kept = {i: (k.index_select(0, rows), v.index_select(0, rows)) for i, (k, v) in self.keys_values.items()}
         return replace(self, keys_values=kept, mask=None if self.mask is None else self.mask.index_select(0, rows))
+
+    @classmethod
+    def join(cls, some: Sequence["Visual"]) -> "Visual":
+        """The samples of several, one after the other. All must be of one model, with the same groups."""
+        first = some[0]
+        layers = {i: [one.keys_values[i] for one in some] for i in first.keys_values}
+        kept = {i: (torch.cat([k for k, _ in each]), torch.cat([v for _, v in each])) for i, each in layers.items()}
+        masks = [one.mask for one in some if one.mask is not None]
+        return replace(first, keys_values=kept, mask=torch.cat(masks) if masks else None, text=None, trace=None)
 
     def _batch(self) -> int:
         return next(iter(self.keys_values.values()))[0].shape[0] if self.keys_values else 0

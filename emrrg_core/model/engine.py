@@ -1,0 +1,148 @@
+"""Many readers, one model: drafts are written side by side, and whatever else needs the model takes its turn between two passes.
+
+One thread does all the computing. A draft that is asked for first sees its film, by arrival; then it joins those that are being written, and each
+pass of the language model goes on with all of them. A draft that ends or is given up leaves after the pass. Rows of a batch do not see each other:
+each attends to its own film and its own text (tests/test_engine.py).
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+import torch
+
+from emrrg_core.config import DecodeConfig
+from emrrg_core.model.decoding import Search
+from emrrg_core.model.emrrg import Emrrg, FilmTokens
+from emrrg_core.model.generation import Task
+from emrrg_core.model.proposals import Proposer
+from emrrg_core.model.writing import Writing
+
+T = TypeVar("T")
+
+
+@dataclass(eq=False)
+class _Request:
+    """Work that waits for its turn. answers: what it gave so far, an exception where it failed, and None at its end."""
+
+    begin: Callable[[], Any]
+    answers: "SimpleQueue[Any]" = field(default_factory=SimpleQueue)
+    given_up: bool = False
+
+
+@dataclass(eq=False)
+class _Drafting(_Request):
+    """A draft. begin gives what the language model may see of its film."""
+
+    config: DecodeConfig = field(default_factory=DecodeConfig)
+    proposer: Proposer | None = None
+    search: Search | None = None
+
+
+class Engine:
+    """The only one that computes with a model. May be asked from any number of threads."""
+
+    def __init__(self, model: Emrrg, before: Callable[[], object] = lambda: None) -> None:
+        """before: called in the computing thread before every piece of work."""
+        self._model, self._before = model, before
+        self._changed = threading.Condition()
+        self._waiting: deque[_Request] = deque()
+        self._under_way: list[tuple[Task, list[_Drafting]]] = []  # of one setting each
+        self._thread: threading.Thread | None = None
+
+    def stream(self, begin: Callable[[], FilmTokens], config: DecodeConfig, proposer: Proposer | None = None) -> Iterator[Writing]:  # fmt: skip
+        """Write about one study: the text so far after every pass. begin gives what is seen of it; it is called in the computing thread.
+
+        A caller that stops asking gives the draft up. What begin raises is raised here.
+        """
+        request = _Drafting(begin, config=config, proposer=proposer)
+        self._submit(request)
+        try:
+            while (answer := request.answers.get()) is not None:
+                if isinstance(answer, BaseException):
+                    raise answer
+                yield answer
+        finally:
+            request.given_up = True
+
+    def run(self, work: Callable[[], T]) -> T:
+        """Do a piece of work in its turn, and wait for what it gives."""
+        request = _Request(work)
+        self._submit(request)
+        (answer,) = request.answers.get()
+        if isinstance(answer, BaseException):
+            raise answer
+        result: T = answer
+        return result
+
+    def _submit(self, request: _Request) -> None:
+        with self._changed:
+            self._waiting.append(request)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="emrrg-engine", daemon=True)
+                self._thread.start()
+
+    def _work(self) -> None:
+        """Until nothing is left to do: one request that waits, then one pass of every draft under way."""
+        while True:
+            with self._changed:
+                request = self._waiting.popleft() if self._waiting else None
+                if request is None and not self._under_way:
+                    self._thread = None
+                    return
+            if request is not None and not request.given_up:
+                self._begin(request)
+            self._pass()
+
+    def _begin(self, request: _Request) -> None:
+        try:
+            self._before()
+            with torch.inference_mode():
+                given = request.begin()
+            if not isinstance(request, _Drafting):
+                request.answers.put((given,))
+                return
+            task = Task(self._model, given, request.config, request.proposer)
+            (request.search,) = task.searches
+            task.step()
+        except BaseException as error:
+            request.answers.put(error if isinstance(request, _Drafting) else (error,))
+            return
+        self._tell(request)
+        if task.over or request.given_up:
+            return
+        for known, drafts in self._under_way:
+            if (
+                request.config.beams == 1
+                and drafts[0].config == request.config
+                and drafts[0].proposer is request.proposer
+            ):
+                known.join(task)
+                drafts.append(request)
+                return
+        self._under_way.append((task, [request]))
+
+    def _pass(self) -> None:
+        for task, drafts in list(self._under_way):
+            try:
+                self._before()
+                task.drop([d.search for d in drafts if d.given_up and d.search is not None])
+                if not task.over:
+                    task.step()
+                for draft in drafts:
+                    self._tell(draft)
+            except BaseException as error:
+                for draft in drafts:
+                    draft.answers.put(error)
+                drafts.clear()
+            drafts[:] = [d for d in drafts if d.search is not None and not d.search.over]
+        self._under_way = [(task, drafts) for task, drafts in self._under_way if drafts]
+
+    def _tell(self, draft: _Drafting) -> None:
+        assert draft.search is not None
+        draft.answers.put(draft.search.writing())
+        if draft.search.over:
+            draft.answers.put(None)
