@@ -121,15 +121,6 @@ def test_any_program_that_speaks_http_can_call_as_the_page_says(server: Server) 
     assert found == read_report("No effusion.")
 
 
-def test_every_endpoint_stands_on_the_page() -> None:
-    page = PAGE.read_text(encoding="utf-8")
-    assert all(f"`/{name}`" in page for name in NAMES)
-    assert all(f'api_name="/{name}"' in page for name in NAMES)
-    assert all(f"`{kind}`" in page for kind in api.Format.__args__)
-    assert all(f"`{rule}`" in page for rule in api.Rule.__args__)
-    assert f"at most {api.MOST_TOKENS}" in page
-
-
 # ---------------------------------------------------------------------------------------------------------- what is offered
 
 

@@ -342,18 +342,3 @@ def test_two_processes_started_by_accelerate_do_what_one_does(films, tmp_path, c
     assert main([*given[1:], str(alone)]) == 3
     untimed = [[{**row, "timings": None} for row in rows(path)] for path in (alone, out)]
     assert untimed[0] == untimed[1]
-
-
-# ------------------------------------------------------------------------------------------------------- documentation
-
-
-def test_every_key_and_option_is_documented(capsys):
-    text = (ROOT / "docs" / "batch.md").read_text(encoding="utf-8")
-    assert batch.SCHEMA in text
-    for key in ("study", "files", "content", "error", "labels", "tokens"):
-        assert f"`{key}`" in text
-    with pytest.raises(SystemExit):
-        main(["batch", "--help"])
-    options = set(re.findall(r"--[a-z-]+", capsys.readouterr().out)) - {"--help"}
-    assert len(options) > 10
-    assert {option for option in options if option not in text} == set()

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import emrrg_core.reporter
 from emrrg_core import DecodeConfig, EmrrgError, Film, FilmError, Reporter
 from emrrg_core.explain.occlusion import Fill, retouched
 from emrrg_core.teaching.cases import QUESTION, CaseError, read_case, read_cases
@@ -38,7 +37,6 @@ from tests.rounding import additions, rounding
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = ROOT / "cases"
-DOCS = ROOT / "docs/teaching.md"
 
 # --- cases ------------------------------------------------------------------------------------------------------------
 
@@ -155,27 +153,6 @@ def test_the_shipped_cases_are_the_phantoms_that_they_say_they_are():
         assert case.findings.split() == drawn.findings.split()
         assert case.impression == drawn.impression
         assert case.points
-
-
-def test_the_documented_example_is_a_case_and_uses_every_key(folder):
-    (example,) = re.findall(r"```toml\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
-    for name in re.findall(r'"([\w-]+\.(?:png|dcm))"', example):
-        make_phantom(1, height=140, width=130).save_png(folder / name)
-    case = read_case(written(folder, example))
-    assert case.labels
-    assert case.points
-    assert case.question != QUESTION
-    assert case.impression
-    for key in (*COLUMNS[:9], "reference_sentences_missed", "bleu1", "rouge_l"):
-        assert f"`{key}`" in DOCS.read_text(encoding="utf-8"), "every column of the CSV is explained"
-
-
-@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL))
-def test_the_documented_python_runs_as_written(block, checkpoint, monkeypatch, capsys):
-    monkeypatch.setattr(emrrg_core.reporter, "DEFAULT_CHECKPOINT", checkpoint)
-    monkeypatch.chdir(ROOT)
-    exec(compile(block, "teaching.md", "exec"), {})
-    assert capsys.readouterr().out
 
 
 # --- a report beside the reference ------------------------------------------------------------------------------------
