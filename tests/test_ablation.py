@@ -175,7 +175,7 @@ def test_what_cannot_be_compared_is_refused(out, common, tmp_path, capsys):
         assert ablation.main(argv) == 2
         return capsys.readouterr().err
 
-    assert "no row called 'w'; choose of llm," in said([*common, "--rows", "x", "w"])
+    assert "no row called 'w'; choose from llm," in said([*common, "--rows", "x", "w"])
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(RECIPE.replace("steps = 2", "steps = 3"))
     assert "made with other settings (recipe)" in said(having(common, recipe=recipe))
