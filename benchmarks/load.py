@@ -65,6 +65,7 @@ def measure(repeats: int) -> dict[str, Any]:
             format="PNG",
             spacing=None,
             steps=(),
+            sha256=str(i),
             view=None,
         )
         for i in range(max(READERS))

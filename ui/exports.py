@@ -114,7 +114,7 @@ def make(name: str, state: SessionState, *, reader: "Reader | None" = None) -> s
     def pdf() -> bytes:
         return core().to_pdf(report, draft, images=key_images(state, draft), created=at)
 
-    def fhir(release: str) -> str:
+    def fhir(release: str) -> bytes:
         known = not any(draft.films[number].format == "DICOM" for number in state.missing)
         sources = core().origin(draft, files).images if known else []
         return core().diagnostic_report(
@@ -178,9 +178,8 @@ def _reduced(values: np.ndarray) -> np.ndarray:
     return np.asarray(image.resize(size, Image.Resampling.BOX)).clip(0)
 
 
-def pack(kind: Kind, body: str | bytes) -> str:
+def pack(kind: Kind, data: bytes) -> str:
     """A file for the browser to save."""
-    data = body.encode() if isinstance(body, str) else body
     return json.dumps({"name": kind.file, "type": kind.type, "body": base64.b64encode(data).decode()})
 
 

@@ -50,8 +50,8 @@ def diagnostic_report(
     subject: str | None = None,
     effective: str | None = None,
     issued: str | None = None,
-) -> str:
-    """A DiagnosticReport as JSON.
+) -> bytes:
+    """A DiagnosticReport as JSON, UTF-8.
 
     release    "R5" or "R4B"
     presented  the PDF of the same report, attached with its SHA-1 (what FHIR's Attachment.hash is)
@@ -100,7 +100,7 @@ def diagnostic_report(
                 "title": TITLE,
             }
         ]
-    return json.dumps(_checked(resource, RELEASES[release]), ensure_ascii=False, indent=2) + "\n"
+    return json.dumps(_checked(resource, RELEASES[release]), ensure_ascii=False, indent=2).encode() + b"\n"
 
 
 def _checked(resource: Mapping[str, Any], module: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import platform
 from importlib import metadata
 
 from emrrg_core.export import notice, version
-from emrrg_core.export.text import to_text
+from emrrg_core.export.text import plain
 from emrrg_core.report.draft import Draft
 from emrrg_core.report.report import Report
 
@@ -14,12 +14,12 @@ SCHEMA = "emrrg.export/1"
 LIBRARIES = ("torch", "transformers", "pydicom", "numpy")
 
 
-def to_json(report: Report, draft: Draft) -> str:
+def to_json(report: Report, draft: Draft) -> bytes:
     """One JSON object, indented, UTF-8 as it is; no time in it but those of the edits."""
     whole = {
         "schema": SCHEMA,
         "notice": notice(report),
-        "text": to_text(report),
+        "text": plain(report),
         "report": report.to_dict(),
         "draft": draft.to_dict(),
         "versions": {
@@ -28,4 +28,5 @@ def to_json(report: Report, draft: Draft) -> str:
             **{name: metadata.version(name) for name in LIBRARIES},
         },
     }
-    return json.dumps(whole, ensure_ascii=False, allow_nan=False, indent=2) + "\n"
+    text = json.dumps(whole, ensure_ascii=False, allow_nan=False, indent=2)
+    return text.encode(errors="backslashreplace") + b"\n"  # half a character becomes its escape, as JSON writes it
