@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import inspect
 import re
 import subprocess
 import sys
@@ -10,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import emrrg_core
-from ui import lazy
+from ui import gradio_internals, lazy
+from ui.gradio_internals import CHECKED_WITH
 
 ROOT = Path(__file__).resolve().parent.parent
 CORE = ROOT / "emrrg_core"
@@ -162,6 +164,60 @@ def test_screens_know_no_tensor_and_nothing_of_the_model_but_what_it_tells(path)
     told = {f"emrrg_core.model.{part}" for part in ("finding_tokens", "parameter_count", "threads", "writing")}
     inner = {dotted for dotted in used if dotted.startswith("emrrg_core.model")} - told
     assert not inner, f"the screens ask the reporter, not {sorted(inner)}"
+
+
+SCREENS = [path for path in sources() if name(path) == "app.py" or name(path).startswith("ui/")]
+# what is laid out, connected or served; all the rest of ui/ can be called without Gradio
+WITH_GRADIO = re.compile(
+    r"app\.py|ui/(about|api|handlers|gradio_internals)\.py|ui/(read|teach)/(__init__|layout|wiring)\.py"
+)
+INTERNALS = "ui/gradio_internals.py"
+LONGEST_FUNCTION = 80  # lines
+
+
+@pytest.mark.parametrize("path", SCREENS, ids=name)
+def test_view_functions_know_nothing_of_gradio(path):
+    knows = any(dotted.split(".")[0] == "gradio" for dotted in imports(path))
+    assert not knows or WITH_GRADIO.fullmatch(name(path)), "return names and values (ui/updates.py)"
+
+
+@pytest.mark.parametrize("path", [path for path in SCREENS if name(path) != INTERNALS], ids=name)
+def test_only_one_file_touches_the_insides_of_gradio(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert not {dotted for dotted in imports(path) if dotted.startswith("gradio.")}
+    used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    assert not used & {"state_holder", "session_data", "time_last_used", "fns", "default_config"}
+    private = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and re.match(r"_[a-z]", node.attr)
+        and not (isinstance(node.value, ast.Name) and node.value.id in ("self", "os"))
+    }
+    assert not private, f"private names of another: {sorted(private)}"
+    words = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    assert not words & {"/upload", "/deep_link", "/file="}, "Gradio's routes"
+
+
+def test_the_insides_of_gradio_were_checked_with_the_version_that_is_pinned():
+    pinned = re.search(r"^gradio==(\S+)$", (ROOT / "requirements.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    assert pinned
+    assert pinned[1] == CHECKED_WITH, "check each part of ui/gradio_internals.py again"
+    public = [made for made in vars(gradio_internals).values() if inspect.isfunction(made)]
+    mine = [made for made in public if made.__module__ == gradio_internals.__name__ and made.__name__[0] != "_"]
+    assert len(mine) >= 8
+    assert [made.__name__ for made in mine if made.__name__ not in (gradio_internals.__doc__ or "")] == []
+
+
+@pytest.mark.parametrize("path", SCREENS, ids=name)
+def test_no_function_of_the_screens_is_long(path):
+    long = [
+        (node.name, lines)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (lines := (node.end_lineno or 0) - node.lineno + 1) > LONGEST_FUNCTION
+    ]
+    assert long == []
 
 
 def test_the_names_that_screens_fetch_late_are_at_home_where_they_are_said_to_be():

@@ -258,10 +258,11 @@ echo "$@" >> "$LOG"
 while [ $# -gt 0 ]; do
     if [ "$1" = --out ]; then mkdir -p "$2"; fi
     if [ "$1" = --checkpoint ]; then checkpoint=$2; fi
-    if [ "$1" = train.film_check ]; then looks=1; fi
+    if [ "$1" = train.film_check ]; then made=looks.safetensors; fi
+    if [ "$1" = train.phrases ]; then made=phrases.json; fi
     shift
 done
-if [ -n "${looks:-}" ]; then touch "$checkpoint/looks.safetensors"; fi
+if [ -n "${made:-}" ]; then touch "$checkpoint/$made"; fi
 """
 
 
@@ -292,7 +293,7 @@ def test_the_one_command_runs_every_stage_once_with_options_that_it_has(command,
     asked = (tmp_path / "log").read_text().splitlines()
     modules = [line.split()[1] for line in asked]
     assert [m for i, m in enumerate(modules) if m not in modules[:i]] == [
-        f"train.{stage}" for stage in ("contrast", "tower", "finetune", "calibrate", "film_check", "evaluate")
+        f"train.{stage}" for stage in ("contrast", "tower", "finetune", "calibrate", "film_check", "phrases", "evaluate")
     ]
     sections = tomllib.loads(SHIPPED.read_text())
     for line in asked:

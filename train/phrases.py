@@ -29,7 +29,7 @@ from emrrg_core.model.proposals import Phrasebook
 from emrrg_core.text.labeler import LABELS
 from train.report_templates import SIZES, made_up
 
-BATCH = 64
+BATCH = 8
 
 
 def alone(name: str, others: Sequence[str], deniable: Sequence[str]) -> Iterator[tuple[Finding, ...]]:
@@ -83,7 +83,8 @@ def learn(model: Emrrg, count: int, seed: int = 0) -> Phrasebook:
             # what is known so far guesses the next ones
             texts = [w.text for w in write(model, film, DecodeConfig(), Phrasebook.learn(drafts, model.tokenizer))]
         drafts += list(zip(some, texts, strict=True))
-        print(f"{len(drafts)} of {len(findings)} drafts: {texts[-1]!r}", flush=True)
+        if not start % (16 * BATCH):
+            print(f"{len(drafts)} of {len(findings)} drafts: {texts[-1]!r}", flush=True)
     return Phrasebook.learn(drafts, model.tokenizer)
 
 
