@@ -1,0 +1,487 @@
+"""The view functions of the Read screen, called as its events call them, without a browser, a server or a model."""
+
+import base64
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import pytest
+
+from emrrg_core import Draft, EmrrgError, Film, Report, Sessions
+from emrrg_core.errors import FilmError
+from emrrg_core.explain.faithfulness import DependenceTest, Why
+from emrrg_core.report.session_store import SessionGoneError
+from tests import test_read as read_tests
+from tests.screen_events import Screen
+from ui.handlers import Handlers
+from ui.read import drafting, events, layout, maps, wiring
+from ui.read.context import Context
+from ui.session_state import SessionState
+from ui.updates import Change
+
+reporter, drafted, rg1, pictures, state = (  # fixtures
+    read_tests.reporter,
+    read_tests.drafted,
+    read_tests.rg1,
+    read_tests.pictures,
+    read_tests.state,
+)
+FINDINGS, OWN = read_tests.FINDINGS, read_tests.OWN
+TEST = DependenceTest(0.5, 0.6, 0.7, 0.1, 20)
+
+
+class Model:
+    """Stands in for the reporter: drafts our own words, or fails as it is told."""
+
+    def __init__(self, drafted: Callable[..., Draft]) -> None:
+        self._drafted = drafted
+        self.error: Exception | None = None  # raised after the first words
+        self.refused: FilmError | None = None
+        self.meanwhile: Callable[[], object] = lambda: None  # happens in the middle of the work
+
+    def check(self, film: Film, *, anyway: Any = ()) -> Film:
+        if self.refused and self.refused.rule not in anyway:
+            raise self.refused
+        return film
+
+    def stream(self, films: list[Film], decoding: Any) -> Iterator[Draft]:
+        yield self._drafted(films, findings=FINDINGS[:1], impression=())
+        self.meanwhile()
+        if self.error:
+            raise self.error
+        yield self._drafted(films)
+
+    def looking(self, films: list[Film], draft: Draft, *, progress: Callable[[int, int], None]) -> DependenceTest:
+        progress(1, 3)
+        self.meanwhile()
+        if self.error:
+            raise self.error
+        return TEST
+
+    def why(self, films: list[Film], draft: Draft, sentence: int, *, progress: Callable[[int, int], None]) -> Why:
+        progress(1, 9)
+        self.meanwhile()
+        return Why(sentence, -3.0, 2.0, (0.1, 0.2), (5,), 0)
+
+
+@pytest.fixture
+def model(drafted: Callable[..., Draft]) -> Model:
+    return Model(drafted)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Sessions:
+    return Sessions(tmp_path / "sessions")
+
+
+@pytest.fixture
+def loading() -> "Future[Any]":
+    return Future()
+
+
+@pytest.fixture
+def screen(model: Model, store: Sessions, loading: "Future[Any]", rg1: Path) -> Screen:
+    """The screen with a model that is loaded."""
+    loading.set_result(model)
+    return Screen(layout, wiring, Context(loading, lambda: rg1, lambda: store))
+
+
+@pytest.fixture
+def uploads(pictures: list[Path], tmp_path: Path) -> list[Path]:
+    """Two films as Gradio stores uploads, each in a folder of its own."""
+    found = []
+    for number, picture in enumerate(pictures[:2]):
+        (tmp_path / str(number)).mkdir()
+        found.append(Path(shutil.copy(picture, tmp_path / str(number) / "upload")))
+    return found
+
+
+def idle(shown: dict[str, Any]) -> bool:
+    """Whether the buttons say that no draft is under way."""
+    assert shown["stop"] == Change(interactive=not shown["write"]["interactive"])
+    assert shown["drop"]["interactive"] == shown["new_study"]["interactive"] == shown["write"]["interactive"]
+    return shown["write"]["interactive"]
+
+
+# ------------------------------------------------------------------------------------------------------------- films
+
+
+def test_films_that_are_added_are_shown_with_their_buttons_and_leave_the_disk(
+    screen: Screen, uploads: list[Path]
+) -> None:
+    state = SessionState()
+    shown = screen.show(events.add_films, state, [str(path) for path in uploads])
+    assert [f"film-{n}" in shown["figures"] for n in range(3)] == [True, True, False]
+    assert shown["chips"].count("Mark as prior") == 4, "a button and its name, for each film"
+    assert 'aria-label="Remove Film 2"' in shown["chips"]
+    assert shown["notice"] == ""
+    assert shown["drop"] is None, "the box is empty again"
+    assert not any(path.exists() or path.parent.exists() for path in uploads)
+
+
+def test_a_file_that_is_no_film_is_said_by_its_place_and_the_good_one_stays(
+    screen: Screen, uploads: list[Path]
+) -> None:
+    uploads[0].write_bytes(b"words")
+    state = SessionState()
+    shown = screen.show(events.add_films, state, [str(path) for path in uploads])
+    assert 'role="alert">File 1 was not taken.' in shown["notice"]
+    assert "film-0" in shown["figures"]
+    assert "film-1" not in shown["figures"]
+    assert not uploads[0].exists(), "a refused file does not stay on the disk either"
+
+
+def test_a_film_can_be_marked_and_removed_but_not_while_a_draft_is_under_way(
+    screen: Screen, pictures: list[Path]
+) -> None:
+    state = SessionState()
+    state.take(pictures[:2], first=1)
+    marked = screen.show(events.act, state, "", {"action": "mark", "number": 0})
+    assert "shown, not given to the model" in marked["chips"]
+    state.busy = True
+    refused = screen.show(events.act, state, "", {"action": "remove", "number": 0})
+    assert refused.keys() == {"status"}
+    assert "Wait until the draft is done" in refused["status"]
+    state.busy = False
+    screen.show(events.act, state, "", {"action": "remove", "number": 1})
+    screen.show(events.act, state, "", {"action": "remove", "number": "nonsense"})
+    assert [film.name for film in state.shown] == ["Film 1"]
+
+
+def test_without_the_example_film_the_reader_is_told_what_to_install(screen: Screen, store: Sessions) -> None:
+    assert "film-0" in screen.show(events.add_example, SessionState())["figures"]
+    without = Context(screen.context.reporter, lambda: None, lambda: store)
+    assert "pip install pydicom-data" in events.add_example(SessionState(), without)["notice"]
+
+
+# ---------------------------------------------------------------------------------------------------------- drafting
+
+
+def test_no_draft_begins_without_a_film_while_busy_or_of_a_signed_report(
+    screen: Screen, state: SessionState, pictures: list[Path]
+) -> None:
+    empty = SessionState()
+    assert screen.show(drafting.begin, empty) == {"status": events.say(drafting.NO_FILM, bad=True)}
+    assert not empty.busy
+    prior = SessionState()
+    prior.take(pictures[:1], first=1)
+    prior.mark(0)
+    assert "marked as prior" in screen.show(drafting.begin, prior)["status"]
+    state.report = state.report.sign([line.id for line in state.report.unreviewed])
+    assert "This report is signed" in screen.show(drafting.begin, state)["status"]
+    state.report = state.report.unsign()
+    assert screen.show(drafting.begin, state).keys() > {"status", "report", "write"}
+    again = screen.show(drafting.begin, state)
+    assert again.keys() == {"status"}, "a second click changes nothing but the message"
+    assert "a draft is under way" in again["status"]
+
+
+@pytest.mark.parametrize("loaded", [True, False])
+def test_a_draft_that_begins_locks_the_buttons_and_says_what_it_waits_for(
+    loaded: bool, loading: "Future[Any]", model: Model, store: Sessions, state: SessionState
+) -> None:
+    if loaded:
+        loading.set_result(model)
+    shown = drafting.begin(state, Context(loading, lambda: None, lambda: store))
+    assert not idle(shown)
+    assert ("Waiting for the model" if loaded else "The model is loading") in shown["status"]
+    assert FINDINGS[0] not in shown["report"], "the former draft is off the screen"
+    assert state.report.findings, "and not lost yet"
+
+
+def test_a_draft_streams_its_words_and_ends_as_an_unreviewed_report_that_is_kept(
+    screen: Screen, store: Sessions, pictures: list[Path]
+) -> None:
+    state = SessionState()
+    state.take(pictures[:1], first=1)
+    screen.show(drafting.begin, state)
+    first, *middle, last = screen.steps(drafting.draft_report, state, 1)
+    assert first["kept_id"]
+    assert first["earlier"]["visible"] == "hidden"
+    assert any("Drafting…" in step["status"] and FINDINGS[0] in step["report"] for step in middle)
+    assert "Draft done" in last["status"]
+    assert "DRAFT, NOT REVIEWED" in last["report"]
+    assert idle(last)
+    assert not state.busy
+    assert store.load(last["kept_id"]).report.findings == " ".join(FINDINGS)
+    assert screen.steps(drafting.draft_report, state, 1) == [{}], "nothing was asked for any more"
+
+
+def test_stop_keeps_what_was_written_so_far(screen: Screen, model: Model, pictures: list[Path]) -> None:
+    state = SessionState()
+    state.take(pictures[:1], first=1)
+    screen.show(drafting.begin, state)
+    model.meanwhile = state.halt
+    last = screen.steps(drafting.draft_report, state, 1)[-1]
+    assert "Stopped. What was written so far is kept." in last["status"]
+    assert idle(last)
+    assert state.report.findings
+    assert screen.steps(drafting.measure_dependence, state) == [{}], "a stopped draft is not measured"
+
+
+@pytest.mark.parametrize("error", [EmrrgError("The disk is full."), RuntimeError("a bug")])
+def test_a_draft_that_fails_says_so_and_never_leaves_the_screen_locked(
+    error: Exception, screen: Screen, model: Model, pictures: list[Path]
+) -> None:
+    state = SessionState()
+    state.take(pictures[:1], first=1)
+    screen.show(drafting.begin, state)
+    model.error = error
+    bug = isinstance(error, RuntimeError)
+    steps = []
+    with pytest.raises(RuntimeError, match="a bug") if bug else nullcontext():  # a bug goes on to the server's console
+        for step in drafting.draft_report(state, 1, screen.context):
+            steps.append(step)
+    expected = "the server&#x27;s console says more" if bug else "The disk is full."
+    assert expected in steps[-1]["status"]
+    assert 'role="alert"' in steps[-1]["status"]
+    assert idle(steps[-1])
+    assert not state.busy
+
+
+def test_a_film_that_the_model_refuses_leaves_the_former_report_and_offers_to_use_it(
+    screen: Screen, model: Model, state: SessionState
+) -> None:
+    state.report = state.report.edit(0, OWN)
+    screen.show(drafting.begin, state)
+    model.refused = FilmError("This does not look like a chest film.", rule="looks", overridable=True)
+    shown = screen.show(drafting.draft_report, state, 1)
+    assert "Not drafted: a film was refused" in shown["status"]
+    assert 'data-action="use"' in shown["notice"]
+    assert state.report.lines[0].text == OWN
+    assert "granuloma" in shown["report"]
+    assert idle(shown)
+
+
+def test_what_the_reader_wrote_moves_to_the_earlier_text_when_drafted_anew(screen: Screen, state: SessionState) -> None:
+    state.report = state.report.edit(0, OWN)
+    screen.show(drafting.begin, state)
+    shown = screen.show(drafting.draft_report, state, 1)
+    assert shown["earlier"]["visible"] is True
+    assert shown["earlier"]["value"].startswith(f"Findings: {OWN}")
+    assert "granuloma" not in shown["report"]
+
+
+def test_whether_the_text_depends_on_its_film_is_measured_kept_and_never_shown_for_another_study(
+    screen: Screen, model: Model, store: Sessions, state: SessionState
+) -> None:
+    reading, done = screen.steps(drafting.measure_dependence, state)
+    assert "Reading 1 of 3" in reading["looked"]
+    assert "depends on its film" in done["looked"]
+    assert store.load(done["kept_id"]).settings["looking"]["blank"] == TEST.blank
+    assert screen.steps(drafting.measure_dependence, state) == [{}], "once"
+    state.looked = None
+    model.meanwhile = state.clear
+    assert screen.steps(drafting.measure_dependence, state)[-1] == {"looked": ""}
+    assert state.looked is None
+
+
+# ------------------------------------------------------------------------------------------------- the reader's actions
+
+
+def test_an_action_on_a_sentence_changes_the_report_says_so_and_is_kept(
+    screen: Screen, store: Sessions, state: SessionState
+) -> None:
+    shown = screen.show(events.act, state, "", {"action": "accept", "line": 0})
+    assert "Accepted. 3 sentences not reviewed." in shown["status"]
+    shown = screen.show(events.act, state, "", {"action": "edit", "line": 1, "text": OWN})
+    assert "granuloma &lt;b&gt;" in shown["report"]
+    assert store.load(shown["kept_id"]).report == state.report
+
+
+def test_an_action_that_makes_no_sense_changes_nothing(screen: Screen, state: SessionState) -> None:
+    before = state.report
+    for action in ({}, {"action": "to_dict"}, {"action": "edit", "line": 99, "text": "x"}):
+        shown = screen.show(events.act, state, "", action)
+        assert 'role="alert"' in shown["status"]
+    assert state.report is before
+
+
+def test_a_report_of_a_tab_that_was_left_alone_too_long_is_opened_again_before_it_is_changed(
+    screen: Screen, store: Sessions, state: SessionState
+) -> None:
+    state.keep(store)
+    cleared = SessionState()
+    shown = screen.show(events.act, cleared, state.session.id, {"action": "delete", "line": 0})
+    assert len(cleared.report.lines) == len(state.report.lines)
+    assert "Deleted" in shown["status"]
+
+
+def test_a_new_study_asks_first_and_then_deletes_everything(
+    screen: Screen, store: Sessions, state: SessionState
+) -> None:
+    state.keep(store)
+    id = state.session.id
+    assert screen.show(events.ask_to_close, state).keys() == {"notice"}
+    assert "deletes it from the server" in screen.show(events.ask_to_close, state)["notice"]
+    assert "deletes it" not in screen.show(events.act, state, id, {"action": "leave-open"})["notice"]
+    assert store.load(id)
+
+    shown = screen.show(events.act, state, id, {"action": "close"})
+    assert "No film yet" in shown["figures"]
+    assert "The draft appears here" in shown["report"]
+    assert (shown["kept_id"], shown["layers"], shown["chosen"], shown["download"]) == ("", "", "", "")
+    assert (state.report, state.draft, state.shown) == (None, None, [])
+    with pytest.raises(SessionGoneError):
+        store.load(id)
+
+
+def test_a_study_without_words_is_closed_at_once_and_none_while_a_draft_is_under_way(
+    screen: Screen, pictures: list[Path]
+) -> None:
+    state = SessionState()
+    state.take(pictures[:1], first=1)
+    state.busy = True
+    assert screen.steps(events.ask_to_close, state) == [{}]
+    assert state.shown
+    state.busy = False
+    assert "No film yet" in screen.show(events.ask_to_close, state)["figures"]
+
+
+# --------------------------------------------------------------------------------------------------- opening the page
+
+
+def test_a_page_that_had_a_report_opens_it_and_films_wait_until_then(
+    screen: Screen, store: Sessions, state: SessionState, pictures: list[Path]
+) -> None:
+    state.keep(store)
+    tab = SessionState()
+    assert "Your report is being opened" in screen.show(events.on_load, tab, state.session.id)["status"]
+    assert tab.take(pictures[:1], first=1) == ["Nothing was taken: wait until the draft is done."]
+    shown = screen.show(events.resume, tab, state.session.id)
+    assert "as you left it" in shown["status"]
+    assert "Drop Film 1" in shown["notice"]
+    assert shown["kept_id"] == state.session.id
+    assert not tab.busy
+
+
+def test_a_report_that_is_gone_is_said_and_its_id_forgotten(screen: Screen) -> None:
+    tab = SessionState()
+    screen.show(events.on_load, tab, "nothing-like-it")
+    shown = screen.show(events.resume, tab, "nothing-like-it")
+    assert 'role="alert"' in shown["status"]
+    assert shown["kept_id"] == ""
+    assert not tab.busy
+
+
+def test_a_model_that_cannot_be_loaded_is_said_in_words(store: Sessions, loading: "Future[Any]") -> None:
+    loading.set_exception(EmrrgError("There is no checkpoint in that folder."))
+    context = Context(loading, lambda: None, lambda: store)
+    assert "no checkpoint in that folder" in events.resume(SessionState(), "", context)["status"]
+
+
+# ------------------------------------------------------------------------------------------------- looking and asking
+
+
+def test_a_sentence_a_word_and_a_finding_show_their_own_map_and_a_sentence_of_the_readers_has_none(
+    screen: Screen, state: SessionState
+) -> None:
+    state.report = state.report.add("findings", OWN)
+    sentence = screen.show(maps.look_at_line, state, {"line": 1})
+    assert FINDINGS[1] in sentence["caption"]
+    assert "rr-tokens" in sentence["chosen"]
+    assert 'data-action="why"' in sentence["chosen"]
+    word = screen.show(maps.look_at_words, state, {"index": [1, 4]})
+    finding = screen.show(maps.look_at_finding, state, {"index": "effusion"})
+    assert "pleural effusion" in finding["caption"]
+    assert len({each["layers"] for each in (sentence, word, finding)}) == 3
+    assert all(".film-0 .rr-map" in each["layers"] for each in (sentence, word, finding))
+    (mine,) = [line.id for line in state.report.lines if line.drafted is None]
+    own = screen.show(maps.look_at_line, state, {"line": mine})
+    assert "You wrote this sentence" in own["caption"]
+    assert own["layers"] == ""
+    assert state.picked is None
+
+
+@pytest.mark.parametrize("data", [{}, {"index": None}, {"index": [99, None]}, {"index": "nothing"}, {"line": "x"}])
+def test_a_place_that_is_not_there_changes_nothing(data: dict[str, Any], screen: Screen, state: SessionState) -> None:
+    assert screen.steps(maps.look_at_words, state, data) == [{}]
+    assert screen.steps(maps.look_at_finding, state, data) == [{}]
+
+
+def test_no_map_is_shown_while_a_draft_is_under_way(screen: Screen, state: SessionState) -> None:
+    state.busy = True
+    assert screen.steps(maps.look_at_line, state, {"line": 1}) == [{}]
+    assert screen.steps(maps.look_at_words, state, {"index": [1, None]}) == [{}]
+    assert screen.steps(maps.look_at_finding, state, {"index": "effusion"}) == [{}]
+
+
+def test_why_is_answered_for_the_chosen_sentence_and_dropped_once_another_is_chosen(
+    screen: Screen, model: Model, state: SessionState
+) -> None:
+    assert screen.steps(maps.why_this, state) == [{}], "none is chosen"
+    screen.show(maps.look_at_words, state, {"index": [1, None]})
+    waiting, reading, answer = screen.steps(maps.why_this, state)
+    assert "Waiting for the model" in waiting["why"]
+    assert "reading 1 of 9" in reading["why"]
+    assert FINDINGS[1] in answer["why"]
+    model.meanwhile = lambda: screen.show(maps.look_at_words, state, {"index": [0, None]})
+    assert all("rr-why" not in step["why"] for step in screen.steps(maps.why_this, state))
+
+
+# ------------------------------------------------------------------------------------------------------------- export
+
+
+def test_an_export_is_handed_to_the_browser_or_says_why_it_cannot_be_made(screen: Screen, state: SessionState) -> None:
+    making, made = screen.steps(events.export, state, None, None, {"kind": "text"})
+    assert "Text is being made" in making["packing"]
+    assert making["download"] == ""
+    file = json.loads(made["download"])
+    assert file["name"] == "emrrg-report.txt"
+    assert FINDINGS[0] in base64.b64decode(file["body"]).decode()
+    state.held = ()
+    *_, refused = screen.steps(events.export, state, None, None, {"kind": "capture"})
+    assert "drop Film 1 again" in refused["packing"]
+    assert refused["download"] == ""
+    *_, unknown = screen.steps(events.export, state, None, None, {})
+    assert 'role="alert"' in unknown["packing"]
+
+
+# ----------------------------------------------------------------------------------------- from view functions to Gradio
+
+
+def test_names_become_components_and_a_change_becomes_an_update() -> None:
+    class Parts:
+        def __init__(self) -> None:
+            self.status, self.write = gr.HTML(""), gr.Button("Write")
+
+    def view(word: str, context: str) -> dict[str, Any]:
+        return {"status": f"{word} {context}", "write": Change(interactive=False)} if word else {}
+
+    def steps(context: str) -> Iterator[dict[str, Any]]:
+        yield {"status": context}
+        yield {}
+
+    parts = Parts()
+    handlers = Handlers(parts, "there")
+    shown = handlers.of(view)("hello")
+    assert shown[parts.status] == "hello there"
+    assert isinstance(shown[parts.write], gr.Button)
+    assert shown[parts.write].interactive is False
+    assert handlers.of(view)("") == gr.skip(), "nothing changes"
+    assert list(handlers.of(steps)()) == [{parts.status: "there"}, gr.skip()]
+    assert handlers.of(view) is handlers.of(view), "Gradio counts the calls of one function together"
+    assert handlers.components("write", "status") == [parts.write, parts.status]
+
+
+@pytest.mark.parametrize(("sent", "told"), [({"line": 3}, {"line": 3}), (None, {}), ("x", {})])
+def test_what_a_browser_sends_with_an_event_reaches_the_view_and_nonsense_reaches_it_empty(
+    sent: Any, told: Any
+) -> None:
+    heard: list[Any] = []
+    handler = Handlers(object(), None).of(lambda value, data, context: heard.append((value, data)) or {}, data=True)
+    handler(gr.EventData(None, sent), "state")
+    assert heard == [("state", told)]
+
+
+def test_a_report_of_ones_own_needs_no_draft(screen: Screen, store: Sessions) -> None:
+    state = SessionState()
+    shown = screen.show(events.act, state, "", {"action": "add", "section": "findings", "text": OWN})
+    assert state.report != Report()
+    assert shown["kept_id"]
+    assert screen.show(maps.look_at_line, state, {"line": state.report.lines[0].id})["caption"].startswith("<p")
