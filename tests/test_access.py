@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from emrrg_core import Draft, Sessions, read_film
-from tests import test_read as room
+from tests import test_read
 from tests.test_app import Server, browser_page
 
 CONTRAST = (Path(__file__).parent / "access.js").read_text("utf-8")
@@ -21,7 +21,7 @@ CONTROLS = {
     "searchbox", "slider", "spinbutton", "switch", "tab", "textbox", "toolbar",
 }  # fmt: skip
 
-reporter, drafted, rg1 = room.reporter, room.drafted, room.rg1  # its fixtures
+reporter, drafted, rg1 = test_read.reporter, test_read.drafted, test_read.rg1  # its fixtures
 
 
 @pytest.fixture(scope="module")

@@ -28,9 +28,9 @@ _CHOICES = {  # what is said of a sentence, and its mark
 
 
 def apply(report: "Report", action: Mapping[str, Any]) -> "Report":
-    """The report after a action of the reader's: {"action": …, "line": …, "text": …, "section": …, "after": …, "confirmed": […]}.
+    """The report after an action of the reader's: {"action": …, "line": …, "text": …, "section": …, "after": …, "confirmed": […]}.
 
-    Raises EmrrgError with the reason, for a action that makes no sense too: a browser may send anything.
+    Raises EmrrgError with the reason, for an action that makes no sense too: a browser may send anything.
     """
     do, line, text = action.get("action"), action.get("line", ""), action.get("text", "")
     try:

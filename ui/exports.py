@@ -98,7 +98,7 @@ def unavailable_reason(kind: Kind, state: SessionState) -> str:
 
 
 def make(name: str, state: SessionState, *, reader: "Reader | None" = None) -> str:
-    """The file of that kind as a download for the browser (`pack`). Raises EmrrgError with what to do where it cannot be made."""
+    """The file of that kind as a download for the browser (`pack`). Where it cannot be made, raises EmrrgError that says what to do."""
     kind = next((kind for kind in KINDS if kind.name == name), None)
     with state.lock:
         report, draft = state.report, state.draft
@@ -164,7 +164,7 @@ def capture(state: SessionState, draft: "Draft", files: "Sequence[bytes | None]"
 
 
 def burned(state: SessionState) -> bool | None:
-    """Whether the films show who the patient is; None, where nobody knows: that no text was found does not prove it."""
+    """Whether the films show who the patient is. None where that is not known: finding no text does not prove that there is none."""
     if state.burned:
         return True
     return False if state.films and all(film.annotated is False for film in state.films) else None
@@ -184,7 +184,7 @@ def pack(kind: Kind, data: bytes) -> str:
 
 
 def reader_of(name: str | None, organization: str | None) -> Any:
-    """Who answers for a signed structured report; None where nobody is named. Raises EmrrgError for half a name.
+    """The reader who is named in a signed structured report; None where nobody is named. Raises EmrrgError for half a name.
 
     A text box that was never unfolded gives None.
     """

@@ -141,7 +141,7 @@ class SessionState:
         return [words for film in self.shown if (words := self._burned[film.sha256, film.name])]
 
     def take(self, paths: Sequence[Path], first: int | None) -> list[str]:
-        """Add files: a sentence for every one that was not taken and to which nothing more can be done.
+        """Add files. Returns a sentence for each one that was not taken and that the reader cannot use anyway.
 
         Good files are kept though others are refused. Files are called by their place in the drop, "File 2", never by their
         names. first: the number of the first file; None where there is only one, which needs no number.
@@ -193,7 +193,7 @@ class SessionState:
         return None
 
     def _order(self) -> None:
-        """Films as the draft has them, then the prior ones, each called by its place."""
+        """Put films in the order of the draft, the prior ones last, and name each by its place."""
         known = [record.sha256 for record in self.draft.films] if self.draft else []
         current = [held for held in self.held if not held.prior]
         current.sort(key=lambda held: known.index(held.film.sha256) if held.film.sha256 in known else len(known))
@@ -208,7 +208,7 @@ class SessionState:
         )
 
     def use(self, number: int) -> str | None:
-        """Do with a file what was offered, on the reader's word. A sentence where that cannot be done either."""
+        """The reader said yes to what was offered for a file. Returns a sentence where that cannot be done."""
         with self.lock:
             if not 0 <= number < len(self.waiting):
                 return None
@@ -229,7 +229,7 @@ class SessionState:
                 return self._read(path, "The file", asked.anyway)
 
     def check(self, reporter: "Reporter") -> bool:
-        """Whether the films look like chest films to the model, or the reader said that they are; else each that does not waits."""
+        """Whether the model takes every film for a chest film, or the reader said that it is one. Each other film goes to `waiting`."""
         with self.lock:
             self.waiting = ()
             for held in self.held:
@@ -245,7 +245,7 @@ class SessionState:
             return not self.waiting
 
     def remove(self, number: int) -> None:
-        """Take a film away, but none that a draft speaks of."""
+        """Remove a film. One that the draft was written about stays."""
         with self.lock:
             if 0 <= number < len(self.held) and (self.held[number].prior or self.draft is None):
                 gone = self.held[number].film.sha256
@@ -254,7 +254,7 @@ class SessionState:
                 self._order()
 
     def mark(self, number: int) -> str | None:
-        """Make a film the prior one, or one of the study again. A sentence where that cannot be."""
+        """Mark a film as prior, or as one of the study again. Returns a sentence where that cannot be done."""
         with self.lock:
             if not 0 <= number < len(self.held):
                 return None
@@ -279,7 +279,7 @@ class SessionState:
 
     @property
     def has_words(self) -> bool:
-        """Whether there is anything of the reader's or the model's to be lost."""
+        """Whether there is any text that closing the study would delete."""
         return bool(self.earlier or (self.report and self.report.lines))
 
     def open(self, session: "Session") -> None:
@@ -292,7 +292,7 @@ class SessionState:
             self.looked = core().DependenceTest(**looked) if looked else None
 
     def keep(self, store: "Sessions") -> str | None:
-        """Write report and draft to the server's disk: a sentence for the reader where that went otherwise than usual.
+        """Write report and draft to the server's disk: a sentence for the reader where something went wrong.
 
         What could not be kept is tried again with the next change.
         """
