@@ -396,7 +396,7 @@ def _in_words(found: dict[str, Any]) -> str:
 
 
 def _named(status: dict[str, Any]) -> str:
-    return f"{status['name']}, SHA-256 {status['sha256'] or 'not known before it is first used'}, in {status['folder']}"
+    return f"{status['name']}, SHA-256 {status['sha256']}, in {status['folder']}"
 
 
 if __name__ == "__main__":

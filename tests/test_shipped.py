@@ -11,7 +11,8 @@ from emrrg_core.films.film import model_input, read_film
 from emrrg_core.model import checkpoint
 from emrrg_core.model.emrrg import Emrrg, FilmTokens
 from emrrg_core.model.finding_tokens import NAMES, Presence
-from emrrg_core.model.generation import write
+from emrrg_core.model.generation import stream, write
+from emrrg_core.model.proposals import Phrasebook
 from emrrg_core.reporter import DEFAULT_CHECKPOINT, Reporter
 from emrrg_core.text.labeler import LABELS, is_abnormal
 from tests.phantom import make_phantom
@@ -100,3 +101,25 @@ def test_sentences_that_state_a_finding_look_at_it():
     # not every one does (docs/experiments.md 29): here two sentences state an opacity and two nodules, and the first look at both
     assert min(shares) > 0.1
     assert max(shares) > 0.8
+
+
+def test_its_phrasebook_guesses_its_drafts_and_changes_none(model, film):
+    book = Phrasebook.load(DEFAULT_CHECKPOINT, model.tokenizer)
+    assert book is not None
+    for i in range(2):
+        one = film.select([i])
+        plain = list(stream(model, one, SHORT))
+        guessed = list(stream(model, one, SHORT, book))
+        assert [t.id for t in guessed[-1][0].tokens] == [t.id for t in plain[-1][0].tokens]
+        assert 4 * len(guessed) < len(plain)  # passes
+
+
+def test_its_phrasebook_holds_what_is_to_be_said(model):
+    """A wording of a finding states that finding and nothing else, and one of what is denied nothing abnormal."""
+    book = Phrasebook.load(DEFAULT_CHECKPOINT, model.tokenizer)
+    told = {key.split(": ")[1].split("/")[0] for key in book.wordings}
+    assert {name for name in NAMES if model.calibration.assessed(name)} - {"abnormal"} <= told
+    for key, wordings in book.wordings.items():
+        name = key.split(": ")[1].split("/")[0]
+        if name in NAMES:
+            assert all(is_abnormal(wording) for wording in wordings), key
