@@ -287,8 +287,9 @@ def test_an_error_is_a_sentence_that_says_what_to_do(what: str, words: str, obse
     assert re.search(words, observed["said"][what]), observed["said"][what]
 
 
-def test_the_model_does_one_thing_at_a_time_and_the_others_wait(observed: dict) -> None:
-    assert observed["most"] == 1
+def test_several_programs_have_their_drafts_written_at_once(observed: dict) -> None:
+    """What computes is one thread all the same: tests/test_engine.py."""
+    assert 1 < observed["most"] <= api.READERS
 
 
 def test_every_format_comes_as_a_file_of_its_kind(observed: dict) -> None:

@@ -24,13 +24,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ui import about, draft_panels, exports
 from ui.gradio_internals import add_endpoint, forget_call, served_file, upload_folder
-from ui.session_state import MOST_FILMS, Held, SessionState, core
+from ui.session_state import MOST_FILMS, READERS, Held, SessionState, core
 
 if TYPE_CHECKING:
     from emrrg_core import Draft, Film, Reporter
 
-# Whatever the model does, on a screen or for a program, waits in one line: two drafts at once would take more than twice as long.
-ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
+# Screens and programs wait in one line; the reporter writes the drafts of those who have their turn side by side.
+IN_LINE: dict[str, Any] = {"concurrency_limit": READERS, "concurrency_id": "model"}
 MOST_TOKENS = 512  # of a draft that a program may ask for: others wait
 
 Rule = Literal["modality", "body-part", "colour", "looks"]  # docs/refusals.md
@@ -169,7 +169,7 @@ def endpoints(demo: gr.Blocks, reporter: "Future[Reporter]") -> None:
     alone: tuple[Callable[..., Any], ...] = (work.draft, work.why, work.looking)
     beside: tuple[Callable[..., Any], ...] = (work.heat_map, work.label, work.check, work.export, work.about)
     for one in alone:
-        _add(demo, one, **ONE_AT_A_TIME)
+        _add(demo, one, **IN_LINE)
     for one in beside:
         _add(demo, one)
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ui.draft_panels import Selection
 
 MOST_FILMS = 4  # given to the model; as many earlier ones may lie beside them
+READERS = 8  # drafts that are under way at once; who comes after waits
 _DICOM = "DICOM"
 
 

@@ -8,7 +8,7 @@ from ui.handlers import Handlers
 from ui.read import drafting, events, maps, shown
 from ui.read.context import Context
 from ui.read.layout import Parts
-from ui.session_state import SessionState
+from ui.session_state import READERS, SessionState
 
 _RECALL = "(state, id) => [state, sessionStorage.getItem('emrrg-session') || '']"  # of this tab alone, and gone with it
 _REMEMBER = """(id) => {
@@ -31,7 +31,7 @@ _SAVE = """(download) => {
     return '';
 }"""
 _HIDDEN: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-_MODEL: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model", **_HIDDEN}  # one reader at a time
+_MODEL: dict[str, Any] = {"concurrency_limit": READERS, "concurrency_id": "model", **_HIDDEN}
 _CLOSING = (*shown.FILMS, *shown.REPORT, *shown.EVIDENCE, "packing", "download", "status")
 
 
