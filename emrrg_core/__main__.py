@@ -282,9 +282,8 @@ def _batch(arguments: argparse.Namespace) -> tuple[str, int]:
         if arguments.device == "cuda" and not torch.cuda.is_available():
             raise ConfigError("There is no GPU that torch can use here: leave --device out.")
         device = f"cuda:{local}" if arguments.device == "cuda" else "cpu"
-        return Reporter.load(
-            arguments.checkpoint, language_model=arguments.language_model, device=device, share_cores=device == "cpu"
-        )
+        # with torch's own number of threads: the last digits must not depend on what else runs here
+        return Reporter.load(arguments.checkpoint, language_model=arguments.language_model, device=device)
 
     try:
         done = run(

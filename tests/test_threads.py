@@ -58,6 +58,8 @@ def test_a_busy_neighbour_is_seen():
 def test_at_least_one_thread_computes(monkeypatch):
     import torch
 
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
     had = torch.get_num_threads()
     try:
         for free, expected in ((0.0, 1), (0.4, 1), (1.5, 2), (2.0, 2)):
@@ -68,6 +70,11 @@ def test_at_least_one_thread_computes(monkeypatch):
 
 
 def test_what_the_user_has_set_stands(monkeypatch):
+    import torch
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setattr(threads, "free_cores", lambda: 7.0)
+    assert threads.use_free_cores() == torch.get_num_threads() != 7
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
     threads.wait_quietly()
     assert threads.os.environ["OMP_WAIT_POLICY"] == "active"

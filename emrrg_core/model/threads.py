@@ -77,9 +77,14 @@ def free_between(before: Sample, now: Sample, allowed: float) -> float:
 
 
 def use_free_cores() -> int:
-    """Let torch compute with as many threads as cores are free, at least one, in the calling thread. Returns how many."""
+    """Let torch compute with as many threads as cores are free, at least one, in the calling thread. Returns how many.
+
+    A number that the user has set (OMP_NUM_THREADS) stands.
+    """
     import torch
 
+    if os.environ.get("OMP_NUM_THREADS"):
+        return int(torch.get_num_threads())
     count = max(1, math.floor(free_cores() + 0.5))
     if count != torch.get_num_threads():
         torch.set_num_threads(count)
