@@ -34,8 +34,7 @@ def stream(model: Emrrg, film: FilmTokens, config: DecodeConfig, proposer: Propo
         raise RuntimeError("the model is in training mode; call eval() before drafting")
     task = Task(model, film, config, None if config.beams > 1 else proposer)
     while not task.over:
-        with torch.inference_mode():
-            task.step()
+        task.step()
         yield [search.writing() for search in task.searches]
 
 
@@ -50,16 +49,17 @@ def write(model: Emrrg, film: FilmTokens, config: DecodeConfig, proposer: Propos
 class Task:
     """The drafts of a batch under way."""
 
+    @torch.inference_mode()
     def __init__(self, model: Emrrg, film: FilmTokens, config: DecodeConfig, proposer: Proposer | None) -> None:
         vocabulary = Vocabulary.of(model.tokenizer)
         self.searches = [Search(config, vocabulary) for _ in range(len(film))]
         self._config, self._proposer = config, proposer
         self._findings = film.findings or ((),) * len(film)
         self._most = [POSITIONS] * len(film)  # tokens that may be guessed of each film
-        with torch.inference_mode():
-            self._inference = Inference(model, film)
+        self._inference = Inference(model, film)
         self._begun = False
 
+    @torch.inference_mode()
     def join(self, other: "Task") -> None:
         """Go on with another's films too. Both must be greedy, under way, and of the same settings; films that have ended are left out of both."""
         for task in (self, other):
@@ -72,6 +72,7 @@ class Task:
         self._findings += other._findings
         self._most += other._most
 
+    @torch.inference_mode()
     def drop(self, searches: Collection[Search]) -> None:
         """Write no further for these."""
         rows: list[int] = []
@@ -91,6 +92,7 @@ class Task:
     def over(self) -> bool:
         return all(search.over for search in self.searches)
 
+    @torch.inference_mode()
     def step(self) -> None:
         """One pass. Rows lie in the order of the films that are still being written, a film's beams together."""
         active = [i for i, search in enumerate(self.searches) if not search.over]
