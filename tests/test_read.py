@@ -127,7 +127,7 @@ def state(drafted: Callable[..., Draft], rg1: Path) -> SessionState:
 # --- the report's lines ------------------------------------------------------------------------------------------------
 
 
-def test_every_deed_of_the_screen_is_one_of_the_report() -> None:
+def test_every_action_of_the_screen_is_one_of_the_report() -> None:
     report = editor.apply(Report(), {"action": "add", "section": "findings", "text": OWN})
     report = editor.apply(report, {"action": "add", "section": "findings", "text": "Second.", "after": 0})
     report = editor.apply(report, {"action": "edit", "line": 1, "text": "Third."})
@@ -157,7 +157,7 @@ def test_every_deed_of_the_screen_is_one_of_the_report() -> None:
         {"action": "sign", "confirmed": 3},
     ],
 )
-def test_a_deed_that_makes_no_sense_is_refused_in_words(action: dict[str, Any]) -> None:
+def test_an_action_that_makes_no_sense_is_refused_in_words(action: dict[str, Any]) -> None:
     with pytest.raises(EmrrgError, match=r"\w \w"):
         editor.apply(Report(), action)
 
