@@ -23,7 +23,7 @@ help:
 	@echo "make setup   make .venv, install requirements.txt, fetch the language model, compile the scan kernel"
 	@echo "make demo    the same where it is missing, then the app on http://127.0.0.1:7860"
 	@echo "make test    lint, types and tests; make test-all runs the slow ones too"
-	@echo "make bench   the scan kernel beside the usual ones, on this machine"
+	@echo "make bench   speeds on this machine: drafting, what a reader waits for, readers at once, the scan kernel"
 
 # always looks; what is there already is not made again
 setup: $(RUNTIME)
@@ -44,6 +44,9 @@ test-slow: $(DEV) $(READY)
 test-all: test test-slow
 
 bench: $(DEV) $(READY)
+	$(PY) benchmarks/decode.py
+	$(PY) benchmarks/latency.py
+	$(PY) benchmarks/load.py
 	$(PY) benchmarks/scan.py
 
 define prepare

@@ -2,7 +2,7 @@
 
 guessed    as the app drafts: the phrasebook guesses, the model reads the guess in one pass and keeps what it would have written itself
 plain      the same model, greedy, a token a pass
-beams      three beams, without guesses
+beams      with --beams N, that many, without guesses
 generate   transformers' `generate` of the base language model, which sees no film: as many tokens after a prompt as long
 
 --films FILMS.jsonl takes films of a split (val); without it chests are drawn. The films are seen beforehand and cost no time here. Each repeat writes
@@ -94,8 +94,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     ways: dict[str, Callable[[], object]] = {
         "guessed": lambda: drafts(model, films, 1, book),
         "plain": lambda: drafts(model, films, 1, None),
-        "beams 3": lambda: drafts(model, films, 3, None),
     }
+    if args.beams:
+        ways[f"beams {args.beams}"] = lambda: drafts(model, films, args.beams, None)
     for dtype in (torch.float32, torch.bfloat16):
         other = base(args, dtype)
         ways[f"generate {str(dtype).removeprefix('torch.')}"] = lambda other=other: generate(other, films, lengths)  # type: ignore[misc]
@@ -137,7 +138,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--checkpoint", type=Path, default=DEFAULT_CHECKPOINT)
     parser.add_argument("--films", type=Path)
     parser.add_argument("--split", default="val")
-    parser.add_argument("--count", type=int, default=12)
+    parser.add_argument("--count", type=int, default=8, help="films (default 8)")
+    parser.add_argument("--beams", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", action="store_true")

@@ -407,8 +407,9 @@ def brief(card: Mapping[str, Any]) -> str:
     parts = [
         in_words(card["paths"]) if card.get("paths") else "",
         f"On the {whole['label_micro_f1']['n']} films of the validation split (checkpoint `{card['checkpoint_sha256'][:12]}…`), drafts tell normal "
-        f"from abnormal with a balanced accuracy of {scores['normal_balanced_accuracy']}{f' ({sources})' if sources else ''}. Label micro-F1 is "
-        f"{scores['label_micro_f1']}, macro-F1 {scores['label_macro_f1']}, calibration error {scores['calibration_error']}.",
+        f"from abnormal (of the {whole['normal_balanced_accuracy']['n']} known to be one or the other) with a balanced accuracy of "
+        f"{scores['normal_balanced_accuracy']}{f' ({sources})' if sources else ''}. Label micro-F1 is {scores['label_micro_f1']}, "
+        f"macro-F1 {scores['label_macro_f1']}, calibration error {scores['calibration_error']}.",
     ]
     return "\n\n".join(filter(None, parts))
 
