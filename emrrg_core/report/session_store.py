@@ -23,7 +23,7 @@ import sqlite3
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -33,15 +33,13 @@ import filelock
 
 from emrrg_core.errors import EmrrgError
 from emrrg_core.model.language_model import cache_home
+from emrrg_core.report.database import BUSY, Database
 from emrrg_core.report.draft import Draft
 from emrrg_core.report.report import Report
-from emrrg_core.report.transaction import transaction
 
 log = logging.getLogger(__name__)
 
 LIFETIME = timedelta(days=7)  # since the last change
-_PURGE_EVERY = 3600.0  # seconds
-_BUSY = 30.0  # seconds to wait for another thread or process; each holds the file for milliseconds
 _FORM = 1  # of the tables; user_version in SQLite's words
 # the draft lies in a table of its own: SQLite writes a row anew when a part of it changes, and the numbers are half a megabyte
 _TABLES = """
@@ -108,7 +106,7 @@ class Session:
         return self.films.index(sha256)
 
 
-class Sessions:
+class Sessions(Database):
     """The store. May be shared by threads; any number of processes may have one on the same folder."""
 
     def __init__(self, folder: Path | None = None, *, lifetime: timedelta = LIFETIME) -> None:
@@ -118,7 +116,8 @@ class Sessions:
         """
         self.folder = (folder or cache_home() / "sessions").expanduser().absolute()
         self.notice: str | None = None  # a sentence for whoever runs the server, if a file had to be set aside
-        self._path, self._lifetime, self._purged = self.folder / "sessions.sqlite", lifetime.total_seconds(), 0.0
+        super().__init__(self.folder / "sessions.sqlite")
+        self._lifetime = lifetime.total_seconds()
         try:
             if self._path.exists():
                 self._path.chmod(0o600)
@@ -248,34 +247,9 @@ class Sessions:
         except ValueError as error:
             raise SessionError(f"This session is kept, but cannot be read ({error}).") from error
 
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        if time.monotonic() - self._purged > _PURGE_EVERY:
-            self.purge()
-        with self._database("BEGIN IMMEDIATE") as db:
-            yield db
-
-    @contextlib.contextmanager
-    def _database(self, begin: str = "BEGIN") -> Iterator[sqlite3.Connection]:
-        """One transaction on a connection of its own: kept whole, or not at all. Raises SessionError."""
-        try:
-            if not self._path.exists():
-                self._create()
-            with contextlib.closing(self._connect(self._path)) as db, transaction(db, begin):
-                yield db
-        except (OSError, sqlite3.Error) as error:
-            raise self._explained(error) from error
-
-    def _connect(self, path: Path) -> sqlite3.Connection:
-        # mode=rw: a file that is missing is not made here, with the mode that the process happens to give to files
-        db = sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=_BUSY, isolation_level=None)
-        db.execute("PRAGMA secure_delete = ON")
-        db.execute("PRAGMA foreign_keys = ON")
-        return db
-
     def _lock(self) -> filelock.FileLock:
         """For making the file and setting it aside; reading and writing it is SQLite's to order."""
-        return filelock.FileLock(self.folder / ".sessions.lock", timeout=_BUSY)
+        return filelock.FileLock(self.folder / ".sessions.lock", timeout=BUSY)
 
     def _create(self) -> None:
         """Builds the file beside its place and renames it: it is whole, and its owner's only, or it is not there.
@@ -358,7 +332,7 @@ class Sessions:
         if code == sqlite3.SQLITE_FULL:
             return SessionError(f"{kept}: the disk of {self.folder} is full. Make room, and save again.")
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) or isinstance(error, filelock.Timeout):
-            return SessionError(f"{kept}: the store has been busy for {_BUSY:.0f} seconds. Save again.")
+            return SessionError(f"{kept}: the store has been busy for {BUSY:.0f} seconds. Save again.")
         return SessionError(f"{kept}: {self._path} cannot be used ({error}).")
 
 

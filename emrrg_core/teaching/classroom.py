@@ -23,13 +23,13 @@ import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from emrrg_core.errors import EmrrgError
-from emrrg_core.report.transaction import transaction
+from emrrg_core.report.database import Database
 from emrrg_core.teaching.cases import Cases
 from emrrg_core.text.compare import Comparison, Kind, compare
 from emrrg_core.text.labeler import LABELS, NOT_MENTIONED, labels, report_text
@@ -40,8 +40,6 @@ LONGEST_NAME, LONGEST_TEXT, LONGEST_TITLE = 30, 10_000, 80  # characters
 MOST_LEARNERS = 300  # of a class
 LIFETIME = timedelta(days=7)  # of a class, and of one who practises alone, since the last word
 LONGEST_LIFETIME = timedelta(days=90)
-_BUSY = 30.0  # seconds to wait for another thread or process
-_PURGE_EVERY = 3600.0  # seconds
 _FORM = 1  # of the tables; user_version in SQLite's words
 _TABLES = """
 CREATE TABLE IF NOT EXISTS classes (
@@ -112,7 +110,7 @@ class Answer:
     committed: datetime | None  # None: still being written
 
 
-class Classes:
+class Classes(Database):
     """The store. May be shared by threads; any number of processes may have one on the same folder."""
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -126,7 +124,7 @@ class Classes:
 
             folder = cache_home() / "sessions"
         self.folder = folder.expanduser().absolute()
-        self._path, self._purged = self.folder / "classes.sqlite", 0.0
+        super().__init__(self.folder / "classes.sqlite")
         self.purge()
 
     # what a teacher does
@@ -331,33 +329,14 @@ class Classes:
         assert after is not None
         return after
 
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        if time.monotonic() - self._purged > _PURGE_EVERY:
-            self.purge()
-        with self._database("BEGIN IMMEDIATE") as db:
-            yield db
-
-    @contextlib.contextmanager
-    def _database(self, begin: str = "BEGIN") -> Iterator[sqlite3.Connection]:
-        """One transaction on a connection of its own: kept whole, or not at all. Raises ClassError."""
-        try:
-            if not self._path.exists():
-                self._create()
-            with contextlib.closing(sqlite3.connect(self._path, timeout=_BUSY, isolation_level=None)) as db:
-                db.execute("PRAGMA secure_delete = ON")
-                db.execute("PRAGMA foreign_keys = ON")
-                with transaction(db, begin):
-                    self._prepare(db)
-                    yield db
-        except OSError as error:
-            raise ClassError(f"Not kept: {self.folder} cannot be written to ({error.strerror or error}).") from error
-        except sqlite3.OperationalError as error:
-            raise ClassError(f"Not kept: the store of answers cannot be used now ({error}). Try again.") from error
-        except sqlite3.Error as error:
-            raise ClassError(
-                f"Not kept: {self._path} is damaged ({error}). Whoever runs the server may move it away; a new one is then begun."
-            ) from error
+    def _explained(self, error: OSError | sqlite3.Error) -> ClassError:
+        if isinstance(error, OSError):
+            return ClassError(f"Not kept: {self.folder} cannot be written to ({error.strerror or error}).")
+        if isinstance(error, sqlite3.OperationalError):
+            return ClassError(f"Not kept: the store of answers cannot be used now ({error}). Try again.")
+        return ClassError(
+            f"Not kept: {self._path} is damaged ({error}). Whoever runs the server may move it away; a new one is then begun."
+        )
 
     def _create(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
