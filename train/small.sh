@@ -65,6 +65,6 @@ stage tell "$mark" finish "$python" -m train.finetune --recipe $recipe --section
 stage calibrate "$runs/small" "$python" -m train.calibrate --checkpoint "$runs/tell/checkpoint" "${films[@]}" "${doctors[@]}" --out "$runs/small"
 stage "detector of chest films" "$runs/small/looks.safetensors" "$python" -m train.film_check --checkpoint "$runs/small" --films "$data/films.jsonl" \
     --cache "$runs/cache"
-stage phrasebook "$runs/small/phrases.json" "$python" -m train.phrases --checkpoint "$runs/small"
+stage phrasebook "$runs/small/phrases.json" "$python" -m train.phrases --checkpoint "$runs/small" --films "$data/films.jsonl"
 stage evaluate "$runs/small.json" bash -c '"$1" -m train.evaluate --checkpoint "$2/small" --films "$3/films.jsonl" "$3/films_more.jsonl" \
     --radiologists "$3/radiologists.jsonl" --split val --json > "$2/small.part" && mv "$2/small.part" "$2/small.json"' _ "$python" "$runs" "$data"
