@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Self
 
@@ -41,7 +42,7 @@ from emrrg_core.report.draft import Draft, FilmRecord, Sentence, sections
 from emrrg_core.text.labeler import LABELS, NO_FINDING, Status, read_findings
 
 Progress = Callable[[int, int], None]  # (readings done, readings in all)
-_TOGETHER = 8  # readings of a draft at once: more would cost memory
+_TOGETHER = 11  # films seen, and readings of a draft, at once: half of those that *Why this sentence?* needs
 
 DEFAULT_CHECKPOINT = Path(__file__).resolve().parent.parent / "assets" / "checkpoints" / "small"
 
@@ -302,10 +303,11 @@ class Reporter:
         """What the language model may see of each study (views, 3, s, s)."""
         device = self._model.llama_proj.weight.device
 
-        def see(study: np.ndarray) -> FilmTokens:
-            return self._engine.run(lambda: self._model.encode(torch.from_numpy(study)[None].to(device)))
+        def see(some: Sequence[np.ndarray]) -> FilmTokens:
+            return self._engine.run(lambda: self._model.encode(torch.from_numpy(np.stack(some)).to(device)))
 
-        return FilmTokens.join([see(study) for study in studies])  # one by one: of any number of views
+        alike = (list(some) for _, some in groupby(studies, key=len))  # studies of as many views
+        return FilmTokens.join([see(some[i : i + _TOGETHER]) for some in alike for i in range(0, len(some), _TOGETHER)])
 
     def _read(
         self,

@@ -526,8 +526,8 @@ def test_tokens_that_the_model_did_not_choose_do_not_count(reporter, films):
 
 def test_progress_is_told_up_to_the_last_reading(reporter, films):
     draft, told = reporter.draft(films[:1], SHORT), []
-    reporter.why(films[:1], draft, 0, regions=8, progress=lambda done, of: told.append((done, of)))
-    assert told == [(8, 10), (10, 10)]
+    reporter.why(films[:1], draft, 0, regions=12, progress=lambda done, of: told.append((done, of)))
+    assert told == [(11, 14), (14, 14)]
     told.clear()
     reporter.looking(films[:1], draft, progress=lambda done, of: told.append((done, of)))
     assert told == [(4, 4)]

@@ -55,6 +55,16 @@ def test_a_busy_neighbour_is_seen():
             process.wait()
 
 
+def test_use_is_not_measured_anew_within_the_window(monkeypatch):
+    slept = []
+    monkeypatch.setattr(threads.time, "sleep", slept.append)
+    monkeypatch.setattr(threads, "_last", None)
+    first = threads.free_cores()
+    assert slept == [threads.WINDOW]
+    assert threads.free_cores() == first
+    assert slept == [threads.WINDOW]
+
+
 def test_at_least_one_thread_computes(monkeypatch):
     import torch
 

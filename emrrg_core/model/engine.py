@@ -21,6 +21,8 @@ from emrrg_core.model.generation import Task
 from emrrg_core.model.proposals import Proposer
 from emrrg_core.model.writing import Writing
 
+IDLE = 30.0  # seconds without work after which the thread ends; to begin one costs torch its own threads
+
 T = TypeVar("T")
 
 
@@ -81,18 +83,23 @@ class Engine:
     def _submit(self, request: _Request) -> None:
         with self._changed:
             self._waiting.append(request)
+            self._changed.notify()
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="emrrg-engine", daemon=True)
                 self._thread.start()
 
     def _work(self) -> None:
-        """Until nothing is left to do: one request that waits, then one pass of every draft under way."""
+        """Until nothing is left to do for a while: one request that waits, then one pass of every draft under way."""
         while True:
             with self._changed:
-                request = self._waiting.popleft() if self._waiting else None
-                if request is None and not self._under_way:
+                if (
+                    not self._waiting
+                    and not self._under_way
+                    and not self._changed.wait_for(lambda: self._waiting, IDLE)
+                ):
                     self._thread = None
                     return
+                request = self._waiting.popleft() if self._waiting else None
             if request is not None and not request.given_up:
                 self._begin(request)
             self._pass()

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import psutil
 
-WINDOW = 0.1  # seconds over which use is measured where there is no earlier sample
+WINDOW = 0.1  # seconds over which use is measured at least
 STALE = 20.0  # seconds after which an earlier sample says nothing of now
 
 
@@ -55,18 +55,21 @@ def sample() -> Sample:
     return Sample(time.monotonic(), busy, own.user + own.system + own.children_user + own.children_system)
 
 
-_last: Sample | None = None
+_last: tuple[Sample, float] | None = None  # the latest sample, and what was free until then
 
 
 def free_cores() -> float:
-    """Allowed cores less those that other programs use, measured since the last call, or over WINDOW; 0 at least."""
+    """Allowed cores less those that other programs use: 0 at least. Measured since the last call; not anew within WINDOW of it."""
     global _last
-    before = _last
-    if before is None or not WINDOW <= time.monotonic() - before.at <= STALE:
+    if _last is not None and time.monotonic() - _last[0].at < WINDOW:
+        return _last[1]
+    before = _last[0] if _last is not None else None
+    if before is None or time.monotonic() - before.at > STALE:
         before = sample()
         time.sleep(WINDOW)
-    _last = now = sample()
-    return free_between(before, now, allowed_cores())
+    now = sample()
+    _last = now, free_between(before, now, allowed_cores())
+    return _last[1]
 
 
 def free_between(before: Sample, now: Sample, allowed: float) -> float:
