@@ -293,7 +293,8 @@ def test_the_one_command_runs_every_stage_once_with_options_that_it_has(command,
     asked = (tmp_path / "log").read_text().splitlines()
     modules = [line.split()[1] for line in asked]
     assert [m for i, m in enumerate(modules) if m not in modules[:i]] == [
-        f"train.{stage}" for stage in ("contrast", "tower", "finetune", "calibrate", "film_check", "phrases", "evaluate")
+        f"train.{stage}"
+        for stage in ("contrast", "tower", "finetune", "calibrate", "film_check", "phrases", "evaluate")
     ]
     sections = tomllib.loads(SHIPPED.read_text())
     for line in asked:
