@@ -3,7 +3,7 @@
 first_word, draft      from the film in memory to the first and to the last word, as the app drafts
 plain_draft            the same token by token, without guesses
 why, looking           *Why this sentence?* of the first sentence, and *Is it looking?*
-busy_ratio             a draft beside two busy processes over a draft alone; in brackets with threads as torch chooses them, which spin
+busy_ratio             a draft beside two busy processes over a draft alone; _spinning: with threads as torch chooses them
 dicom                  a film of 3000 × 3000 pixels, 12 bits, read and made a picture, by transfer syntax
 ready                  from the start of app.py until the page answers, and until the model is loaded (its files are in the cache)
 peak                   memory of the process that drafted

@@ -9,7 +9,7 @@ import torch
 
 from emrrg_core.config import DecodeConfig
 from emrrg_core.model.engine import Engine
-from emrrg_core.model.generation import write
+from emrrg_core.model.generation import Task, write
 from emrrg_core.model.writing import Writing
 from tests.test_proposals import Guess, assert_same, ids
 
@@ -144,18 +144,59 @@ def test_first_words_come_by_arrival_and_before_anyone_has_ended(model, films):
 
 
 def test_a_draft_that_is_given_up_leaves_with_the_next_pass(model, films):
+    """Work is let through piece by piece, so that both are under way when one is given up."""
     model.llm.lm_head.weight[model.tokenizer.eos_token_id] = 0.0  # none ends by itself
-    engine, seen = Engine(model), passes(model)
+    allowed, seen = threading.Semaphore(0), passes(model)
+    engine = Engine(model, lambda: allowed.acquire(timeout=WAIT))
     film, _ = films[0]
-    kept = engine.stream(lambda: film, LONG)
-    next(kept)
+
+    def reached(count: int) -> None:
+        limit = time.monotonic() + WAIT
+        while len(seen) < count and time.monotonic() < limit:
+            time.sleep(0.001)
+        assert len(seen) == count
+
+    (kept,) = submitted(engine, lambda: last(engine.stream(lambda: film, LONG)))
+    allowed.release()  # the first pass of one
+    reached(1)
     left = engine.stream(lambda: film, LONG)
-    next(left)
+    (other,) = submitted(engine, lambda: next(left))
+    allowed.release(3)  # a pass, the first pass of the other, and a pass of both
+    reached(4)
+    other.join(WAIT)
     left.close()
-    list(kept)
-    ends = [rows for rows, _ in seen]
-    assert 2 in ends or max(ends) == 1
-    assert ends[-5:] == [1] * 5
+    allowed.release(1000)
+    kept.join(WAIT)
+    rows = [rows for rows, _ in seen]
+    assert rows[:4] == [1, 1, 1, 2]
+    assert set(rows[5:]) == {1}  # the pass that was under way may still have had both
+    assert len(rows) <= LONG.max_new_tokens + 1
+
+
+def test_drafts_that_cannot_be_joined_fail_and_the_engine_goes_on(model, films, monkeypatch):
+    model.llm.lm_head.weight[model.tokenizer.eos_token_id] = 0.0
+    engine, (film, _) = Engine(model), films[0]
+
+    def broken(*_):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(Task, "join", broken)
+    told = []
+
+    def draft() -> None:
+        try:
+            list(engine.stream(lambda: film, LONG))
+        except MemoryError as error:
+            told.append(str(error))
+
+    go, first = held(engine)
+    threads = submitted(engine, draft, draft)
+    go.set()
+    for thread in [first, *threads]:
+        thread.join(WAIT)
+        assert not thread.is_alive()
+    assert told == ["no room"] * 2
+    assert engine.run(lambda: "still here") == "still here"
 
 
 def test_what_fails_is_told_to_its_own_reader_alone(model, films):

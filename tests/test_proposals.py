@@ -163,10 +163,11 @@ def test_after_a_guess_that_failed_fewer_tokens_are_guessed_and_after_a_right_on
     plain = ids(write(tiny, film, SHORT)[0])
     read = []
     tiny.llm.get_input_embeddings().register_forward_hook(lambda _m, args, _o: read.append(args[0].shape[1]))
-    passes(tiny, film, Guess(lambda written: [(plain[len(written)] + 1) % 200] * 20))
-    # the prompt and a long guess, then a token and a short guess each time
-    assert max(read[-10:]) <= DISTRUST
-    assert POSITIONS > 20
+    passes(tiny, film, Guess(lambda written: [(plain[len(written)] + 1) % 200] * 19))
+    # the prompt's text, a long guess beside it, then a token and a short guess each time until the limit is near
+    after = read[read.index(19) + 1 :]
+    assert set(after[: -DISTRUST - 1]) == {1 + DISTRUST}
+    assert max(after) == 1 + DISTRUST < 19 < POSITIONS
 
 
 def test_beams_are_not_guessed(model, images):

@@ -1,5 +1,8 @@
 """What README and model card say of the shipped checkpoint, asked of that checkpoint itself, on a film of pydicom-data and a drawn one."""
 
+import re
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -10,13 +13,14 @@ from emrrg_core.explain.heat_map import look_on_findings
 from emrrg_core.films.film import model_input, read_film
 from emrrg_core.model import checkpoint
 from emrrg_core.model.emrrg import Emrrg, FilmTokens
-from emrrg_core.model.finding_tokens import NAMES, Presence
+from emrrg_core.model.finding_tokens import NAMES, SEVERITIES, SIDES, ZONES, Finding, Presence
 from emrrg_core.model.generation import stream, write
 from emrrg_core.model.proposals import Phrasebook
 from emrrg_core.reporter import DEFAULT_CHECKPOINT, Reporter
 from emrrg_core.text.labeler import LABELS, is_abnormal
 from tests.phantom import make_phantom
 from tests.rounding import additions, rounding
+from train.report_templates import fill, templates, wordings
 
 SHORT = DecodeConfig(max_new_tokens=60)
 
@@ -114,12 +118,28 @@ def test_its_phrasebook_guesses_its_drafts_and_changes_none(model, film):
         assert 4 * len(guessed) < len(plain)  # passes
 
 
+def test_its_phrasebook_has_no_word_that_the_templates_have_not(model):
+    """It was learned from the model's own drafts, some of them about training films: nothing of a report may be in it."""
+    book = Phrasebook.load(DEFAULT_CHECKPOINT, model.tokenizer)
+    forms = product((n for n in NAMES if n != "abnormal"), SIDES, ZONES, SEVERITIES, (False, True))
+    found = [
+        Finding(n, Presence.PRESENT, 0.9, 0.5, side, zone, size, n == "opacity" and p)
+        for n, side, zone, size, p in forms
+    ]
+    known = {fill(text, f) for f in found for texts in wordings(f) for text in texts}
+    table = templates()
+    known |= {text for row in table["denial"] for text in row["findings"]}
+    known |= {text for texts in (*table["whole"].values(), *table["abnormal"].values()) for text in texts}
+    words = {word.lower() for text in known for word in re.findall(r"\w+", text)}
+    assert {w.lower() for texts in book.wordings.values() for t in texts for w in re.findall(r"\w+", t)} <= words
+
+
 def test_its_phrasebook_holds_what_is_to_be_said(model):
     """A wording of a finding states that finding and nothing else, and one of what is denied nothing abnormal."""
     book = Phrasebook.load(DEFAULT_CHECKPOINT, model.tokenizer)
     told = {key.split(": ")[1].split("/")[0] for key in book.wordings}
     assert {name for name in NAMES if model.calibration.assessed(name)} - {"abnormal"} <= told
-    for key, wordings in book.wordings.items():
+    for key, texts in book.wordings.items():
         name = key.split(": ")[1].split("/")[0]
         if name in NAMES:
-            assert all(is_abnormal(wording) for wording in wordings), key
+            assert all(is_abnormal(text) for text in texts), key

@@ -119,16 +119,22 @@ class Engine:
             request.answers.put(error if isinstance(request, _Drafting) else (error,))
             return
         self._tell(request)
-        if task.over or request.given_up:
-            return
+        if not task.over and not request.given_up:
+            self._add(task, request)
+
+    def _add(self, task: Task, request: _Drafting) -> None:
+        """Go on with a draft, beside those of the same settings where there are any."""
         for known, drafts in self._under_way:
             if (
                 request.config.beams == 1
                 and drafts[0].config == request.config
                 and drafts[0].proposer is request.proposer
             ):
-                known.join(task)
                 drafts.append(request)
+                try:
+                    known.join(task)
+                except BaseException as error:  # half joined, neither can go on
+                    self._fail(drafts, error)
                 return
         self._under_way.append((task, [request]))
 
@@ -142,11 +148,15 @@ class Engine:
                 for draft in drafts:
                     self._tell(draft)
             except BaseException as error:
-                for draft in drafts:
-                    draft.answers.put(error)
-                drafts.clear()
+                self._fail(drafts, error)
             drafts[:] = [d for d in drafts if d.search is not None and not d.search.over]
         self._under_way = [(task, drafts) for task, drafts in self._under_way if drafts]
+
+    def _fail(self, drafts: list[_Drafting], error: BaseException) -> None:
+        """Whatever goes wrong is told to whom it concerns: the computing thread must not end, or everyone would wait for ever."""
+        for draft in drafts:
+            draft.answers.put(error)
+        drafts.clear()
 
     def _tell(self, draft: _Drafting) -> None:
         assert draft.search is not None

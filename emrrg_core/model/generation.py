@@ -111,10 +111,13 @@ class Task:
         if self._proposer is None or len(search.beams) > 1:
             return []
         (beam,) = search.beams
-        most = min(self._most[film], POSITIONS // films, self._config.max_new_tokens - search.taken) - 1
+        room = (
+            min(POSITIONS // films, self._config.max_new_tokens - search.taken) - 1
+        )  # a token is read and chosen besides
+        most = max(min(self._most[film], room), 0)
         if beam.forced:
             return list(beam.forced[:most])
-        return self._proposer.propose(self._findings[film], [s.token.id for s in beam.steps], beam.text)[: max(most, 0)]
+        return self._proposer.propose(self._findings[film], [s.token.id for s in beam.steps], beam.text)[:most]
 
     def _take(self, active: Sequence[int], guesses: Sequence[Sequence[int]], reading: Reading) -> None:
         """Greedy: every token of a guess that the model would have written itself, and the one after these."""

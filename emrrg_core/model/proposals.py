@@ -15,7 +15,7 @@ from typing import Protocol, Self
 from transformers import PreTrainedTokenizerBase
 
 from emrrg_core.errors import CheckpointError
-from emrrg_core.model.finding_tokens import ABNORMAL, NAMES, Finding, Presence
+from emrrg_core.model.finding_tokens import ABNORMAL, NAMES, SIDES, Finding, Presence
 from emrrg_core.text.labeler import read_findings, sentences
 from emrrg_core.text.sections import FINDINGS, IMPRESSION, split
 
@@ -24,7 +24,7 @@ WORDINGS = 3  # of a key that are kept, the most frequent
 
 
 _END = re.compile(r"[.!?](?=\s|$)")  # of a sentence
-BOTH = "bilateral"
+BOTH = SIDES[3]
 
 
 class Proposer(Protocol):
@@ -69,12 +69,8 @@ class Phrasebook:
     def _rest(self, findings: Sequence[Finding], text: str) -> tuple[str, bool]:
         """What may be missing of the draft, and whether that is all. By the number of sentences that a section has, so that one which goes otherwise
         does not end the guessing."""
-        if FINDINGS.startswith(text):
-            more, ends = (
-                self._rest(findings, FINDINGS)
-                if text != FINDINGS
-                else self._after(*self._body("findings", findings, ""), findings)
-            )
+        if FINDINGS.startswith(text) and text != FINDINGS:
+            more, ends = self._rest(findings, FINDINGS)
             return FINDINGS[len(text) :] + more, ends
         if not text.startswith(FINDINGS):
             return "", False
