@@ -118,8 +118,8 @@ def example_film() -> Path | None:
     return Path(str(path)) if path else None
 
 
-def load_behind(soon: "Future[Reporter]", checkpoint: Path | None) -> None:
-    """Load the model into `soon`, in a thread of its own, so that the page answers first."""
+def load_behind(soon: "Future[Reporter]", checkpoint: Path | None, cluster: str | None = None) -> None:
+    """Load the model into `soon`, or find the replicas that have it, in a thread of its own, so that the page answers first."""
 
     def load() -> None:
         begun = time.perf_counter()
@@ -127,7 +127,12 @@ def load_behind(soon: "Future[Reporter]", checkpoint: Path | None) -> None:
             from emrrg_core import EmrrgError, Reporter
 
             try:
-                soon.set_result(Reporter.load(checkpoint, share_cores=True))
+                if cluster is None:
+                    soon.set_result(Reporter.load(checkpoint, share_cores=True))
+                else:
+                    from emrrg_core.scale import serve
+
+                    soon.set_result(serve.connect(cluster))
                 print(f"The model is loaded ({time.perf_counter() - begun:.1f} s).", flush=True)
             except EmrrgError as error:
                 soon.set_exception(error)
@@ -173,6 +178,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=os.environ.get("EMRRG_CASES") or None,
         help="folder of teaching cases (docs/teaching.md); default: EMRRG_CASES, or the drawn ones that come with EMRRG",
     )
+    parser.add_argument(
+        "--cluster",
+        metavar="ADDRESS",
+        help="draft with the replicas of a Ray cluster (docs/scaling.md); auto: the one on this machine",
+    )
     args = parser.parse_args(argv)
     wait_quietly()
     signal.signal(signal.SIGTERM, _leave)
@@ -190,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"emrrg: {where} in use. Stop what runs there, or choose another with --port.", file=sys.stderr)
             return 2
         print(f"EMRRG is at {address} (the model is loading; stop with Ctrl+C)", flush=True)
-        load_behind(soon, args.checkpoint)
+        load_behind(soon, args.checkpoint, args.cluster)
         purge_behind(soon)
         threading.Event().wait()
     except KeyboardInterrupt:

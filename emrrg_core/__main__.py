@@ -1,4 +1,4 @@
-"""The command line: `python -m emrrg_core draft | batch | label | convert | doctor`. It parses, calls and prints.
+"""The command line: `python -m emrrg_core draft | batch | serve | label | convert | doctor`. It parses, calls and prints.
 
 Each command imports what it needs when it runs: torch takes seconds, and `label` does without.
 """
@@ -80,6 +80,24 @@ def _parser() -> argparse.ArgumentParser:
     batch.add_argument("--merge", action="store_true", help="only gather the files that several processes left")
     batch.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: each process takes its own GPU")
     batch.set_defaults(run=_batch)
+    serve = commands.add_parser(
+        "serve",
+        help="draft for programs, in several processes or on several machines",
+        description="Runs replicas of the model behind Ray Serve, and a door that speaks HTTP (docs/scaling.md).",
+    )
+    serve.add_argument("--replicas", type=int, default=1, metavar="N", help="processes with a model each; default: 1")
+    serve.add_argument("--most", type=int, metavar="N", help="let them grow to N while requests wait")
+    serve.add_argument(
+        "--threads", type=int, metavar="N", help="of each replica; default: the cores divided among them"
+    )
+    serve.add_argument(
+        "--waiting", type=int, default=64, metavar="N", help="requests that may wait; default: 64, the next is refused"
+    )
+    serve.add_argument("--host", default="127.0.0.1", help="where the door listens; default: this machine alone")
+    serve.add_argument("--port", type=int, default=8000, help="default: 8000")
+    serve.add_argument("--cluster", metavar="ADDRESS", help="a Ray cluster that runs; default: one of its own, here")
+    serve.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: a GPU for each replica")
+    serve.set_defaults(run=_serve)
     doctor = commands.add_parser("doctor", help="tell what runs here", description="Tells what runs on this machine.")
     doctor.set_defaults(run=_doctor)
     convert = commands.add_parser(
@@ -105,10 +123,11 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--anyway", action="store_true", help="use films too that a rule refuses which a reader may override"
         )
+    for command in (draft, batch, serve):
         command.add_argument(
             "--language-model", metavar="DIR", help="use this one, not the one that the checkpoint names"
         )
-    for command in (draft, batch, doctor):
+    for command in (draft, batch, serve, doctor):
         command.add_argument("--checkpoint", type=Path, metavar="DIR", help="default: the one that comes with EMRRG")
     for command in (draft, doctor):
         command.add_argument("--json", action="store_true", help="print one JSON object instead of text")
@@ -253,8 +272,8 @@ FAILED, STOPPED = 3, 130
 
 
 def _batch(arguments: argparse.Namespace) -> tuple[str, int]:
-    from emrrg_core.batch import find_studies, merge, run
     from emrrg_core.config import DecodeConfig
+    from emrrg_core.scale.batch import find_studies, merge, run
 
     out: Path = arguments.out
     if arguments.merge:
@@ -307,6 +326,41 @@ def _batch(arguments: argparse.Namespace) -> tuple[str, int]:
     return said, FAILED if failed and processes == 1 else 0
 
 
+# -------------------------------------------------------------------------------------------------------------- serve
+
+
+def _serve(arguments: argparse.Namespace) -> str:
+    import signal
+
+    from emrrg_core.scale import serve
+
+    def leave(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, leave)
+    print("Starting the replicas: each loads the model.", flush=True)
+    try:
+        serve.start(
+            replicas=arguments.replicas,
+            most=arguments.most,
+            threads=arguments.threads,
+            waiting=arguments.waiting,
+            host=arguments.host,
+            port=arguments.port,
+            cluster=arguments.cluster,
+            checkpoint=arguments.checkpoint,
+            language_model=arguments.language_model,
+            device=arguments.device,
+        )
+        print(f"POST films to http://{arguments.host}:{arguments.port}/draft (stop with Ctrl+C)", flush=True)
+        signal.pause()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        serve.stop()
+    return "Stopped."
+
+
 # ------------------------------------------------------------------------------------------------------------- doctor
 
 
@@ -335,12 +389,13 @@ def _doctor(arguments: argparse.Namespace) -> str:
 
 
 def _scan_status() -> dict[str, Any]:
-    from emrrg_core.model.selective_scan import available_backends, chosen_backend
+    from emrrg_core.model.selective_scan import available_backends, chosen_backend, chosen_isa
 
-    status: dict[str, Any] = {"available": list(available_backends()), "in_use": None}
+    status: dict[str, Any] = {"available": list(available_backends()), "in_use": None, "isa": None}
     try:
         status["in_use"] = chosen_backend("cpu")  # where the command line and the app run their models
-    except (EmrrgError, ValueError) as error:  # EMRRG_SCAN names no backend, or one for another device
+        status["isa"] = chosen_isa() if status["in_use"] == "cpu" else None
+    except (EmrrgError, ValueError) as error:  # EMRRG_SCAN or EMRRG_SCAN_ISA names what cannot be had
         status["problem"] = str(error)
     return status
 
@@ -379,11 +434,12 @@ def _tower_size(preset: str) -> dict[str, int]:
 
 def _in_words(found: dict[str, Any]) -> str:
     scan, language, checkpoint = found["scan"], found["language_model"], found["checkpoint"]
+    in_use = f"{scan['in_use']} with {scan['isa']}" if scan["isa"] else scan["in_use"]
     rows = [
         ("Python", f"{found['python']}, torch {found['torch']}, transformers {found['transformers']}"),
         ("Threads", str(found["threads"])),
         ("bfloat16", "native on this processor" if found["bf16"] else "not native on this processor"),
-        ("Scan", scan.get("problem") or f"{scan['in_use']} (available: {', '.join(scan['available'])})"),
+        ("Scan", scan.get("problem") or f"{in_use} (available: {', '.join(scan['available'])})"),
         ("Language model", language.get("problem") or _named(language)),
         ("Checkpoint", checkpoint.get("problem") or _named(checkpoint)),
         *(

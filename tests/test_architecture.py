@@ -30,9 +30,9 @@ ROOMS = {
     "export": "explain films report text",
     "teaching": "explain films model report text",  # cases and classes
     "reporter": "explain films model report text",  # films in, drafts out
-    "batch": "reporter text",
+    "scale": "explain films model report reporter text",  # many films, many machines
     "__init__": "explain export films model report reporter teaching text",
-    "__main__": "batch explain films model report reporter text",
+    "__main__": "scale explain films model report reporter text",
 }
 # within the model, lower parts know nothing of higher ones
 MODEL = (

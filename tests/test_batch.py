@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from emrrg_core import batch
+from emrrg_core.scale import batch
 from emrrg_core.__main__ import main
-from emrrg_core.batch import Study, Tally, find_studies, merge
+from emrrg_core.scale.batch import Study, Tally, find_studies, merge
 from emrrg_core.errors import DataError, EmrrgError
 from emrrg_core.reporter import Reporter
 from emrrg_core.text.labeler import LABELS

@@ -1,0 +1,1 @@
+"""Past one film at a time: a folder of films (batch), a cluster of machines (serve)."""
