@@ -8,8 +8,8 @@ filter    an <img> of 8 bits with an SVG filter (feComponentTransfer) for the wi
 
 A frame's time is from one requestAnimationFrame to the next, without a limit to the screen's rate; the median and the
 95th percentile of 60 are printed, in milliseconds (16.7 is 60 frames a second); fewer frames are taken where six
-seconds do not suffice. Without a graphics card, as where it says SwiftShader, the last two are drawn by the processor
-too. Also the time from asking for the full film until it is drawn, from this machine.
+seconds do not suffice. It needs no graphics card: without one, as where it says SwiftShader, the last two are drawn by
+the processor too. Also the time from asking for the full film until it is drawn, from this machine.
 """
 
 import argparse
@@ -62,7 +62,10 @@ FIRST = """
 async () => {
     const begun = performance.now();
     document.querySelector('[data-do=preset][data-value="2"]').click();
-    while (!document.querySelector('.rr-now').textContent.includes('16 bit')) await new Promise((done) => setTimeout(done, 5));
+    while (!document.querySelector('.rr-now').textContent.includes('16 bit')) {
+        if (performance.now() - begun > 30000) throw new Error('the full film was not drawn within 30 seconds');
+        await new Promise((done) => setTimeout(done, 5));
+    }
     return performance.now() - begun;
 }
 """
@@ -149,9 +152,9 @@ def main() -> None:
     png = io.BytesIO()
     Image.fromarray(np.rint(shown.pixels * 255).astype(np.uint8)).save(png, "PNG", compress_level=1)
     styles = (ROOT / "ui" / "viewer.css").read_text(encoding="utf-8")
-    html = f"<!doctype html><style>{styles}</style>{viewer.HEAD}<body style='margin:0'><div id=films>"
+    html = f"<!doctype html><style>{styles}</style>{viewer.HEAD}<body style='margin:0'><div id=films></div>"
     answers = {
-        "/": ("text/html;charset=utf-8", (html + viewer.figures([shown]) + "</div>").encode()),
+        "/": ("text/html;charset=utf-8", html.encode()),
         "/film.png": ("image/png", png.getvalue()),
         "/films": ("application/octet-stream", packed(shown.pixels)),
     }
@@ -184,6 +187,8 @@ def main() -> None:
             page = browser.new_page(viewport={"width": width, "height": height}, device_scale_factor=ratio)
             for way, code in (("canvas", OURS), ("webgl", WEBGL), ("filter", FILTER)):
                 page.goto(address)
+                # all at once, as Gradio does: the viewer adopts what is there, and a page still arriving is half there
+                page.evaluate("html => { document.querySelector('#films').innerHTML = html; }", viewer.figures([shown]))
                 page.wait_for_selector(".rr-viewer[data-adopted]")
                 row = {"screen": screen, "way": way}
                 if way == "canvas":
