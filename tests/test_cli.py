@@ -17,6 +17,7 @@ from emrrg_core.explain.heat_map import lay_over, patch_weights
 from emrrg_core.model import checkpoint as checkpoints
 from emrrg_core.model.finding_tokens import NAMES
 from emrrg_core.model.language_model import language_status
+from emrrg_core.model.selective_scan import cpu
 from emrrg_core.reporter import Reporter
 from tests.phantom import make_phantom
 
@@ -274,12 +275,23 @@ def test_doctor_says_that_a_checkpoint_has_lost_its_weights(run, checkpoint, tmp
     assert "weights" in data["checkpoint"]["problem"]
 
 
-@pytest.mark.parametrize("name", ["fastest", "cuda"])
-def test_doctor_says_that_a_scan_backend_cannot_be_used(run, checkpoint, monkeypatch, name):
-    monkeypatch.setenv("EMRRG_SCAN", name)
+@pytest.mark.parametrize(
+    ("variable", "name"), [("EMRRG_SCAN", "fastest"), ("EMRRG_SCAN", "cuda"), ("EMRRG_SCAN_ISA", "mmx")]
+)
+def test_doctor_says_that_a_scan_backend_cannot_be_used(run, checkpoint, monkeypatch, variable, name):
+    if variable == "EMRRG_SCAN_ISA" and not cpu.kernels():
+        pytest.skip("no C compiler on this machine")
+    monkeypatch.setenv(variable, name)
     scan = json_of(run("doctor", "--json", "--checkpoint", checkpoint))["scan"]
-    assert scan["in_use"] is None
-    assert "EMRRG_SCAN" in scan["problem"]
+    assert (scan["in_use"], scan["isa"]) == (None, None)
+    assert f"{variable} is '{name}'" in scan["problem"]
+
+
+def test_doctor_tells_the_scans_instruction_set(run, checkpoint, monkeypatch):
+    for isa in cpu.kernels():
+        monkeypatch.setenv("EMRRG_SCAN_ISA", isa)
+        assert json_of(run("doctor", "--json", "--checkpoint", checkpoint))["scan"]["isa"] == isa
+        assert f"cpu with {isa}" in run("doctor", "--checkpoint", checkpoint)[1]
 
 
 def test_doctor_in_words_names_everything(run, checkpoint):

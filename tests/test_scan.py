@@ -1,5 +1,6 @@
 """The selective scan and the causal convolution: kernels agree with the definition, and the definition is right."""
 
+import itertools
 import logging
 import runpy
 import subprocess
@@ -18,6 +19,7 @@ from emrrg_core.model.selective_scan import (
     available_backends,
     causal_conv_silu,
     chosen_backend,
+    chosen_isa,
     compiler,
     cpu,
     cuda,
@@ -130,8 +132,22 @@ def test_a_convolution_kernel_and_its_gradients_agree_with_the_definition(backen
     assert_agree(outputs_and_gradients(causal_conv_silu, inputs, backend), exact)
 
 
+@pytest.mark.parametrize("isa", cpu.kernels())
+@pytest.mark.parametrize(("length", "d", "n"), [(1, 1, 1), (17, 65, 20), (197, 130, 16), (800, 17, 3)])
+def test_every_instruction_set_of_this_processor_agrees_with_the_definition(isa, length, d, n, monkeypatch) -> None:
+    monkeypatch.setenv("EMRRG_SCAN_ISA", isa)
+    for function, inputs in (
+        (selective_scan, scan_inputs(2, length, d, n)),
+        (causal_conv_silu, conv_inputs(2, length, d)),
+    ):
+        exact = outputs_and_gradients(function, [tensor.double() for tensor in inputs], "reference")
+        assert_agree(outputs_and_gradients(function, inputs, "cpu"), exact)
+
+
 @needs_compiler
-def test_the_kernels_exponential_is_right_to_a_millionth_and_ends_in_zero_and_infinity() -> None:
+@pytest.mark.parametrize("isa", cpu.kernels())
+def test_the_kernels_exponential_is_right_to_a_millionth_and_ends_in_zero_and_infinity(isa, monkeypatch) -> None:
+    monkeypatch.setenv("EMRRG_SCAN_ISA", isa)
     x = torch.cat([torch.linspace(-87, 88, 20_001), torch.tensor([0.0, -88.1, -1e4, -torch.inf, 89.0, 1e4])])
     # one state, started at 1 by the first token and only decaying at the second: y[1] = exp(delta·A)
     u, delta = torch.zeros(1, 2, len(x)), torch.ones(1, 2, len(x))
@@ -273,9 +289,10 @@ def test_nothing_before_a_changed_token_changes(backend) -> None:
         assert (before[:, 11] != after[:, 11]).all()
 
 
-@needs_compiler
+@pytest.mark.parametrize("isa", cpu.kernels())
 @pytest.mark.parametrize("wanted", range(6))
-def test_a_nan_in_the_input_comes_out_as_a_nan_in_the_same_places(wanted) -> None:
+def test_a_nan_in_the_input_comes_out_as_a_nan_in_the_same_places(wanted, isa, monkeypatch) -> None:
+    monkeypatch.setenv("EMRRG_SCAN_ISA", isa)
     inputs = scan_inputs(2, 20, 70, 5)
     inputs[wanted].view(-1)[inputs[wanted].numel() // 2] = torch.nan
     actual = outputs_and_gradients(selective_scan, inputs, "cpu")
@@ -372,6 +389,51 @@ def test_the_environment_variable_chooses(monkeypatch) -> None:
         selective_scan(*inputs, backend="cuda")
 
 
+@needs_compiler
+def test_the_environment_variable_chooses_the_instruction_set_and_no_other_one_computes(monkeypatch) -> None:
+    called = set()
+    plain = cpu.kernels()
+    spies = {
+        isa: {
+            name: lambda *given, isa=isa, function=function: called.add(isa) or function(*given)
+            for name, function in functions.items()
+        }
+        for isa, functions in plain.items()
+    }
+    monkeypatch.setattr(cpu, "kernels", lambda: spies)
+    for wanted, used in [(None, next(iter(plain))), ("", next(iter(plain))), *((isa, isa) for isa in plain)]:
+        monkeypatch.delenv("EMRRG_SCAN_ISA", raising=False)
+        if wanted is not None:
+            monkeypatch.setenv("EMRRG_SCAN_ISA", wanted)
+        called.clear()
+        outputs_and_gradients(selective_scan, scan_inputs(), "cpu")
+        outputs_and_gradients(causal_conv_silu, conv_inputs(), "cpu")
+        assert called == {used} == {chosen_isa()}
+
+
+@pytest.mark.skipif(len(cpu.kernels()) < 2, reason="this processor has one instruction set")
+def test_the_instruction_sets_are_compiled_apart(monkeypatch) -> None:
+    """They add in another order, in vectors of another width: the last bits of a sum over many channels tell."""
+    found = []
+    for isa in cpu.kernels():
+        monkeypatch.setenv("EMRRG_SCAN_ISA", isa)
+        found.append(outputs_and_gradients(selective_scan, scan_inputs(2, 40, 128, 16), "cpu")[4])  # of B
+    for number, one in enumerate(found):
+        assert not any(torch.equal(one, other) for other in found[number + 1 :])
+
+
+@needs_compiler
+def test_an_instruction_set_that_is_not_to_be_had_is_refused_with_those_that_are(monkeypatch) -> None:
+    monkeypatch.setenv("EMRRG_SCAN_ISA", "mmx")
+    for ask in (chosen_isa, lambda: chosen_backend("cpu"), lambda: selective_scan(*scan_inputs())):
+        with pytest.raises(ConfigError, match="EMRRG_SCAN_ISA is 'mmx': here it can be") as told:
+            ask()
+        assert all(isa in str(told.value) for isa in cpu.kernels())
+    assert torch.equal(  # nobody asks the kernel
+        selective_scan(*scan_inputs(), backend="reference"), definition.selective_scan(*scan_inputs())
+    )
+
+
 def test_an_unknown_backend_is_refused() -> None:
     with pytest.raises(ValueError, match="no scan backend 'triton'"):
         selective_scan(*scan_inputs(), backend="triton")
@@ -423,6 +485,7 @@ def first_use(monkeypatch, tmp_path) -> Iterator[Path]:
     """As in a process that has not used the kernel yet, on a machine that never compiled it. Gives the cache folder."""
     monkeypatch.setenv("EMRRG_HOME", str(tmp_path))
     monkeypatch.delenv("EMRRG_SCAN", raising=False)
+    monkeypatch.delenv("EMRRG_SCAN_ISA", raising=False)
     cpu._kernels.cache_clear()
     yield tmp_path / "kernels"
     cpu._kernels.cache_clear()
@@ -457,6 +520,48 @@ def test_a_compiler_that_fails_is_named_with_its_own_words(first_use, monkeypatc
     (line,) = warnings_of(caplog)
     assert "mycc failed with status 3: out of registers" in line
     assert list(first_use.iterdir()) == []
+
+
+@pytest.mark.skipif(len(compiler.ISAS) < 2, reason="this architecture has one instruction set")
+@needs_compiler
+def test_what_a_compiler_does_not_know_is_left_out(first_use, monkeypatch, caplog, tmp_path) -> None:
+    (real, *_), (best, *others) = compiler._compilers(), compiler.ISAS
+    old = tmp_path / "oldcc"
+    old.write_text(
+        f'#!/bin/sh\ncase "$*" in *-DISA={best}*) echo "what is {best}?" >&2; exit 1;; esac\nexec {real[0]} "$@"\n'
+    )
+    old.chmod(0o755)
+    monkeypatch.setenv("CC", str(old))
+    with caplog.at_level(logging.INFO, logger="emrrg"):
+        assert best not in cpu.kernels()
+    assert list(cpu.kernels())[-1] == others[-1]
+    assert any(f"what is {best}?" in record.getMessage() for record in caplog.records)
+    assert warnings_of(caplog) == []
+    assert_agree([selective_scan(*scan_inputs())], [definition.selective_scan(*scan_inputs())])
+
+
+@pytest.mark.skipif(len(cpu.kernels()) < 2, reason="this processor has one instruction set")
+def test_what_the_processor_cannot_run_is_neither_chosen_nor_given(first_use, monkeypatch) -> None:
+    best, *others = cpu.kernels()
+    cpu._kernels.cache_clear()
+    plain = cpu.build
+
+    class OlderProcessor:
+        def __init__(self, definitions: dict[str, int]) -> None:
+            self.library = plain(definitions)
+
+        def __getattr__(self, name: str) -> object:
+            return self[name]
+
+        def __getitem__(self, name: str) -> object:
+            return (lambda: 0) if name == f"emrrg_runs_{best}" else self.library[name]
+
+    monkeypatch.setattr(cpu, "build", OlderProcessor)
+    assert list(cpu.kernels()) == others
+    assert chosen_isa() == others[0]
+    monkeypatch.setenv("EMRRG_SCAN_ISA", best)
+    with pytest.raises(ConfigError, match=f"EMRRG_SCAN_ISA is '{best}'"):
+        chosen_isa()
 
 
 @needs_compiler
@@ -506,7 +611,8 @@ def test_a_cache_folder_that_cannot_be_written_costs_only_time(first_use, monkey
 def test_two_processes_may_compile_at_once(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("EMRRG_HOME", str(tmp_path))
     program = (
-        "import runpy, sys; print(runpy.run_path(sys.argv[1])['build']({'GROUP': 64, 'CHUNK': 16}).emrrg_conv_forward)"
+        "import runpy, sys; compiler = runpy.run_path(sys.argv[1]); library = compiler['build']({'GROUP': 64, 'CHUNK': 16});"
+        "print([library[f'emrrg_conv_forward_{isa}'] for isa in compiler['ISAS']])"
     )
     command = [sys.executable, "-c", program, compiler.__file__]
     started = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
@@ -531,9 +637,11 @@ def test_two_threads_may_ask_at_once(first_use, monkeypatch) -> None:
 def test_the_kernel_compiles_without_openmp_and_without_a_single_warning(tmp_path) -> None:
     build = runpy.run_path(compiler.__file__)
     (command, *_) = build["_compilers"]()
-    for openmp in (["-fopenmp"], ["-Wno-unknown-pragmas"]):
-        flags = [*build["_ALWAYS"], *openmp, "-Wall", "-Wextra", "-Werror", "-DGROUP=64", "-DCHUNK=16"]
+    warnings = ["-Wall", "-Wextra", "-Werror", "-DGROUP=64", "-DCHUNK=16"]
+    openmps = (["-fopenmp"], ["-fopenmp-simd"], ["-Wno-unknown-pragmas"])
+    for openmp, (isa, wide) in itertools.product(openmps, compiler.ISAS.items()):
+        flags = [*build["_ALWAYS"], *openmp, *wide, f"-DISA={isa}", *warnings]
         done = subprocess.run(
-            [*command, *flags, str(compiler.SOURCE), "-o", str(tmp_path / "scan.so")], capture_output=True
+            [*command, *flags, "-c", str(compiler.SOURCE), "-o", str(tmp_path / "scan.o")], capture_output=True
         )
         assert done.returncode == 0, done.stderr.decode()

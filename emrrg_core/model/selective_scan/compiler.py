@@ -1,8 +1,9 @@
-"""Compiles kernels.c with the machine's own C compiler, once, and loads it.
+"""Compiles kernels.c with the machine's own C compiler, once for each instruction set, into one library, and loads it.
 
 The library lies in $EMRRG_HOME/kernels, or in `emrrg/kernels` under the user's cache folder ($XDG_CACHE_HOME or
 ~/.cache). Its name holds a hash of everything that can change it: the source, the flags, the compiler's version and the
-processor. It is written aside and renamed, so several processes may start at once.
+architecture, but no processor: all that share the folder use one file, and cpu.py chooses at run time. It is written
+aside and renamed, so several processes may start at once.
 """
 
 import ctypes
@@ -23,9 +24,17 @@ SECONDS = 120  # a compiler that has not answered by then never will; ours takes
 
 # No -ffast-math: a NaN must come out as a NaN. These two only drop errno and floating point traps, which nobody reads,
 # and without the second the comparisons in exponential() would not be vectorised.
-_ALWAYS = ["-std=c11", "-O3", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
-# best first: Apple's compiler knows no -fopenmp, some compilers no -march=native
-_TRIES = [["-march=native", "-fopenmp"], ["-march=native"], ["-fopenmp"], []]
+_ALWAYS = ["-std=c11", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
+_TRIES = [["-fopenmp"], ["-fopenmp-simd"], []]  # best first: Apple's compiler has vectors, but no threads of OpenMP
+
+_WIDE = ["-mavx2", "-mfma"]
+_X86 = {"avx512": [*_WIDE, "-mavx512f", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"], "avx2": _WIDE}
+_ARM = platform.machine().lower() in {"aarch64", "arm64"}
+# instruction sets, best first; the last is what every processor of this architecture has, and must compile
+ISAS: dict[str, list[str]] = {
+    **(_X86 if platform.machine().lower() in {"x86_64", "amd64"} else {}),
+    "neon" if _ARM else "baseline": [],
+}
 
 
 class CompileError(Exception):
@@ -64,7 +73,8 @@ def _compilers() -> list[list[str]]:
 
 
 def _load_or_compile(command: list[str], version: str) -> ctypes.CDLL:
-    key = hashlib.sha256("\0".join([SOURCE.read_text(), *command, version, _processor()]).encode()).hexdigest()[:20]
+    parts = [SOURCE.read_text(), *command, version, platform.machine(), repr(ISAS)]
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
     path = cache_folder() / f"scan-{key}.so"
     if path.exists():
         try:
@@ -98,8 +108,20 @@ def _compile_for_this_run(command: list[str]) -> ctypes.CDLL:
 
 
 def _compile(command: list[str], folder: Path) -> Path:
+    """One object for each instruction set that this compiler knows, linked."""
+    objects = []
+    for isa, flags in ISAS.items():
+        made = folder / f"{isa}.o"
+        try:
+            _run([*command, *flags, f"-DISA={isa}", "-c", str(SOURCE), "-o", str(made)])
+        except CompileError as error:
+            if not flags:
+                raise
+            log.info("The scan kernel is built without %s: %s", isa, error)
+        else:
+            objects.append(str(made))
     built = folder / "scan.so"
-    _run([*command, str(SOURCE), "-o", str(built)])
+    _run([*command, "-shared", *objects, "-o", str(built)])
     return built
 
 
@@ -119,13 +141,3 @@ def _run(command: list[str]) -> str:
         lines = (done.stderr or done.stdout).strip().splitlines() or ["without a message"]
         raise CompileError(f"{command[0]} failed with status {done.returncode}: {lines[0]}")
     return done.stdout
-
-
-def _processor() -> str:
-    """What -march=native depends on: a home folder may be shared by machines with different processors."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").split("\n\n")[0].splitlines()
-    except OSError:
-        lines = []
-    told = [line for line in lines if line.split("\t")[0].strip() in {"model name", "flags", "Features", "CPU part"}]
-    return "\n".join([platform.machine(), platform.processor(), *told])

@@ -3,11 +3,15 @@
 Computes in float32 whatever the inputs' dtype and returns the first input's dtype; gradients come back in the dtype of
 the input they belong to. Runs on torch.get_num_threads() threads; the result does not depend on how many. The gradient
 cannot be differentiated again.
+
+The library holds the kernels for several instruction sets. The best that the processor has computes; the environment
+variable EMRRG_SCAN_ISA (avx512, avx2 or baseline; on ARM only neon) asks for another.
 """
 
 import ctypes
 import functools
 import logging
+import os
 import threading
 from typing import Any
 
@@ -15,7 +19,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from emrrg_core.model.selective_scan.compiler import CompileError, build
+from emrrg_core.errors import ConfigError
+from emrrg_core.model.selective_scan.compiler import ISAS, CompileError, build
 
 log = logging.getLogger("emrrg")
 
@@ -30,27 +35,41 @@ _FUNCTIONS = {  # name -> number of pointers between the four sizes and the numb
 _lock = threading.Lock()
 
 
-def kernels() -> ctypes.CDLL | None:
-    """The compiled library; None, after one line in the log, where it cannot be had."""
+def kernels() -> dict[str, dict[str, Any]]:
+    """The compiled functions by name, for each instruction set that this processor has, best first; empty, after one line
+    in the log, where they cannot be had."""
     with _lock:
         return _kernels()
 
 
+def chosen_isa() -> str | None:
+    """The instruction set that computes; None without a kernel. ConfigError: EMRRG_SCAN_ISA names one not to be had."""
+    available, wanted = kernels(), os.environ.get("EMRRG_SCAN_ISA")
+    if available and wanted and wanted not in available:
+        raise ConfigError(f"EMRRG_SCAN_ISA is {wanted!r}: here it can be {' or '.join(available)}, or unset it.")
+    return wanted if available and wanted else next(iter(available), None)
+
+
 @functools.cache
-def _kernels() -> ctypes.CDLL | None:
+def _kernels() -> dict[str, dict[str, Any]]:
     try:
         library = build({"GROUP": GROUP, "CHUNK": CHUNK})
     except CompileError as error:
         log.warning("The fast CPU scan is not available, the slow reference takes its place: %s", error)
-        return None
-    for name, pointers in _FUNCTIONS.items():
-        function = getattr(library, name)
-        function.argtypes = [ctypes.c_long] * 4 + [ctypes.c_void_p] * pointers + [ctypes.c_int]
-        function.restype = None
-        scratch = getattr(library, f"{name}_scratch")
-        scratch.argtypes = [ctypes.c_long] * 4 + [ctypes.c_int]
-        scratch.restype = ctypes.c_long
-    return library
+        return {}
+    found: dict[str, dict[str, Any]] = {}
+    for isa in ISAS:
+        if not (hasattr(library, f"emrrg_runs_{isa}") and library[f"emrrg_runs_{isa}"]()):
+            continue  # this compiler could not build it, or this processor cannot run it
+        found[isa] = {}
+        for name, pointers in _FUNCTIONS.items():
+            function, scratch = library[f"{name}_{isa}"], library[f"{name}_scratch_{isa}"]
+            function.argtypes = [ctypes.c_long] * 4 + [ctypes.c_void_p] * pointers + [ctypes.c_int]
+            function.restype = None
+            scratch.argtypes = [ctypes.c_long] * 4 + [ctypes.c_int]
+            scratch.restype = ctypes.c_long
+            found[isa] |= {name: function, f"{name}_scratch": scratch}
+    return found
 
 
 def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
@@ -129,13 +148,13 @@ def _conv_forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def _call(name: str, sizes: tuple[int, ...], tensors: tuple[Tensor | None, ...]) -> None:
     """Calls a kernel with the sizes, the tensors' addresses (None: a null pointer), scratch and the thread count."""
-    library = kernels()
-    if library is None:
+    isa = chosen_isa()
+    if isa is None:
         raise RuntimeError("the CPU kernel was called although it could not be compiled")
-    threads = torch.get_num_threads()
-    scratch = torch.empty(getattr(library, f"{name}_scratch")(*sizes, threads), dtype=torch.float32, device="cpu")
+    functions, threads = kernels()[isa], torch.get_num_threads()
+    scratch = torch.empty(functions[f"{name}_scratch"](*sizes, threads), dtype=torch.float32, device="cpu")
     pointers = [None if tensor is None else tensor.data_ptr() for tensor in (*tensors, scratch)]
-    getattr(library, name)(*sizes, *pointers, threads)
+    functions[name](*sizes, *pointers, threads)
 
 
 def _plain(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

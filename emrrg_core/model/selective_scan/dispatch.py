@@ -1,8 +1,9 @@
 """Chooses who computes. Shapes are checked here, once, for every backend.
 
 "auto" takes the CPU kernel for tensors on a CPU, mamba-ssm's for tensors on a CUDA device, and the reference for every
-other device and for float64. The environment variable EMRRG_SCAN (reference, cpu or cuda) replaces "auto". Where a
-kernel is not available the reference computes, which is slower and gives the same answers; the log says so once.
+other device and for float64. The environment variable EMRRG_SCAN (reference, cpu or cuda) replaces "auto", and
+EMRRG_SCAN_ISA chooses the CPU kernel's instruction set (cpu.py). Where a kernel is not available the reference
+computes, which is slower and gives the same answers; the log says so once.
 """
 
 import os
@@ -28,7 +29,8 @@ def selective_scan(
     autocast. Differentiable in every input, once.
 
     Raises ValueError if shapes or devices do not fit together, a tensor is not floating point, or `backend` cannot
-    compute on the tensors' device; ConfigError if EMRRG_SCAN holds no backend's name, or one for another device.
+    compute on the tensors' device; ConfigError if EMRRG_SCAN holds no backend's name, or one for another device, or
+    EMRRG_SCAN_ISA an instruction set that is not to be had here.
     Source: Mamba (arXiv 2312.00752), algorithm 2.
     """
     _check("selective_scan", {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D}, _scan_shapes(u, A))
@@ -58,7 +60,7 @@ def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor, *, backend: Backen
 
 
 def available_backends() -> tuple[str, ...]:
-    """The backends that can compute on this machine. The first call may compile the CPU kernel (about a second)."""
+    """The backends that can compute on this machine. The first call may compile the CPU kernel (some seconds)."""
     names = ["reference"]
     if cpu.kernels():
         names.append("cpu")
@@ -88,7 +90,7 @@ def _choose(backend: Backend, device: torch.device, dtype: torch.dtype) -> str:
         )
     if dtype == torch.float64:  # only the reference computes in double precision
         return "reference"
-    return "reference" if wanted == "cpu" and cpu.kernels() is None else wanted
+    return "reference" if wanted == "cpu" and cpu.chosen_isa() is None else wanted
 
 
 def _from_environment() -> Backend:

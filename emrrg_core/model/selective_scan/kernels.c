@@ -13,6 +13,9 @@
  *
  * Every kernel has a twin, `<name>_scratch`, that takes the same sizes and tells how many floats of scratch it needs.
  * Nothing here needs -ffast-math: a NaN that goes in comes out. GROUP and CHUNK are given by cpu.py with -D.
+ *
+ * compiler.py compiles this file once for each instruction set and links the objects into one library. ISA (-D) is the
+ * set's name and ends every exported name. emrrg_runs_<ISA> tells whether this processor can run the others of that name.
  */
 
 #include <stddef.h>
@@ -21,6 +24,21 @@
 #ifdef _OPENMP
 #include <omp.h>
 #endif
+
+#define JOINED(name, isa) name##_##isa
+#define JOIN(name, isa) JOINED(name, isa)
+#define EXPORT(name) JOIN(name, ISA)
+
+int EXPORT(emrrg_runs)(void) {
+#if defined(__x86_64__) && defined(__AVX512F__)
+    return __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl");
+#elif defined(__x86_64__) && defined(__AVX2__)
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#else
+    return 1;   /* what every processor of this architecture has */
+#endif
+}
 
 static int my_thread(void) {
 #ifdef _OPENMP
@@ -101,13 +119,13 @@ static void sum_groups(const float *restrict parts, float *restrict sums, long g
     }
 }
 
-long emrrg_scan_forward_scratch(long b, long l, long d, long n, int threads) {
+long EXPORT(emrrg_scan_forward_scratch)(long b, long l, long d, long n, int threads) {
     (void)b, (void)l, (void)d;
     return threads * 2 * n * GROUP;
 }
 
 /* y (b, l, d); states (b, groups, chunks, n, GROUP), the state before each chunk's first token, or NULL. */
-void emrrg_scan_forward(long b, long l, long d, long n, const float *u, const float *delta, const float *A,
+void EXPORT(emrrg_scan_forward)(long b, long l, long d, long n, const float *u, const float *delta, const float *A,
                         const float *B, const float *C, const float *D, float *y, float *states, float *scratch,
                         int threads) {
     const long groups = groups_of(d), chunks = chunks_of(l), tile = n * GROUP;
@@ -149,13 +167,13 @@ void emrrg_scan_forward(long b, long l, long d, long n, const float *u, const fl
 }
 
 /* per thread: rates, carry, CHUNK + 1 states, CHUNK decays; per item: dA, dD and the rows of dB and dC */
-long emrrg_scan_backward_scratch(long b, long l, long d, long n, int threads) {
+long EXPORT(emrrg_scan_backward_scratch)(long b, long l, long d, long n, int threads) {
     return threads * (2 * CHUNK + 3) * n * GROUP + b * groups_of(d) * ((n + 1) * GROUP + 2 * l * n);
 }
 
 /* The gradients of u and delta (b, l, d), A (d, n), B and C (b, l, n) and D (d), from that of y, and the states that
  * the forward kept. */
-void emrrg_scan_backward(long b, long l, long d, long n, const float *u, const float *delta, const float *A,
+void EXPORT(emrrg_scan_backward)(long b, long l, long d, long n, const float *u, const float *delta, const float *A,
                          const float *B, const float *C, const float *D, const float *states, const float *dy,
                          float *du, float *ddelta, float *dA, float *dB, float *dC, float *dD, float *scratch,
                          int threads) {
@@ -257,13 +275,13 @@ void emrrg_scan_backward(long b, long l, long d, long n, const float *u, const f
 
 /* ------------------------------------------------------------------------------- causal convolution, then SiLU --- */
 
-long emrrg_conv_forward_scratch(long b, long l, long d, long k, int threads) {
+long EXPORT(emrrg_conv_forward_scratch)(long b, long l, long d, long k, int threads) {
     (void)b, (void)l, (void)d;
     return threads * k * GROUP;
 }
 
 /* per thread: taps and the last k gradients of z; per item: dweight and dbias */
-long emrrg_conv_backward_scratch(long b, long l, long d, long k, int threads) {
+long EXPORT(emrrg_conv_backward_scratch)(long b, long l, long d, long k, int threads) {
     (void)l;
     return threads * 2 * k * GROUP + b * groups_of(d) * (k + 1) * GROUP;
 }
@@ -281,7 +299,7 @@ static inline void convolve(long t, long d, long k, long width, const float *x, 
 }
 
 /* y (b, l, d) = z · sigmoid(z) */
-void emrrg_conv_forward(long b, long l, long d, long k, const float *x, const float *weight, const float *bias,
+void EXPORT(emrrg_conv_forward)(long b, long l, long d, long k, const float *x, const float *weight, const float *bias,
                         float *y, float *scratch, int threads) {
     const long groups = groups_of(d);
     (void)threads;
@@ -302,7 +320,7 @@ void emrrg_conv_forward(long b, long l, long d, long k, const float *x, const fl
 }
 
 /* The gradients of x (b, l, d), weight (d, k) and bias (d), from that of y. */
-void emrrg_conv_backward(long b, long l, long d, long k, const float *x, const float *weight, const float *bias,
+void EXPORT(emrrg_conv_backward)(long b, long l, long d, long k, const float *x, const float *weight, const float *bias,
                          const float *dy, float *dx, float *dweight, float *dbias, float *scratch, int threads) {
     const long groups = groups_of(d);
     float *dweight_parts = scratch + threads * 2 * k * GROUP;           /* (b, groups, k, GROUP) */
