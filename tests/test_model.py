@@ -355,3 +355,59 @@ def test_lora_that_is_folded_in_writes_as_before(build, images):
     model.merge_lora()  # once is enough
     assert all(not torch.equal(w, layer.get_base_layer().weight) for w, layer in zip(plain, layers, strict=True))
     torch.testing.assert_close(model.log_probs(film, rows), before, rtol=1e-4, atol=1e-4)
+
+
+# ------------------------------------------------------------------------------------------- what a step of training costs
+
+
+def test_the_vocabulary_is_asked_about_report_tokens_only(tiny, images):
+    """Neither of the prompt nor of padding, which are most positions, nor of tokens that are only read."""
+    rows = [[5, 6, 7], [8], [9, 10]]
+    asked: list[int] = []
+    head = tiny.llm.get_output_embeddings()
+    handle = head.register_forward_hook(lambda module, given, logits: asked.append(logits.flatten(0, -2).shape[0]))
+    film = tiny.encode(images)
+    tiny(film, reports(rows))
+    tiny.log_probs(film, reports(rows), first=1)
+    handle.remove()
+    assert asked == [6, 3]
+
+
+@pytest.mark.parametrize("focus", [0.0, 1.0])
+def test_layers_that_are_computed_again_for_the_backward_pass_learn_the_same(build, open_gates, images, focus):
+    """What hybrid layers note of a look is no output of a layer's, and must learn all the same (focus)."""
+    found = []
+    for recompute in (False, True):
+        model = open_gates(build(queries=True, lora=2))
+        if recompute:
+            model.llm.activation_checkpointing_enable({"use_reentrant": False})
+        calls: list[int] = []
+        for layer in model.llm.get_decoder().layers:
+            layer.mlp.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        model.train()
+        torch.manual_seed(0)
+        model.visual_encoder.eval()
+        loss = model(model.encode(images), reports([[5, 6, 7], [8], [9, 10]]), focus=focus)
+        loss.total.backward()
+        layers = len(model.llm.get_decoder().layers)
+        assert len(calls) == layers * (2 if recompute else 1)
+        found.append((loss, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}))
+    (plain, gradients), (again, others) = found
+    for name in ("total", "nll", "gate", "on_findings", *(("attention_cost",) if focus else ())):
+        torch.testing.assert_close(getattr(again, name), getattr(plain, name), rtol=0, atol=0)
+    assert any(name.startswith("hybrid.") for name in gradients)
+    assert any("lora_A" in name for name in gradients)
+    assert others.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(others[name], gradient, rtol=1e-5, atol=1e-7)
+
+
+def test_a_layer_that_is_computed_again_notes_its_look_once(build, open_gates, images):
+    model = open_gates(build(queries=True))
+    model.llm.activation_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    film, trace = model.encode(images), []
+    visual = model.precompute_keys_values(film).at(trace=trace)
+    states = model.llm.get_decoder()(inputs_embeds=model.prompt(film)[0], visual=visual, use_cache=False)
+    states.last_hidden_state.square().sum().backward()
+    assert [layer.layer for layer in trace] == model.hybrid.indices()

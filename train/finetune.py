@@ -15,6 +15,7 @@ Without queries, as in the published method, the model learns the film's own rep
 import argparse
 import contextlib
 import functools
+import hashlib
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ from emrrg_core.data.studies import (
     read_reports,
     read_studies,
 )
-from emrrg_core.errors import CheckpointError, DataError
+from emrrg_core.errors import CheckpointError, ConfigError, DataError
 from emrrg_core.model import checkpoint
 from emrrg_core.model.convert import load_tower
 from emrrg_core.model.disease_queries import Seen
@@ -54,10 +55,11 @@ from emrrg_core.text.labeler import LABELS, is_abnormal, sentences
 from emrrg_core.text.metrics import text_scores
 from emrrg_core.text.sections import IMPRESSION
 from train import calibrate, tower
+from train.kept_features import KeptFeatures
 from train.loop import Numbers, Part, Run, apart, load_trained, train
 from train.measures import balanced_accuracy
 from train.report_templates import made_up, tell
-from train.targets import Truth, near_copies, read_radiologists, truth_of
+from train.targets import Example, Truth, near_copies, read_radiologists, truth_of
 from train.teacher import Readings, weights_of
 
 TELLING = 2.5  # weight of a token in a sentence that tells films apart: the first of a section, and every abnormal one
@@ -78,8 +80,16 @@ class Lessons(Settings):
     deciding: float = 1.0  # see `tokens_of`
     focus: float = 0.0  # weight of `attention_cost`
     tower: bool = True  # the tower's adapters learn too; False: it is as `--begin` has left it
+    # 0: a film is shown otherwise at every step. n: in n ways, the first as it is; what the frozen tower sees of each is kept on disk, for later
+    # epochs and runs (train/kept_features.py)
+    ways: int = 0
+    recompute: bool = False  # the language model's layers again in the backward pass: less memory, more time
     heads: bool = False  # only what is read learns, on the tower as it is, and no word (with disease queries)
     gate_bias: float | None = None  # a gate that starts open on average; its size is the warm-up's to learn
+
+    def __post_init__(self) -> None:
+        if self.ways < 0:
+            raise ConfigError(f"ways must be 0 or more, not {self.ways}.")
 
 
 # ------------------------------------------------------------------------------------------------------------- starting
@@ -201,6 +211,23 @@ def stack(studies: Sequence[Sequence[np.ndarray]]) -> tuple[Tensor, Tensor]:
 # --------------------------------------------------------------------------------------------------------------- lessons
 
 
+class Ways:
+    """In which of its ways a film is shown, where a recipe keeps what the tower sees of them (`ways`)."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def draw(self, name: str, rng: np.random.Generator) -> tuple[np.random.Generator, bool]:
+        """The generator that draws a film, and whether it is shown as it is: always the first of its ways. name: the film's, the same in every run.
+
+        With no ways, `rng` goes on and no film is shown as it is.
+        """
+        if not self._count:
+            return rng, False
+        way = int(rng.integers(self._count))
+        return np.random.default_rng([way, *hashlib.sha256(name.encode()).digest()[:8]]), way == 0
+
+
 class WordLessons:
     """The loss of the report's words: shared by both kinds of recipe."""
 
@@ -243,10 +270,13 @@ class FindingLessons:
         if own.heads:
             model.requires_grad_(False)
             model.disease.requires_grad_(True)
+            self._fixed = None
         else:
-            self._calibrate()
+            found = self._calibrate()
+            self._fixed = None if own.tower else found  # nothing that reads learns: it would be found again
         if not own.tower:
             model.visual_encoder.requires_grad_(False)
+        self._ways, self._look = Ways(own.ways), KeptFeatures(model, films.kept) if own.ways else None
         self._examples = tower.Films(self.studies, films.cache, films.truths, teacher, self._reading)
         self._sampler = tower.Sampler(self.studies, plan.run.sources, plan.run.seed)
         self._assessed = [name for name in NAMES if model.calibration.assessed(name)]
@@ -256,11 +286,11 @@ class FindingLessons:
     def loss(self, part: Part) -> tuple[Tensor, Numbers]:
         own = self._plan.lessons
         chosen, rng = self._sampler.step(part.step, self._plan.run.batch)
-        drawn = part.of([(self._examples.example(s, rng), int(rng.integers(1 << 31))) for s in chosen])
+        drawn = part.of([(self._example(s, rng), int(rng.integers(1 << 31))) for s in chosen])
         examples = [example for example, _ in drawn]
         images = torch.from_numpy(normalise(np.stack([e.film for e in examples]))).unsqueeze(1)
         with torch.set_grad_enabled(own.tower or own.heads):
-            seen = self._model.see(images.to(part.device))
+            seen = self._model.see(images.to(part.device), look=self._look)
         if own.heads:
             return tower.loss_of_seen(seen, examples, self._reading, part.share)
         findings, told = self._report(seen, [seed for _, seed in drawn])
@@ -269,6 +299,10 @@ class FindingLessons:
             kept, _ = tower.loss_of_seen(seen, examples, self._reading, part.share)
             loss, numbers = loss + own.readings * kept, {**numbers, "readings": kept.detach()}
         return loss, numbers
+
+    def _example(self, study: Study, rng: np.random.Generator) -> Example:
+        rng, as_it_is = self._ways.draw(study.id, rng)
+        return self._examples.example(study, rng, as_it_is=as_it_is)
 
     def _report(
         self, seen: Seen, seeds: Sequence[int]
@@ -287,6 +321,9 @@ class FindingLessons:
     @contextlib.contextmanager
     def as_saved(self) -> Iterator[dict[str, Any]]:
         """Calibrated anew inside. Afterwards as before: the steps to come must not depend on where a run was stopped."""
+        if self._fixed is not None:
+            yield {"calibration": self._fixed}
+            return
         before = {name: value.clone() for name, value in self._model.calibration.state_dict().items()}
         yield {"calibration": self._calibrate()}
         self._model.calibration.load_state_dict(before)
@@ -310,17 +347,25 @@ class ReportLessons:
                 f"{films.name} has no training film of {sorted(plan.run.sources)} with a report of its own or labels that a report text "
                 "matches: name the recipe's sources, or give --reports."
             )
+        if not plan.lessons.tower:
+            model.visual_encoder.requires_grad_(False)
+        ways = plan.lessons.ways
+        self._ways, self._look = Ways(ways), KeptFeatures(model, films.kept) if ways else None
         self._sampler = tower.Sampler(self.studies, plan.run.sources, plan.run.seed)
 
     def loss(self, part: Part) -> tuple[Tensor, Numbers]:
         chosen, rng = self._sampler.step(part.step, self._plan.run.batch)
         drawn = part.of([(self._views(s, rng), self._texts.tell(s, rng)) for s in chosen])
         images, views = stack([films for films, _ in drawn])
-        seen = self._model.see(images.to(part.device), views.to(part.device))
+        seen = self._model.see(images.to(part.device), views.to(part.device), look=self._look)
         return self._words.loss(seen, [told for _, told in drawn], part)
 
     def _views(self, study: Study, rng: np.random.Generator) -> list[np.ndarray]:
-        return [augment(film, rng)[0] for film in self._cache.views(study)[: self._plan.lessons.views]]
+        shown = []
+        for i, film in enumerate(self._cache.views(study)[: self._plan.lessons.views]):
+            mine, as_it_is = self._ways.draw(f"{study.id} {i}", rng)
+            shown.append(film.astype(np.float32) if as_it_is else augment(film, mine)[0])
+        return shown
 
     def as_saved(self) -> contextlib.AbstractContextManager[dict[str, Any]]:
         """Nothing is calibrated."""
@@ -351,6 +396,7 @@ class FilmSet:
     held: list[Study]  # films of the other splits
     truths: dict[str, Truth]
     cache: FilmCache
+    kept: Path  # folder of what a frozen tower sees, where a recipe keeps it
 
 
 def read_plan(args: argparse.Namespace) -> Plan:
@@ -371,7 +417,7 @@ def read_films(args: argparse.Namespace, plan: Plan) -> FilmSet:
     held = [s for s in studies if s.split != "train"]
     read = read_radiologists(args.radiologists)
     truths = {s.id: truth_of(s, read.get(s.id)) for s in [*learn, *develop]}
-    return FilmSet(args.films[0].name, learn, develop, held, truths, cache)
+    return FilmSet(args.films[0].name, learn, develop, held, truths, cache, args.cache)
 
 
 def build_model(args: argparse.Namespace, plan: Plan) -> tuple[Emrrg, LanguageModel]:
@@ -394,6 +440,9 @@ def build_model(args: argparse.Namespace, plan: Plan) -> tuple[Emrrg, LanguageMo
         load_trained(model, args.begin / "last.pt")
     elif args.begin:
         checkpoint.restore(model, args.begin)
+    if plan.lessons.recompute:
+        # not reentrant: what hybrid layers note of a look is no output of theirs, and learns all the same
+        model.llm.activation_checkpointing_enable({"use_reentrant": False})
     return model, language
 
 

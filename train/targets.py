@@ -136,10 +136,12 @@ def example(
     true_mask: bool = False,
     teacher: tuple[np.ndarray, np.ndarray] | None = None,
     signs: Sequence[Sign] = tuple(Sign),
+    augmented: bool = True,
 ) -> Example:
     """A film (s, s) as an example; a normal one with lungs (s, s) bool gets a drawn finding with probability `simulate`.
 
     mirror: the probability that the film is shown mirrored; what is right of it is then left. true_mask: the lungs are a person's outline.
+    augmented: the film is turned, scaled and exposed otherwise (`augment`).
     """
     halves = None if lungs is None else _halves(lungs)
     grey, drawn = film.astype(np.float32), None
@@ -157,8 +159,9 @@ def example(
         said, where = teacher
         distilled = {name: float(_sigmoid(x)) for name, x in zip(LABELS, said, strict=True) if not np.isnan(x)}
         planes |= _taught_planes(where, film.shape[0])
-    grey, moved = augment(grey, rng, list(planes.values()))
-    planes = dict(zip(planes, moved, strict=True))
+    if augmented:
+        grey, moved = augment(grey, rng, list(planes.values()))
+        planes = dict(zip(planes, moved, strict=True))
     zones = None
     if truth.zones is not None and truth.agree is not None:
         zones = np.where(truth.agree, (truth.zones > 0).astype(float), np.nan)

@@ -378,7 +378,10 @@ class Films:
 
         self._lungs = lambda study: lungs(_Key(study))
 
-    def example(self, study: Study, rng: np.random.Generator, simulate: float | None = None) -> Example:
+    def example(
+        self, study: Study, rng: np.random.Generator, simulate: float | None = None, *, as_it_is: bool = False
+    ) -> Example:
+        """A film as it is learned from. as_it_is: nothing is drawn on it, nor is it turned, exposed otherwise or mirrored."""
         packed, size = self._lungs(study), self._cache.size
         mask = None if packed is None else np.unpackbits(packed, count=size * size).reshape(size, size).astype(bool)
         return example(
@@ -387,8 +390,9 @@ class Films:
             self._truths[study.id],
             mask,
             rng,
-            simulate=self._lessons.simulate if simulate is None else simulate,
-            mirror=self._lessons.mirror,
+            simulate=0.0 if as_it_is else self._lessons.simulate if simulate is None else simulate,
+            mirror=0.0 if as_it_is else self._lessons.mirror,
+            augmented=not as_it_is,
             true_mask=study.id in self._outlined,
             teacher=self._teacher[study] if self._teacher else None,
         )

@@ -7,7 +7,7 @@ What a draft says of a film reaches the language model through the hybrid layers
 text, and visual tokens only where the settings ask for it (`prompt.tokens`), as in the published method; never a finding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -80,6 +80,19 @@ class FilmTokens:
 
 
 @dataclass(frozen=True)
+class TowerFeatures:
+    """What the tower alone makes of n films: all that the readers of findings and the projector start from.
+
+    tokens: (n, l, d). lungs: (n, 2, m, m) logits, None of a model without queries. stem: (n, g², d), what a convolutional stem saw of every patch,
+    None where no reader looks at it.
+    """
+
+    tokens: Tensor
+    lungs: Tensor | None = None
+    stem: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Loss:
     """What `Emrrg.forward` gives: tensors all, so that a training step waits for no number.
 
@@ -145,21 +158,34 @@ class Emrrg(nn.Module):
         """
         return self.project(self.see(images, views))
 
-    def see(self, images: Tensor, views: Tensor | None = None) -> Seen:
-        """What the tower and its queries see of each study, the mean over its views. Every film goes through the tower once. As for `encode`."""
+    def look(self, films: Tensor) -> TowerFeatures:
+        """Films (n, 3, s, s), each through the tower once."""
+        tokens, fine = self.visual_encoder.with_fine(films)
+        if not self.config.queries.depth:
+            return TowerFeatures(tokens)
+        grid = self.config.vision.grid
+        lungs = self.lungs(self.patches(tokens).transpose(1, 2).unflatten(2, (grid, grid)), fine)
+        return TowerFeatures(tokens, lungs, fine.patches if fine and self.config.queries.stem else None)
+
+    def see(
+        self, images: Tensor, views: Tensor | None = None, *, look: Callable[[Tensor], TowerFeatures] | None = None
+    ) -> Seen:
+        """What the tower and its queries see of each study, the mean over its views. Every film goes through the tower once. As for `encode`.
+
+        look: the tower, or what stands for it (train/kept_features.py); None: `self.look`.
+        """
         b, w = images.shape[:2]
         if views is None:
             views = torch.ones(b, w, dtype=torch.bool, device=images.device)
         counts = views.sum(1)
         if not bool((counts > 0).all()):
             raise ValueError("every study needs at least one view")
-        tokens, fine = self.visual_encoder.with_fine(images[views])  # (views in all, l, d)
-        if self.config.queries.depth:
-            grid, middle = self.config.vision.grid, self.config.vision.class_position
-            lungs = self.lungs(self.patches(tokens).transpose(1, 2).unflatten(2, (grid, grid)), fine)
-            seen = Seen(tokens=tokens, lungs=lungs, **self.disease(tokens, middle, fine.patches if fine else None))
+        found = (look or self.look)(images[views])  # of all views
+        if found.lungs is not None:
+            read = self.disease(found.tokens, self.config.vision.class_position, found.stem)
+            seen = Seen(tokens=found.tokens, lungs=found.lungs, **read)
         else:
-            seen = Seen.of_tokens(tokens)
+            seen = Seen.of_tokens(found.tokens)
         if w == 1:
             return seen
         study = torch.arange(b, device=images.device).unsqueeze(1).expand(b, w)[views]

@@ -106,6 +106,7 @@ class Visual:
     sizes: tokens of each group, in the order in which they stand among the v. mask: (b, v) bool, False where a token is not to be seen; a sample
     without any is left as the plain language model. prior: (v,), added to every score before the softmax; None: nothing is added.
     text: (b, l) bool of the current call, True where a position is prompt or report text; None: all are, as while decoding.
+    trace: a list of the current call's own; every hybrid layer notes what it looked at there, once.
     """
 
     hybrid: "HybridDecoder"
@@ -114,7 +115,7 @@ class Visual:
     mask: Tensor | None = None
     text: Tensor | None = None
     prior: Tensor | None = None
-    trace: list[AttentionTrace] | None = field(default=None, compare=False)  # filled by every call when a list is given
+    trace: list[AttentionTrace] | None = field(default=None, compare=False)
 
     def at(self, text: Tensor | None = None, *, trace: list[AttentionTrace] | None = None) -> "Visual":
         """The same film for one call: which positions are text, and where to note what was looked at."""
@@ -262,7 +263,9 @@ def hybrid_attention(
         share = torch.where(strength.sum(-1, keepdim=True) > 0, share, torch.full_like(share, 1 / layer.heads))
         seen = torch.einsum("blh,bhlv->blv", share, weights)  # differentiable: training may guide where sentences look
         groups = dict(zip(visual.sizes, seen.split(list(visual.sizes.values()), -1), strict=True))
-        visual.trace.append(AttentionTrace(index, gate.float().mean(-1), groups))
+        # a layer that is computed again, for its gradient, has been noted
+        if all(looked.layer != index for looked in visual.trace):
+            visual.trace.append(AttentionTrace(index, gate.float().mean(-1), groups))
     return mixed.to(a.dtype), None
 
 
