@@ -12,15 +12,18 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import PreTrainedModel
 
 from emrrg_core import Reporter
 from emrrg_core.config import DecodeConfig, ModelConfig
+from emrrg_core.errors import ConfigError
 from emrrg_core.model.checkpoint import read_config
 from emrrg_core.model.emrrg import Emrrg
 from emrrg_core.model.finding_tokens import ABNORMAL, NAMES, Presence
 from tests import tiny
 from tests.phantom import make_phantom
 from train import calibrate, contrast, finetune, tower
+from train.kept_features import KeptFeatures
 from train.loop import Run, apart, groups
 from train.tower import Eye
 
@@ -316,3 +319,44 @@ def test_the_one_command_says_what_it_needs(command, tmp_path):
     done = command(f"{tmp_path}")
     assert done.returncode == 2
     assert "has no films_more.jsonl" in done.stderr
+
+
+def test_kept_features_and_layers_computed_again_are_the_stages_own_business(made, monkeypatch):
+    """`ways` and `recompute` in the recipe: the tower sees no film of a second run, which learns the same to the last digit of its log."""
+    text = (made.folder / "recipe.toml").read_text()
+    kept = made.folder / "kept.toml"
+    kept.write_text(re.sub(r"^deciding = .*$", "deciding = 4.0\nways = 2\nrecompute = true", text, flags=re.M))
+    monkeypatch.setattr(Chain, "recipe", lambda *_: ["--recipe", f"{kept}"])
+    looked = []
+    look = KeptFeatures._look
+    monkeypatch.setattr(KeptFeatures, "_look", lambda self, films: looked.append(len(films)) or look(self, films))
+    calibrated = []
+    see_all = calibrate.see_all
+    monkeypatch.setattr(calibrate, "see_all", lambda *given: calibrated.append(1) or see_all(*given))
+    again: list[dict] = []
+    enable = PreTrainedModel.activation_checkpointing_enable
+    monkeypatch.setattr(
+        PreTrainedModel, "activation_checkpointing_enable", lambda llm, how: again.append(how) or enable(llm, how)
+    )
+    made.tell("kept")
+    assert again == [{"use_reentrant": False}]
+    assert 0 < sum(looked) <= 8
+    assert len(calibrated) == 1  # two checkpoints were saved, and nothing that reads has learned
+    there = len(list((made.folder / "cache").glob("tower-*/*.safetensors")))
+    assert there == sum(looked)
+    looked.clear()
+    made.tell("kept again")
+    assert looked == []
+    rows, others = (columns(made.folder / name / "log.csv") for name in ("kept", "kept again"))
+    for row, other in zip(rows, others, strict=True):
+        assert {**row, "seconds": 0} == {**other, "seconds": 0}
+    saved = [json.loads((made.folder / n / "checkpoint/config.json").read_text()) for n in ("tell", "kept")]
+    assert saved[0]["training"]["calibration"] == saved[1]["training"]["calibration"]
+
+
+def test_a_stage_whose_tower_learns_keeps_no_features(made, monkeypatch):
+    kept = made.folder / "refused.toml"
+    kept.write_text((made.folder / "recipe.toml").read_text().replace("gate_bias = 1.0", "gate_bias = 1.0\nways = 2"))
+    monkeypatch.setattr(Chain, "recipe", lambda *_: ["--recipe", f"{kept}"])
+    with pytest.raises(ConfigError, match="set tower = false"):
+        made.finetune("refused")

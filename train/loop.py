@@ -235,42 +235,69 @@ def train(
 
     Raises ConfigError where settings, processes or a folder's run do not go together, DivergedError when a loss or gradient is not finite.
     """
-    accelerator = _accelerator(run)
-    count = accelerator.num_processes * run.accumulate
-    if run.batch % count:
-        raise ConfigError(
-            f"a batch of {run.batch} cannot be divided evenly among {accelerator.num_processes} processes "
-            f"that accumulate {run.accumulate} parts: make it a multiple of {count}"
-        )
-    optimizer = torch.optim.AdamW(groups(model, run), lr=0.0, betas=(0.9, 0.95))
-    base = [group["lr"] for group in optimizer.param_groups]
-    deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
-    if deepspeed and accelerator.state.deepspeed_plugin.zero_stage == 3:
-        raise ConfigError("ZeRO-3 removes weights that the hybrid decoder needs between layers: train with fsdp.yaml")
-    if deepspeed:  # which clips and accumulates by itself: it is told what the recipe says
-        accelerator.state.deepspeed_plugin.deepspeed_config.update(
-            train_micro_batch_size_per_gpu=run.batch // count,
-            gradient_accumulation_steps=run.accumulate,
-            gradient_clipping=run.clip,
-        )
-    spread = deepspeed or accelerator.distributed_type == DistributedType.FSDP
-    lesson, optimizer = accelerator.prepare(_Lesson(model, loss_of, reach_all=spread), optimizer)
-    keeper = _Keeper(accelerator, lesson, optimizer, run, out, after)
+    steps = Steps(model, run, loss_of, out)
+    keeper = _Keeper(steps.accelerator, steps.lesson, steps.optimizer, run, out, after)
     first, last = keeper.resume(), run.last
-    lines = _Lines(accelerator, run, out, first)
+    lines = _Lines(steps.accelerator, run, out, first)
     begun = time.perf_counter()
-    lesson.train()
-    watched = accelerator.is_main_process and sys.stderr.isatty()
+    steps.lesson.train()
+    watched = steps.accelerator.is_main_process and sys.stderr.isatty()
     for step in (bar := tqdm(range(first, last), initial=first, total=last, unit="step", disable=not watched)):
-        for group, rate in zip(optimizer.param_groups, base, strict=True):
+        row = steps(step)
+        lines.add({**row, "seconds": time.perf_counter() - begun})
+        bar.set_postfix(loss=f"{row['loss']:.4g}", refresh=False)
+        if (step + 1) % run.save_every == 0 or step + 1 == last:
+            keeper.save(step + 1)
+            steps.lesson.train()
+    lines.close()
+
+
+class Steps:
+    """A model, its optimizer and where both run, made ready; called with the number of a step, it does that step: what `train` does but for saving.
+
+    Raises as `train` does.
+    """
+
+    def __init__(self, model: nn.Module, run: Run, loss_of: LossOf, out: Path) -> None:
+        """out: for messages."""
+        self._run, self._out = run, out
+        self.accelerator = accelerator = _accelerator(run)
+        self._count = count = accelerator.num_processes * run.accumulate
+        if run.batch % count:
+            raise ConfigError(
+                f"a batch of {run.batch} cannot be divided evenly among {accelerator.num_processes} processes "
+                f"that accumulate {run.accumulate} parts: make it a multiple of {count}"
+            )
+        optimizer = torch.optim.AdamW(groups(model, run), lr=0.0, betas=(0.9, 0.95))
+        self._base = [group["lr"] for group in optimizer.param_groups]
+        deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+        if deepspeed and accelerator.state.deepspeed_plugin.zero_stage == 3:
+            raise ConfigError(
+                "ZeRO-3 removes weights that the hybrid decoder needs between layers: train with fsdp.yaml"
+            )
+        if deepspeed:  # which clips and accumulates by itself: it is told what the recipe says
+            accelerator.state.deepspeed_plugin.deepspeed_config.update(
+                train_micro_batch_size_per_gpu=run.batch // count,
+                gradient_accumulation_steps=run.accumulate,
+                gradient_clipping=run.clip,
+            )
+        spread = deepspeed or accelerator.distributed_type == DistributedType.FSDP
+        self.lesson: Any
+        self.optimizer: Any
+        self.lesson, self.optimizer = accelerator.prepare(_Lesson(model, loss_of, reach_all=spread), optimizer)
+
+    def __call__(self, step: int) -> dict[str, float]:
+        """Step number `step`, from 0: its number, loss, gradient norm, and the means of the parts' numbers."""
+        run, accelerator = self._run, self.accelerator
+        for group, rate in zip(self.optimizer.param_groups, self._base, strict=True):
             group["lr"] = rate * schedule(step, run)
         total, norm, names, rows = 0.0, 0.0, [], []
         for turn in range(run.accumulate):
             index = accelerator.process_index * run.accumulate + turn
-            part = Part(step, index, count, accelerator.device, run.accumulate)
+            part = Part(step, index, self._count, accelerator.device, run.accumulate)
             torch.manual_seed(step_seed(run.seed, step, part.index))
-            with accelerator.accumulate(lesson):
-                loss, numbers = lesson(part)
+            with accelerator.accumulate(self.lesson):
+                loss, numbers = self.lesson(part)
                 names = list(numbers)
                 row = torch.stack(
                     [torch.as_tensor(n, device=accelerator.device) for n in (loss.detach(), *numbers.values())]
@@ -278,22 +305,17 @@ def train(
                 rows.append(accelerator.gather(row.float().unsqueeze(0)).cpu())
                 total += rows[-1][:, 0].sum().item()
                 # known in every process at once, before any gradient: none waits for one that has given up
-                _require_finite("loss", total, step, out)
+                _require_finite("loss", total, step, self._out)
                 # accelerate takes the mean of the parts' gradients: their sum is `count` times as much
-                accelerator.backward(loss * count)
+                accelerator.backward(loss * self._count)
                 if accelerator.sync_gradients:
                     # all parameters, frozen ones too: a sharded model is recognised by them; DeepSpeed clips by itself
-                    norm = float(accelerator.clip_grad_norm_(lesson.parameters(), run.clip) or 0.0)
-                    _require_finite("gradient", norm, step, out)
-                optimizer.step()
-                optimizer.zero_grad()
+                    norm = float(accelerator.clip_grad_norm_(self.lesson.parameters(), run.clip) or 0.0)
+                    _require_finite("gradient", norm, step, self._out)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
         means = dict(zip(names, torch.cat(rows)[:, 1:].nanmean(0).tolist(), strict=True))
-        lines.add({"step": step, "loss": total, "norm": norm, **means, "seconds": time.perf_counter() - begun})
-        bar.set_postfix(loss=f"{total:.4g}", refresh=False)
-        if (step + 1) % run.save_every == 0 or step + 1 == last:
-            keeper.save(step + 1)
-            lesson.train()
-    lines.close()
+        return {"step": step, "loss": total, "norm": norm, **means}
 
 
 class _Lesson(nn.Module):
@@ -525,4 +547,4 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
     os.replace(beside, path)
 
 
-__all__ = ["DivergedError", "Part", "Run", "groups", "load_trained", "schedule", "score", "step_seed", "train"]
+__all__ = ["DivergedError", "Part", "Run", "Steps", "groups", "load_trained", "schedule", "score", "step_seed", "train"]
