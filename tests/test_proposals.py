@@ -170,11 +170,54 @@ def test_after_a_guess_that_failed_fewer_tokens_are_guessed_and_after_a_right_on
     assert max(after) == 1 + DISTRUST < 19 < POSITIONS
 
 
-def test_beams_are_not_guessed(model, images):
-    tiny = model(ending=0.0)
-    guess = Guess(lambda written: [1])
-    write(tiny, tiny.encode(images[:1]), replace(SHORT, beams=2), guess)
-    assert not guess.asked
+@pytest.mark.parametrize("beams", [2, 3])
+@pytest.mark.parametrize("seed", range(3))
+def test_beams_that_are_guessed_are_those_that_would_be_found(model, images, seed, beams):
+    """Every beam's guess is right, wrong from somewhere on, or short, as it comes."""
+    tiny, config = model(seed), replace(SHORT, beams=beams, length_penalty=2.0)
+    film = tiny.encode(images)
+    found = list(stream(tiny, film, config))
+    rng = np.random.default_rng(seed)
+    texts = {tuple(ids(one)) for writings in found for one in writings}
+
+    def near(written: list[int]) -> list[int]:
+        """As some text went on that was the best at some step."""
+        known = [text for text in sorted(texts) if list(text[: len(written)]) == written]
+        rest = list(known[int(rng.integers(len(known)))][len(written) :]) if known else [7, 8, 9]
+        return [token + int(rng.random() < 0.1) for token in rest]
+
+    guess = Guess(near)
+    assert_same(write(tiny, film, config, guess), found[-1])
+    assert guess.asked
+
+
+def after(token: int) -> int:
+    return (token * 7 + 3) % 200
+
+
+@pytest.mark.parametrize("beams", [2, 3])
+def test_right_guesses_save_beams_passes(model, images, beams):
+    """After its first token, each beam's next tokens are all but certain, and other than those of the other beams."""
+    tiny, config, read = model(ending=0.0), replace(SHORT, beams=beams), []
+
+    def pulled(_module, _inputs, logits):
+        if read[-1].numel() == len(logits):  # not after the prompt
+            logits = logits.clone()
+            logits[range(len(logits)), [after(token) for token in read[-1].flatten().tolist()]] += 30
+        return logits
+
+    tiny.llm.get_input_embeddings().register_forward_hook(lambda _m, args, _o: read.append(args[0]))
+    tiny.llm.lm_head.register_forward_hook(pulled)
+    film = tiny.encode(images[:1])
+    plain = list(stream(tiny, film, config))
+
+    def right(written: list[int]) -> list[int]:
+        return [after(written[-1]), after(after(written[-1]))]
+
+    found, count = passes(tiny, film, Guess(right), config)
+    assert_same(found, plain[-1])
+    assert len(found[0].tokens) == len(plain)
+    assert count < len(plain) / 2
 
 
 # -------------------------------------------------------------------------------------------------------------- phrases

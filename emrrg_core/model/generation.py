@@ -3,9 +3,10 @@
 Three parts, as whisper has them: `inference` runs the language model and keeps its cache, `decoding` chooses the next token (greedy or beam search,
 filters, closed sections), and here the two meet: the films of a batch are written side by side, and a film that has ended leaves.
 
-Greedy search need not go token by token. What a draft will say can be guessed (`proposals`): the guess is read in one pass, and each of its tokens
+Search need not go token by token. What a draft will say can be guessed (`proposals`): the guess is read in one pass, and each of its tokens
 stands as long as it is the one that the model itself would have written there; from the first that is not, the model goes on by itself. So a guess
-changes how long a draft takes, and nothing else (speculative decoding: Stern et al. 2018, Leviathan et al. 2023).
+changes how long a draft takes, and nothing else (speculative decoding: Stern et al. 2018, Leviathan et al. 2023). Each beam has a guess of its own;
+all of them stand as long as the beams that live on are those that were guessed.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -28,11 +29,11 @@ def stream(model: Emrrg, film: FilmTokens, config: DecodeConfig, proposer: Propo
 
     film: from `Emrrg.encode`. With beams, a text may change between yields. Each film's text is what it would be alone.
     A text may also go back by a sentence that it has already; the tokens that were written in vain count towards the limit.
-    proposer: guesses what is written next; without one, and with beams, a pass is a token.
+    proposer: guesses what is written next; without one, a pass is a token.
     """
     if model.training:
         raise RuntimeError("the model is in training mode; call eval() before drafting")
-    task = Task(model, film, config, None if config.beams > 1 else proposer)
+    task = Task(model, film, config, proposer)
     while not task.over:
         task.step()
         yield [search.writing() for search in task.searches]
@@ -55,7 +56,8 @@ class Task:
         self.searches = [Search(config, vocabulary) for _ in range(len(film))]
         self._config, self._proposer = config, proposer
         self._findings = film.findings or ((),) * len(film)
-        self._most = [POSITIONS] * len(film)  # tokens that may be guessed of each film
+        most = POSITIONS if config.beams == 1 else DISTRUST  # k beams that are guessed in vain cost k times as much
+        self._most = [most] * len(film)  # tokens that may be guessed of each film
         self._inference = Inference(model, film)
         self._begun = False
 
@@ -96,28 +98,29 @@ class Task:
     def step(self) -> None:
         """One pass. Rows lie in the order of the films that are still being written, a film's beams together."""
         active = [i for i, search in enumerate(self.searches) if not search.over]
-        guesses = [self._guess(i, len(active)) for i in active]
+        beams = [beam for i in active for beam in self.searches[i].beams]
+        guesses = [guess for i in active for guess in self._guess(i, len(beams))]
         if self._begun:
-            written = [[b.steps[-1].token.id] for i in active for b in self.searches[i].beams]
-            rows = [ids + guess for ids, guess in zip(written, guesses, strict=True)] if self._proposer else written
+            rows = [[beam.steps[-1].token.id, *guess] for beam, guess in zip(beams, guesses, strict=True)]
             reading = self._inference.read(rows)
         else:
             reading = self._inference.read_prompt(guesses)
         self._begun = True
-        self._take(active, guesses, reading) if self._config.beams == 1 else self._take_beams(active, reading)
+        self._take(active, guesses, reading) if self._config.beams == 1 else self._take_beams(active, guesses, reading)
 
-    def _guess(self, film: int, films: int) -> list[int]:
+    def _guess(self, film: int, rows: int) -> list[list[int]]:
+        """A guess for each beam of a film, all of one length: beams go on together. rows: that are read, of all films."""
         search = self.searches[film]
-        if self._proposer is None or len(search.beams) > 1:
-            return []
-        (beam,) = search.beams
-        room = (
-            min(POSITIONS // films, self._config.max_new_tokens - search.taken) - 1
-        )  # a token is read and chosen besides
-        most = max(min(self._most[film], room), 0)
-        if beam.forced:
-            return list(beam.forced[:most])
-        return self._proposer.propose(self._findings[film], [s.token.id for s in beam.steps], beam.text)[:most]
+        if self._proposer is None or (self._config.beams > 1 and not self._begun):  # one text becomes several
+            return [[] for _ in search.beams]
+        # a token is read and chosen besides
+        room = min(POSITIONS // rows, self._config.max_new_tokens - search.taken) - 1
+        guesses = []
+        for beam in search.beams:
+            ids = [step.token.id for step in beam.steps]
+            guesses.append(list(beam.forced) or self._proposer.propose(self._findings[film], ids, beam.text))
+        length = max(min(self._most[film], room, *map(len, guesses)), 0)
+        return [guess[:length] for guess in guesses]
 
     def _take(self, active: Sequence[int], guesses: Sequence[Sequence[int]], reading: Reading) -> None:
         """Greedy: every token of a guess that the model would have written itself, and the one after these."""
@@ -141,19 +144,27 @@ class Task:
                 kept.append(len(search.beams[0].steps) - 1)  # the last token is read in the next pass
         self._go_on(alive, kept)
 
-    def _take_beams(self, active: Sequence[int], reading: Reading) -> None:
-        """Beams: the k best continuations of every film."""
-        searches = [self.searches[film] for film in active]
-        beams = [beam for search in searches for beam in search.beams]
-        log_probs, ranked = scores_of(reading.logits[:, 0], beams, self._config.repetition_penalty)
+    def _take_beams(self, active: Sequence[int], guesses: Sequence[Sequence[int]], reading: Reading) -> None:
+        """Beams: the k best continuations of every film, token after token as long as each that lives on was guessed where it stands."""
         alive, kept, first = [], [], 0
-        for search, candidates in zip(searches, candidates_of(ranked, searches), strict=True):
-            rows = range(first, first + len(search.beams))
-            first = rows.stop
-            looks = [reading.look(row, 0) for row in rows]
-            for grown in search.grow(candidates, log_probs[rows.start : rows.stop], looks):
-                alive.append(rows[grown.parent])
-                kept.append(len(grown.beam.steps) - 1)
+        for film in active:
+            search = self.searches[film]
+            rows = list(range(first, first + len(search.beams)))  # where each beam was read
+            first += len(rows)
+            ahead = len(guesses[rows[0]])
+            for i in range(ahead + 1):
+                log_probs, ranked = scores_of(reading.logits[rows, i], search.beams, self._config.repetition_penalty)
+                (candidates,) = candidates_of(ranked, [search])
+                grown = search.grow(candidates, log_probs, [reading.look(row, i) for row in rows])
+                rows = [rows[entry.parent] for entry in grown]
+                if not grown or i == ahead:
+                    break
+                tokens = [None if entry.taken_back else entry.beam.steps[-1].token.id for entry in grown]
+                if tokens != [guesses[row][i] for row in rows]:
+                    break
+            self._most[film] = max(DISTRUST, 2 * i)
+            alive += rows
+            kept += [len(entry.beam.steps) - 1 for entry in grown]
         self._go_on(alive, kept)
 
     def _go_on(self, rows: Sequence[int], kept: Sequence[int]) -> None:
