@@ -173,6 +173,52 @@ def test_a_draft_that_is_given_up_leaves_with_the_next_pass(model, films):
     assert len(rows) <= LONG.max_new_tokens + 1
 
 
+def test_a_stop_before_the_first_word_leaves_nothing_to_compute(model, films):
+    """Whoever stops while they wait is not seen; whoever stops while their film is seen is not written about. Neither waits for the others."""
+    engine, seen, stopped = Engine(model), passes(model), threading.Event()
+    film, draft = films[0]
+    asked: list[str] = []
+
+    def see(name: str, *, stop: bool = False):
+        asked.append(name)
+        if stop:
+            stopped.set()
+        return film
+
+    texts: dict[str, list[Writing]] = {}
+
+    def reader(name: str, stop: bool, stopped: Callable[[], bool]) -> None:
+        texts[name] = list(engine.stream(lambda: see(name, stop=stop), LONG, stopped=stopped))
+
+    go, first = held(engine)
+    waiting = threading.Event()
+    threads = submitted(
+        engine,
+        lambda: reader("waiting", False, waiting.is_set),
+        lambda: reader("seen", True, stopped.is_set),
+    )
+    waiting.set()
+    threads[0].join(WAIT)
+    assert not threads[0].is_alive()  # before the engine has come to it
+    go.set()
+    for thread in [first, *threads]:
+        thread.join(WAIT)
+    assert engine.run(lambda: len(seen)) == 0
+    assert (asked, texts) == (["seen"], {"waiting": [], "seen": []})
+    assert_same([last(engine.stream(lambda: film, LONG))], [draft])
+
+
+def test_a_stop_ends_a_draft_within_a_pass(model, films):
+    model.llm.lm_head.weight[model.tokenizer.eos_token_id] = 0.0
+    engine, seen, (film, _) = Engine(model), passes(model), films[0]
+    found: list[Writing] = []
+    for text in engine.stream(lambda: film, LONG, stopped=lambda: len(seen) >= 5):
+        found.append(text)
+    engine.run(lambda: None)
+    assert len(found) <= 5
+    assert len(seen) == 5
+
+
 def test_drafts_that_cannot_be_joined_fail_and_the_engine_goes_on(model, films, monkeypatch):
     model.llm.lm_head.weight[model.tokenizer.eos_token_id] = 0.0
     engine, (film, _) = Engine(model), films[0]
@@ -233,7 +279,7 @@ def test_beams_and_other_settings_are_written_beside(model, films):
     (one, _), (two, draft), (three, _) = films[:3]
     beams, short = DecodeConfig(max_new_tokens=12, beams=3), DecodeConfig(max_new_tokens=3)
     found = together(
-        lambda: last(engine.stream(lambda: one, beams)),
+        lambda: last(engine.stream(lambda: one, beams, Guess(lambda written: [1, 2]))),
         lambda: last(engine.stream(lambda: two, LONG)),
         lambda: last(engine.stream(lambda: three, short)),
     )

@@ -1,15 +1,15 @@
 """Many readers, one model: drafts are written side by side, and whatever else needs the model takes its turn between two passes.
 
 One thread does all the computing. A draft that is asked for first sees its film, by arrival; then it joins those that are being written, and each
-pass of the language model goes on with all of them. A draft that ends or is given up leaves after the pass. Rows of a batch do not see each other:
-each attends to its own film and its own text (tests/test_engine.py).
+pass of the language model goes on with all of them. A draft that ends or is given up leaves after the pass; one given up before its first pass
+is neither seen nor written. Rows of a batch do not see each other: each attends to its own film and its own text (tests/test_engine.py).
 """
 
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 import torch
@@ -21,6 +21,7 @@ from emrrg_core.model.generation import Task
 from emrrg_core.model.proposals import Proposer
 from emrrg_core.model.writing import Writing
 
+STOPPED = 0.1  # seconds between two looks whether a reader who waits has stopped
 IDLE = 30.0  # seconds without work after which the thread ends; to begin one costs torch its own threads
 
 T = TypeVar("T")
@@ -32,7 +33,12 @@ class _Request:
 
     begin: Callable[[], Any]
     answers: "SimpleQueue[Any]" = field(default_factory=SimpleQueue)
-    given_up: bool = False
+    stopped: Callable[[], bool] = lambda: False
+    left: bool = False  # nobody asks for answers any more
+
+    @property
+    def given_up(self) -> bool:
+        return self.left or self.stopped()
 
 
 @dataclass(eq=False)
@@ -55,20 +61,33 @@ class Engine:
         self._under_way: list[tuple[Task, list[_Drafting]]] = []  # of one setting each
         self._thread: threading.Thread | None = None
 
-    def stream(self, begin: Callable[[], FilmTokens], config: DecodeConfig, proposer: Proposer | None = None) -> Iterator[Writing]:  # fmt: skip
+    def stream(
+        self,
+        begin: Callable[[], FilmTokens],
+        config: DecodeConfig,
+        proposer: Proposer | None = None,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> Iterator[Writing]:
         """Write about one study: the text so far after every pass. begin gives what is seen of it; it is called in the computing thread.
 
-        A caller that stops asking gives the draft up. What begin raises is raised here.
+        A caller that stops asking gives the draft up, and so does one whose `stopped` says yes, at any time and from any thread: the texts then end.
+        What begin raises is raised here.
         """
-        request = _Drafting(begin, config=config, proposer=proposer)
+        request = _Drafting(begin, stopped=stopped, config=config, proposer=proposer)
         self._submit(request)
         try:
-            while (answer := request.answers.get()) is not None:
+            while not request.stopped():
+                try:
+                    answer = request.answers.get(timeout=STOPPED)
+                except Empty:
+                    continue
+                if answer is None:
+                    return
                 if isinstance(answer, BaseException):
                     raise answer
                 yield answer
         finally:
-            request.given_up = True
+            request.left = True
 
     def run(self, work: Callable[[], T]) -> T:
         """Do a piece of work in its turn, and wait for what it gives."""
@@ -111,6 +130,8 @@ class Engine:
                 given = request.begin()
             if not isinstance(request, _Drafting):
                 request.answers.put((given,))
+                return
+            if request.given_up:  # while its film was seen
                 return
             task = Task(self._model, given, request.config, request.proposer)
             (request.search,) = task.searches
