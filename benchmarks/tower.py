@@ -2,13 +2,15 @@
 
 ours        the tower as it is
 mambapy     the same tower with mambapy's parallel scan
-plain       the same tower with the scan's plain twin (emrrg_core.model.selective_scan.reference); forward only
+plain       the same tower with the scan's plain twin (emrrg_core.model.selective_scan.reference)
 vit         a ViT of equal width and depth, heads of 64, MLP of four times the width, through torch's fused attention
 
 Each at films of 224, 448 and 896 pixels with linear patches of 16: forward, and forward with backward (train). `doubling` is the time at one size
-over the time at half of it: 4 would be in proportion to the pixels. `scan_share` is the part of the tower's forward that passes in the scans.
+over the time at half of it: 4 would be in proportion to the pixels. `scan_share` is the part of the tower's time that passes in the scan's
+kernels.
 
-Each repeat times every form once, after a warm-up; the numbers are medians. One film a batch at 896 pixels, two below.
+Each repeat times every form once, after a warm-up; the numbers are medians. One film a batch at 896 pixels, two below. The scans of others are left
+out at more than --others-to pixels, where they take minutes and tens of gigabytes; plain trains at the smallest size only.
 """
 
 import argparse
@@ -31,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.scan import machine, milliseconds, parallel_scan
 from emrrg_core.config import VisionConfig
 from emrrg_core.model import vision_mamba
-from emrrg_core.model.selective_scan import reference
+from emrrg_core.model.selective_scan import cpu, reference
 
 SIZES = (224, 448, 896)
 SHAPES = {"small": (256, 4), "base": (768, 12)}  # width, depth
@@ -88,21 +90,23 @@ def with_scan(scan: Callable[..., Tensor], work: Callable[[], object]) -> Callab
 
 
 def scan_share(work: Callable[[], object], repeats: int) -> float:
-    """Of a forward, the part that passes inside the scans."""
-    ours, inside, shares = vision_mamba.selective_scan, [0.0], []
+    """The part of the work that passes inside the scan's kernels, forward and backward."""
+    call, inside, shares = cpu._call, [0.0], []
 
-    def timed(*given: Tensor) -> Tensor:
+    def timed(name: str, *given: Any) -> None:
         begun = time.perf_counter()
-        result = ours(*given)
-        inside[0] += time.perf_counter() - begun
-        return result
+        call(name, *given)
+        inside[0] += (time.perf_counter() - begun) * name.startswith("emrrg_scan")
 
-    with scanning(timed):
+    cpu._call = timed
+    try:
         work()
         for _ in range(repeats):
             inside[0], begun = 0.0, time.perf_counter()
             work()
             shares.append(inside[0] / (time.perf_counter() - begun))
+    finally:
+        cpu._call = call
     return statistics.median(shares)
 
 
@@ -122,32 +126,31 @@ def train(model: nn.Module, films: Tensor) -> Callable[[], object]:
     return work
 
 
-def measure(width: int, depth: int, sizes: Sequence[int], repeats: int, *, slow: bool) -> dict[str, Any]:
-    """Milliseconds by form, then by size."""
-    found: dict[str, Any] = {"forward_ms": {}, "train_ms": {}, "scan_share": {}}
+def measure(width: int, depth: int, sizes: Sequence[int], repeats: int, *, others_to: int) -> dict[str, Any]:
+    """Milliseconds a film by form, then by size."""
+    found: dict[str, Any] = {"forward_ms": {}, "train_ms": {}}
+    shares: dict[str, dict[int, float]] = {"forward_scan_share": {}, "train_scan_share": {}}
     for size in sizes:
         torch.manual_seed(0)
         films = torch.randn(1 if size > 448 else 2, 3, size, size)
         tower = vision_mamba.VisionMamba(VisionConfig(d_model=width, depth=depth, image_size=size, drop_path=0.0))
         vit = ViT(width, depth, size)
-        run, step = forward(tower, films), train(tower, films)
-        forms = {"ours": run, "vit": forward(vit, films)}
-        if slow:
-            forms |= {"mambapy": with_scan(parallel_scan, run), "plain": with_scan(reference.selective_scan, run)}
-        for name, value in milliseconds(forms, repeats).items():
-            found["forward_ms"].setdefault(name, {})[size] = value / len(films)
-        steps = {"ours": step, "vit": train(vit, films)}
-        if slow:
-            steps["mambapy"] = with_scan(parallel_scan, step)
-        for name, value in milliseconds(steps, repeats).items():
-            found["train_ms"].setdefault(name, {})[size] = value / len(films)
-        found["scan_share"][size] = scan_share(run, repeats)
+        for kind, way in (("forward", forward), ("train", train)):
+            run = way(tower, films)
+            forms = {"ours": run, "vit": way(vit, films)}
+            if size <= others_to:
+                forms["mambapy"] = with_scan(parallel_scan, run)
+            if size <= (others_to if kind == "forward" else min(sizes)):
+                forms["plain"] = with_scan(reference.selective_scan, run)
+            for name, value in milliseconds(forms, repeats).items():
+                found[f"{kind}_ms"].setdefault(name, {})[size] = value / len(films)
+            shares[f"{kind}_scan_share"][size] = scan_share(run, repeats)
     for kind in ("forward", "train"):
         found[f"{kind}_doubling"] = {
-            name: {big: times[big] / times[small] for small, big in pairwise(sizes)}
+            name: {big: times[big] / times[small] for small, big in pairwise(sizes) if big in times}
             for name, times in found[f"{kind}_ms"].items()
         }
-    return found
+    return found | {name: {"ours": rows} for name, rows in shares.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -155,11 +158,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--shape", choices=[*SHAPES], default="small")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="without the slow scans of others")
+    parser.add_argument(
+        "--others-to", type=int, default=448, help="the largest films for the slow scans of others, in pixels"
+    )
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
     width, depth = SHAPES[args.shape]
-    found = measure(width, depth, args.sizes, args.repeats, slow=not args.quick)
+    found = measure(width, depth, args.sizes, args.repeats, others_to=args.others_to)
     if args.json:
         print(
             json.dumps(
@@ -169,8 +174,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     print(f"{machine()}, {torch.get_num_threads()} threads, {args.shape}: width {width}, depth {depth}")
     for name, rows in found.items():
-        for form, values in rows.items() if name != "scan_share" else [("ours", rows)]:
-            print(f"{name:16} {form:8}", *(f"{size}: {value:9.2f}" for size, value in values.items()))
+        for form, values in rows.items():
+            print(f"{name:19}{form:8}", *(f"{size}: {value:9.2f}" for size, value in values.items()))
 
 
 if __name__ == "__main__":
