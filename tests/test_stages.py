@@ -22,7 +22,7 @@ from emrrg_core.model.emrrg import Emrrg
 from emrrg_core.model.finding_tokens import ABNORMAL, NAMES, Presence
 from tests import tiny
 from tests.phantom import make_phantom
-from train import calibrate, contrast, finetune, tower
+from train import calibrate, contrast, finetune, loop, tower
 from train.kept_features import KeptFeatures
 from train.loop import Run, apart, groups
 from train.tower import Eye
@@ -360,3 +360,15 @@ def test_a_stage_whose_tower_learns_keeps_no_features(made, monkeypatch):
     monkeypatch.setattr(Chain, "recipe", lambda *_: ["--recipe", f"{kept}"])
     with pytest.raises(ConfigError, match="set tower = false"):
         made.finetune("refused")
+
+
+@pytest.mark.parametrize(("asked", "dtype"), [("no", torch.float32), ("bf16", torch.bfloat16)])
+def test_the_frozen_language_model_has_the_precision_that_a_launcher_asks_for(made, monkeypatch, asked, dtype):
+    """In bfloat16 beside hybrid layers in float32, without autocast, no step would run."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)
+    for fast in (True, False):
+        monkeypatch.setattr(loop, "prefers_bfloat16", lambda device, fast=fast: fast)
+        given = ["--start", f"{made.folder}/tower", "--out", f"{made.folder}/x", "--language-model", f"{made.language}"]
+        args = finetune._parser().parse_args([*made.common, *made.recipe(0), *given])
+        model, _ = finetune.build_model(args, finetune.read_plan(args))
+        assert model.llm.get_input_embeddings().weight.dtype is dtype

@@ -56,7 +56,7 @@ from emrrg_core.text.metrics import text_scores
 from emrrg_core.text.sections import IMPRESSION
 from train import calibrate, tower
 from train.kept_features import KeptFeatures
-from train.loop import Numbers, Part, Run, apart, load_trained, train
+from train.loop import Numbers, Part, Run, apart, load_trained, precision, train
 from train.measures import balanced_accuracy
 from train.report_templates import made_up, tell
 from train.targets import Example, Truth, near_copies, read_radiologists, truth_of
@@ -424,8 +424,8 @@ def build_model(args: argparse.Namespace, plan: Plan) -> tuple[Emrrg, LanguageMo
     """The recipe's model, with what it begins with: the tower of --start, the report language of --language, an earlier run of --begin."""
     torch.manual_seed(plan.run.seed)
     # the frozen weights may be bfloat16; what learns stays float32, or small updates would be lost
-    fast = prefers_bfloat16("cuda" if torch.cuda.is_available() else "cpu")
-    language = load_language_model(args.language_model or plan.config.language, dtype=torch.bfloat16 if fast else torch.float32)  # fmt: skip
+    dtype = torch.bfloat16 if precision() == "bf16" else torch.float32
+    language = load_language_model(args.language_model or plan.config.language, dtype=dtype)
     model = Emrrg(plan.config, language.model, language.tokenizer)
     for parameter in model.parameters():
         if parameter.requires_grad:

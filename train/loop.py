@@ -338,15 +338,17 @@ class _Lesson(nn.Module):
         return loss, numbers
 
 
+def precision() -> str:
+    """Of a run, as accelerate names it: what a launcher's configuration says, else bf16 where that is fast, else no."""
+    fast = prefers_bfloat16("cuda" if torch.cuda.is_available() else "cpu")
+    return os.environ.get("ACCELERATE_MIXED_PRECISION") or ("bf16" if fast else "no")
+
+
 def _accelerator(run: Run) -> Accelerator:
     """CUDA or the CPU, for which the scan has kernels. What a launcher's configuration says about precision holds; else what is fast here."""
-    cuda = torch.cuda.is_available()
-    precision = None
-    if "ACCELERATE_MIXED_PRECISION" not in os.environ:
-        precision = "bf16" if prefers_bfloat16("cuda" if cuda else "cpu") else "no"
     accelerator = Accelerator(
-        cpu=not cuda,
-        mixed_precision=precision,
+        cpu=not torch.cuda.is_available(),
+        mixed_precision=precision(),
         # not gradient_accumulation_steps: a launcher's environment would overrule it
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=run.accumulate),
         kwargs_handlers=[
@@ -547,4 +549,16 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
     os.replace(beside, path)
 
 
-__all__ = ["DivergedError", "Part", "Run", "Steps", "groups", "load_trained", "schedule", "score", "step_seed", "train"]
+__all__ = [
+    "DivergedError",
+    "Part",
+    "Run",
+    "Steps",
+    "groups",
+    "load_trained",
+    "precision",
+    "schedule",
+    "score",
+    "step_seed",
+    "train",
+]
