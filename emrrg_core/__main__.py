@@ -18,6 +18,7 @@ from emrrg_core.errors import CheckpointError, ConfigError, DataError, EmrrgErro
 from emrrg_core.model.threads import wait_quietly
 
 if TYPE_CHECKING:
+    from emrrg_core.config import StudyConfig
     from emrrg_core.films.film import Film
     from emrrg_core.report.draft import Draft
     from emrrg_core.reporter import Reporter
@@ -121,6 +122,14 @@ def _parser() -> argparse.ArgumentParser:
     for command in (draft, batch):
         command.add_argument("--beams", type=int, default=1, metavar="N", help="width of the beam search; 1 is greedy")
         command.add_argument(
+            "--views",
+            choices=("average", "stitch"),
+            help="several films: each by itself and averaged, or side by side as one; default: as the checkpoint was trained",
+        )
+        command.add_argument(
+            "--laterals", action="store_true", help="read lateral films too, which this checkpoint has not learned"
+        )
+        command.add_argument(
             "--anyway", action="store_true", help="use films too that a rule refuses which a reader may override"
         )
     for command in (draft, batch, serve):
@@ -201,7 +210,7 @@ def _draft(arguments: argparse.Namespace) -> str:
             arguments.maps.mkdir(parents=True, exist_ok=True)
     reporter = Reporter.load(arguments.checkpoint, language_model=arguments.language_model, share_cores=True)
     films = _each(films, lambda film, _: reporter.check(film, anyway=anyway))
-    draft = reporter.draft(films, decoding)
+    draft = reporter.draft(films, decoding, _study(arguments))
     maps = _save_maps(draft, arguments.maps) if arguments.maps else {}
     looking = reporter.looking(films, draft) if arguments.why and draft.tokens else None
     why = [reporter.why(films, draft, number) for number in range(len(draft.sentences))] if arguments.why else []
@@ -217,6 +226,15 @@ def _draft(arguments: argparse.Namespace) -> str:
     tests += [f"\nWhy sentence {one.sentence + 1}? {one.verdict}" for one in why if one]
     paths = [f"\nMap of sentence {n + 1}: {path}" for n, saved in maps.items() for path in saved]
     return "".join([draft.text().rstrip("\n"), "\n" if warnings or tests or paths else "", *warnings, *tests, *paths])
+
+
+def _study(arguments: argparse.Namespace) -> "StudyConfig | None":
+    """What was asked for; None: what the checkpoint's settings say."""
+    from emrrg_core.config import StudyConfig, Views
+
+    if arguments.views is None and not arguments.laterals:
+        return None
+    return StudyConfig(views=Views(arguments.views or "average"), laterals=arguments.laterals)
 
 
 def _anyway(arguments: argparse.Namespace) -> frozenset[str]:
@@ -310,6 +328,7 @@ def _batch(arguments: argparse.Namespace) -> tuple[str, int]:
             out,
             load,
             decoding=decoding,
+            settings=_study(arguments),
             tokens=arguments.tokens,
             label=arguments.label,
             hashed=arguments.names == "hash",
@@ -352,6 +371,7 @@ def _serve(arguments: argparse.Namespace) -> str:
             language_model=arguments.language_model,
             device=arguments.device,
         )
+        signal.signal(signal.SIGTERM, leave)  # Ray has put its own there
         print(f"POST films to http://{arguments.host}:{arguments.port}/draft (stop with Ctrl+C)", flush=True)
         signal.pause()
     except KeyboardInterrupt:

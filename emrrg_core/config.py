@@ -38,6 +38,13 @@ class Gate(StrEnum):
         return self.value.endswith("warmup")
 
 
+class Views(StrEnum):
+    """How several films of a study become what the tower sees."""
+
+    AVERAGE = "average"  # each film by itself, the tokens averaged, as EMRRG does (docs/method.md 5.1)
+    STITCH = "stitch"  # one canvas, the films side by side, as Med-CXRGen does (docs/method.md 9)
+
+
 class Stem(StrEnum):
     """How a film becomes patch tokens."""
 
@@ -261,6 +268,14 @@ class QueryConfig(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StudyConfig(Settings):
+    """Which films of a study are read, and how they are put together."""
+
+    views: Views = Views.AVERAGE
+    laterals: bool = False  # lateral films are read too; False: shown, not read, as long as no model has learned them
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig(Settings):
     """Everything that a checkpoint must know to be built again."""
 
@@ -269,6 +284,7 @@ class ModelConfig(Settings):
     hybrid: HybridConfig = field(default_factory=HybridConfig)
     queries: QueryConfig = field(default_factory=QueryConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
+    study: StudyConfig = field(default_factory=StudyConfig)  # what a draft does where it is not told otherwise
     language: str = "smollm2-135m"  # a preset of emrrg_core.model.language_model, or a folder
     language_lora: LanguageLoraConfig = field(default_factory=LanguageLoraConfig)
 

@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from emrrg_core.config import MOST_FILMS, DecodeConfig, PromptTokens
+from emrrg_core.config import MOST_FILMS, DecodeConfig, PromptTokens, StudyConfig, Views
 from emrrg_core.errors import ConfigError, EmrrgError, FilmError
 from emrrg_core.explain.faithfulness import (
     FEWEST_PLACES,
@@ -28,6 +28,7 @@ from emrrg_core.explain.occlusion import Rescored
 from emrrg_core.films.burned_in_text import burned_in_warning
 from emrrg_core.films.film import Film, model_input, read_film
 from emrrg_core.films.film_check import Detector, FilmCheck
+from emrrg_core.films.views import stitch
 from emrrg_core.model import checkpoint as checkpoints
 from emrrg_core.model.disease_queries import Seen
 from emrrg_core.model.emrrg import Emrrg, FilmTokens
@@ -54,6 +55,7 @@ class _Noted:
     read: tuple[Finding, ...] | None
     ratio: float | None
     checks: Sequence[FilmCheck]
+    films: tuple[FilmRecord, ...]
     at: float  # when, by time.perf_counter
 
 
@@ -150,46 +152,85 @@ class Reporter:
         """Of what the model saw of each film; empty without a detector."""
         return self._detector(self._model.patches(tokens)) if self._detector else []
 
-    def draft(self, films: Sequence[Film], decoding: DecodeConfig | None = None) -> Draft:
-        """Findings and Impression for one to four films of one study. Raises FilmError for none or more than four."""
+    def draft(
+        self, films: Sequence[Film], decoding: DecodeConfig | None = None, study: StudyConfig | None = None
+    ) -> Draft:
+        """Findings and Impression for one to four films of one study. study: which are read and how they are put together; None: as the checkpoint's
+        settings say. Raises FilmError for none or more than four, or where none is to be read.
+        """
         draft: Draft | None = None
-        for draft in self.stream(films, decoding):  # noqa: B007 — the last one is wanted
+        for draft in self.stream(films, decoding, study):  # noqa: B007 — the last one is wanted
             pass
         if draft is None:
             raise EmrrgError("No draft was written.")
         return draft
 
-    def stream(self, films: Sequence[Film], decoding: DecodeConfig | None = None) -> Iterator[Draft]:
+    def stream(
+        self, films: Sequence[Film], decoding: DecodeConfig | None = None, study: StudyConfig | None = None
+    ) -> Iterator[Draft]:
         """As `draft`, but yields the draft so far after every pass of the language model; the last one is whole and carries timings and warnings."""
-        decoding = decoding or DecodeConfig()
+        decoding, study = decoding or DecodeConfig(), study or self._model.config.study
         if not films:
             raise FilmError("Choose a chest film first.")
         if len(films) > MOST_FILMS:
             raise FilmError(
                 f"A study may have at most {MOST_FILMS} films here; {len(films)} were given. Leave some out."
             )
-        records = tuple(_record(film) for film in films)
         begun = time.perf_counter()
-        images = torch.from_numpy(self._images(films)).unsqueeze(1).to(self._model.llama_proj.weight.device)
+        images = self._images(films)
         noted: list[_Noted] = []
 
         def see() -> FilmTokens:
-            seen = self._model.see(images)  # each film as a study of its own, so that each has its own maps
-            film = self._model.project(seen.study())
-            read = with_maps_of(film.findings[0], seen) if film.findings else None
-            noted.append(_Noted(read, ratio_of(films, seen), self._looks(seen.tokens), time.perf_counter()))
-            return film
+            tokens, note = self._see(films, images, study)
+            noted.append(note)
+            return tokens
 
         writing: Writing | None = None
         for writing in self._engine.stream(see, decoding, self._proposer):
-            yield self._draft(writing, records, noted[0], decoding, partial=True)
+            yield self._draft(writing, noted[0], decoding, partial=True)
         if writing is not None:
             now, (note,) = time.perf_counter(), noted
             timings = {"encode": note.at - begun, "write": now - note.at, "total": now - begun}
-            warnings = (*self._cautions, *_film_warnings(films, note.checks))
+            warnings = (*self._cautions, *_film_warnings(films, note.films, note.checks))
             if note.ratio is not None and note.read:
                 warnings += tuple(_heart_warnings(films, note.read))
-            yield self._draft(writing, records, note, decoding, partial=False, timings=timings, warnings=warnings)
+            yield self._draft(writing, note, decoding, partial=False, timings=timings, warnings=warnings)
+
+    def _see(self, films: Sequence[Film], images: np.ndarray, study: StudyConfig) -> tuple[FilmTokens, _Noted]:
+        """What the language model may see of a study, and what is noted of it. images: the films as the tower takes them, (w, 3, s, s)."""
+        device = self._model.llama_proj.weight.device
+        seen = self._model.see(torch.from_numpy(images).unsqueeze(1).to(device))  # each film as a study of its own
+        checks = self._looks(seen.tokens)
+        lateral = [
+            film.view == "LATERAL" or (bool(checks) and checks[i].kind == "lateral") for i, film in enumerate(films)
+        ]
+        rows = [i for i in range(len(films)) if study.laterals or not lateral[i]]
+        if not rows:
+            raise FilmError(
+                "There is no frontal film among these, and this checkpoint has not learned lateral ones: add the frontal film, or choose "
+                "to read lateral films too.",
+                rule="lateral",
+            )
+        records = [_record(film, read=i in rows) for i, film in enumerate(films)]
+        if study.views is Views.STITCH and len(rows) > 1:
+            stitched = stitch([films[i].pixels for i in rows], [films[i].view for i in rows])
+            for i, place in zip(rows, stitched.places, strict=True):
+                records[i] = replace(records[i], place=place)
+            whole = self._model.see(torch.from_numpy(self._images([stitched.pixels])).unsqueeze(1).to(device))
+            tokens, maps_of = self._model.project(whole), [0] * len(rows)
+        else:
+            whole = seen.select(torch.tensor(rows, device=device))
+            tokens, maps_of = self._model.project(whole.study()), list(range(len(rows)))
+        read = with_maps_of(tokens.findings[0], whole) if tokens.findings else None
+        if read is not None:  # a map of every film, of nothing where it was not read
+            where = {row: maps_of[n] for n, row in enumerate(rows)}
+            none = np.zeros(self._model.config.vision.patches, np.float32)
+            read = tuple(
+                replace(f, maps=tuple(f.maps[where[i]] if i in where else none for i in range(len(films))))
+                for f in read
+            )
+        ratio = ratio_of([films[i] for i in rows], seen.select(torch.tensor(rows, device=device)))
+        return tokens, _Noted(read, ratio, checks, tuple(records), time.perf_counter())
 
     # -- did the film matter? -----------------------------------------------------------------------------------------
 
@@ -210,7 +251,7 @@ class Reporter:
         Raises FilmError for other films, EmrrgError for a sentence that is not there or a draft of another model, ConfigError for fewer than
         FEWEST_PLACES regions.
         """
-        self._check(films, draft)
+        films = self._as_drafted(films, draft)
         if not 0 <= sentence < len(draft.sentences):
             raise EmrrgError(
                 f"The draft has {len(draft.sentences)} sentences, counted from 0: there is no sentence {sentence}."
@@ -219,13 +260,14 @@ class Reporter:
             raise ConfigError(f"At least {FEWEST_PLACES} random regions are needed to compare with; {regions} given.")
         first, last = draft.sentences[sentence].tokens
         weights = np.mean(
-            [patch_weights(draft, draft.sentences[sentence], film) for film in range(len(draft.films))], axis=0
+            [patch_weights(draft, draft.sentences[sentence], n) for n, film in enumerate(draft.films) if film.read],
+            axis=0,
         )
         if not weights.sum() > 0:
             return None
         region = highlighted(weights)
         elsewhere, wrapped = places(region, regions, np.random.default_rng(seed))
-        images = self._images(films)
+        images = self._of_study([film.pixels for film in films], draft)
         hidden = [np.zeros_like(region), region, *elsewhere]
         seen = self._encode([masked(images, mask) for mask in hidden])
         found = self._read(seen, draft, progress, first=first, last=last).sum(1)
@@ -248,12 +290,12 @@ class Reporter:
         """*Is it looking?*: what the draft loses under a blank film, noise and another chest. Read as for `why`; raises alike, and
         EmrrgError for a draft without words.
         """
-        self._check(films, draft)
+        films = self._as_drafted(films, draft)
         counted = sum(not token.forced for token in draft.tokens)
         if not counted:
             raise EmrrgError("The draft is empty: there are no words that could depend on the film.")
         others = stand_ins(self._model.config.vision.image_size, np.random.default_rng(seed))
-        seen = self._encode([self._images(films), *others[:, None]])
+        seen = self._encode([self._of_study([film.pixels for film in films], draft), *others[:, None]])
         found = self._read(seen, draft, progress).sum(1)
         blank, noise, swapped = ((found[0] - found[1:]) / counted).tolist()
         return DependenceTest(blank, noise, swapped, gate_strength(draft.tokens), counted)
@@ -273,11 +315,13 @@ class Reporter:
         exactly no change. earlier: an answer about the same films and draft, whose reading of these is used again, so that half of the work is
         saved. Read as for `why`; raises alike, and ValueError for another number of films.
         """
-        self._check(films, draft)
+        ordered = self._as_drafted(films, draft)
         if len(changed) != len(films):
             raise ValueError(f"{len(changed)} changed films for {len(films)} films")
-        size = self._model.config.vision.image_size
-        own, other = self._images(films), np.stack([model_input(pixels, size) for pixels in changed])
+        place = {film.sha256: n for n, film in enumerate(films)}
+        changed = [changed[place[film.sha256]] for film in ordered]
+        own = self._of_study([film.pixels for film in ordered], draft)
+        other = self._of_study([np.asarray(pixels, np.float32) for pixels in changed], draft)
         studies = ([] if earlier else [own]) + ([] if np.array_equal(own, other) else [other])
         found = self._read(self._encode(studies), draft, progress, prompt=True) if studies else np.zeros((0, 0))
         spans = [slice(*sentence.tokens) for sentence in draft.sentences]
@@ -286,15 +330,25 @@ class Reporter:
         counted = tuple(sum(not token.forced for token in draft.tokens[span]) for span in spans)
         return Rescored(before, readings.pop() if readings else before, counted)
 
-    def _check(self, films: Sequence[Film], draft: Draft) -> None:
+    def _as_drafted(self, films: Sequence[Film], draft: Draft) -> list[Film]:
+        """The films in the draft's order. Raises FilmError for others, and EmrrgError for a draft of another model."""
         if sorted(film.sha256 for film in films) != sorted(film.sha256 for film in draft.films):
             raise FilmError("These are not the films that this draft was written about: choose those, or draft again.")
         if any(draft.model.get(key) != self.names.get(key) for key in ("checkpoint_sha256", "language_model_sha256")):
             raise EmrrgError(
                 "This draft was written by another checkpoint or language model than those in use: draft again."
             )
+        order = [film.sha256 for film in draft.films]
+        return sorted(films, key=lambda film: order.index(film.sha256))
 
-    def _images(self, films: Sequence[Film]) -> np.ndarray:
+    def _of_study(self, pixels: Sequence[np.ndarray], draft: Draft) -> np.ndarray:
+        """The study of a draft as the tower took it: (views, 3, s, s). pixels: of its films, in its order."""
+        read = [n for n, film in enumerate(draft.films) if film.read]
+        if draft.films[read[0]].place is None:
+            return self._images([pixels[n] for n in read])
+        return self._images([stitch([pixels[n] for n in read], [draft.films[n].view for n in read]).pixels])
+
+    def _images(self, films: Sequence[Film | np.ndarray]) -> np.ndarray:
         """As the tower takes them: (views, 3, s, s)."""
         size = self._model.config.vision.image_size
         return np.stack([model_input(film, size) for film in films])
@@ -345,7 +399,6 @@ class Reporter:
     def _draft(
         self,
         writing: Writing,
-        films: tuple[FilmRecord, ...],
         noted: _Noted,
         decoding: DecodeConfig,
         *,
@@ -355,7 +408,7 @@ class Reporter:
     ) -> Draft:
         findings, impression, sentences = sections(writing, partial=partial)
         if not partial:
-            warnings = (*warnings, *_warnings(writing, findings, impression, len(films), decoding))
+            warnings = (*warnings, *_warnings(writing, findings, impression, noted.films, decoding))
             warnings += tuple(differences(noted.read, sentences)) if noted.read is not None else ()
         return Draft(
             findings=findings,
@@ -364,7 +417,7 @@ class Reporter:
             tokens=writing.tokens,
             layers=tuple(self._model.hybrid.indices()),
             grid=self._model.config.vision.grid,
-            films=films,
+            films=noted.films,
             warnings=warnings,
             timings=timings or {},
             model=self.names,
@@ -440,18 +493,29 @@ def _heart_warnings(films: Sequence[Film], read: Sequence[Finding]) -> Iterator[
         yield "The heart looks larger on an AP film than it is: the cardiothoracic ratio overestimates it."
 
 
-def _record(film: Film) -> FilmRecord:
+def _record(film: Film, *, read: bool) -> FilmRecord:
     height, width = film.pixels.shape
     return FilmRecord(
-        film.name, film.format, film.sha256, height, width, film.spacing, film.view, tuple(film.steps), film.overridden
+        film.name,
+        film.format,
+        film.sha256,
+        height,
+        width,
+        film.spacing,
+        film.view,
+        tuple(film.steps),
+        film.overridden,
+        read,
     )
 
 
-def _film_warnings(films: Sequence[Film], looks: Sequence[FilmCheck]) -> Iterator[str]:
+def _film_warnings(films: Sequence[Film], records: Sequence[FilmRecord], looks: Sequence[FilmCheck]) -> Iterator[str]:
     for number, film in enumerate(films):
         if film.overridden:
             yield f"{film.name} was refused ({', '.join(film.overridden)}) and used all the same, by the reader's decision."
-        if film.view == "LATERAL":
+        if not records[number].read:
+            yield f"{film.name} is a lateral view: it is shown, and was not read, because this checkpoint has not learned lateral films."
+        elif film.view == "LATERAL":
             yield f"{film.name} is a lateral view; this checkpoint was trained on frontal films."
         elif looks and (words := looks[number].warning(film.name)):
             yield words
@@ -459,7 +523,9 @@ def _film_warnings(films: Sequence[Film], looks: Sequence[FilmCheck]) -> Iterato
             yield words
 
 
-def _warnings(writing: Writing, findings: str, impression: str, views: int, decoding: DecodeConfig) -> Iterator[str]:
+def _warnings(
+    writing: Writing, findings: str, impression: str, films: Sequence[FilmRecord], decoding: DecodeConfig
+) -> Iterator[str]:
     if not writing.finished:
         yield f"The draft did not end by itself and was cut after {decoding.max_new_tokens} tokens."
     if writing.closed:
@@ -471,5 +537,7 @@ def _warnings(writing: Writing, findings: str, impression: str, views: int, deco
         yield "The draft has no Impression."
     if writing.tokens and not any(any(token.gates) for token in writing.tokens):
         yield "Every gate stayed shut: this draft did not look at the film through the hybrid layers, and has no heat maps."
-    if views > 1:
+    if any(film.place for film in films):
+        yield "The films were stitched side by side before writing: the model saw each of them smaller than alone."
+    elif sum(film.read for film in films) > 1:
         yield "The views were averaged before writing. The findings' maps are each film's own; what was looked at beside them is shared."

@@ -11,6 +11,7 @@ from pydicom.data import get_testdata_file
 
 from emrrg_core import DecodeConfig, Draft, Film, FilmError, Reporter, read_film
 from emrrg_core.__main__ import main as command_line
+from emrrg_core.config import StudyConfig
 from emrrg_core.errors import CheckpointError
 from emrrg_core.films.film_check import FILE, KINDS, Detector, FilmCheck
 from emrrg_core.model import checkpoint as checkpoints
@@ -163,14 +164,14 @@ def test_doubts_stand_in_the_draft(checkpoint, film, tmp_path, kind):
     looks = reporter.check_film(film)
     assert looks.kind == kind
     words = looks.warning("Film 1")
-    warnings = reporter.draft([film], SHORT).warnings
+    warnings = reporter.draft([film], SHORT, StudyConfig(laterals=True)).warnings
     assert words is None or words in warnings
     assert kind != "frontal" or not any("Film 1 " in warning for warning in warnings)
 
 
 def test_a_header_that_says_lateral_is_not_doubted_again(checkpoint, film, tmp_path):
     reporter = at(checkpoint, tmp_path, taking_all_for("mirrored", checkpoint))
-    warnings = reporter.draft([replace(film, view="LATERAL")], SHORT).warnings
+    warnings = reporter.draft([replace(film, view="LATERAL")], SHORT, StudyConfig(laterals=True)).warnings
     assert sum("lateral" in warning for warning in warnings) == 1
     assert not any("mirrored" in warning for warning in warnings)
 

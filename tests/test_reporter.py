@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from emrrg_core import DecodeConfig, Film, FilmError, Reporter, gate_figure, heat_map
+from emrrg_core.config import StudyConfig
 from emrrg_core.errors import CheckpointError, ConfigError, EmrrgError, LanguageModelError
 from emrrg_core.explain.faithfulness import masked
 from emrrg_core.films.film import model_input
@@ -367,7 +368,7 @@ def test_the_ratio_of_a_draft_is_that_of_its_first_frontal_film(reading_checkpoi
     assert reader.draft(films, SHORT).ratio == pytest.approx(0.5)
     lateral = [replace(film, view="LATERAL") for film in films]
     assert reader.draft([lateral[0], films[1]], SHORT).ratio == pytest.approx(0.5)
-    assert reader.draft(lateral, SHORT).ratio is None
+    assert reader.draft(lateral, SHORT, StudyConfig(laterals=True)).ratio is None
 
 
 # ------------------------------------------------------------------------------------------------ did the film matter?

@@ -53,6 +53,8 @@ class Endpoints:
         repetition_penalty: float = 1.0,
         seed: int = 0,
         anyway: list[Rule] | None = None,
+        views: Literal["average", "stitch"] = "average",
+        laterals: bool = False,
     ) -> dict[str, Any]:
         """Draft a report on the one to four films of one study."""
         asked = {
@@ -65,12 +67,13 @@ class Endpoints:
         decoding = core().DecodeConfig.from_dict(asked)
         if decoding.max_new_tokens > MOST_TOKENS:
             raise core().ConfigError(f"max_new_tokens may be at most {MOST_TOKENS} here, not {max_new_tokens}.")
+        study = core().StudyConfig.from_dict({"views": views, "laterals": laterals})
         read = [held.film for held in _films(films, anyway or ())]
         model = self._reporter.result()
         for number, film in enumerate(read):
             with _called(number + 1):
                 read[number] = model.check(film, anyway=anyway or ())
-        made = model.draft(read, decoding)
+        made = model.draft(read, decoding, study)
         return made.to_dict() | {"kept": _kept(made)}
 
     def why(self, films: list[gr.FileData], draft: dict[str, Any], sentence: int) -> dict[str, Any] | None:
@@ -95,7 +98,7 @@ class Endpoints:
         number = _number(asked, held.film)
         heat = core().heat_map(asked, number, said)
         if heat is None:
-            raise core().EmrrgError(f"Sentence {sentence}: {core().no_map(asked, said)}")
+            raise core().EmrrgError(f"Sentence {sentence}: {core().no_map(asked, said, number)}")
         out = io.BytesIO()
         Image.fromarray(core().overlay(held.film.pixels, heat, float(opacity))).save(out, "PNG")
         return _file("emrrg-map.png", out.getvalue())

@@ -205,7 +205,7 @@ def maps_of(draft: "Draft", finding: "Finding", places: Sequence[int]) -> list[n
     """What was read of one finding on films of a draft, by their numbers: its own map over each, (height, width), sum 1."""
     films = [draft.films[place] for place in places]
     return [
-        core().lay_over(finding.maps[place], draft.grid, film.height, film.width)
+        core().lay_over(finding.maps[place], draft.grid, film.height, film.width, film.place)
         for place, film in zip(places, films, strict=True)
     ]
 

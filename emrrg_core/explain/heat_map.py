@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from emrrg_core.films.views import Place
 from emrrg_core.model.finding_tokens import ABNORMAL, NAMES
 from emrrg_core.report.draft import Draft, Sentence
 
@@ -67,21 +68,25 @@ def _looked(draft: Draft, what: Sentence | tuple[int, int]) -> tuple[np.ndarray,
     return tuple(np.einsum("tl,tlp->p", gates, part) for part in parts)
 
 
-def lay_over(weights: np.ndarray, grid: int, height: int, width: int) -> np.ndarray:
+def lay_over(weights: np.ndarray, grid: int, height: int, width: int, place: Place | None = None) -> np.ndarray:
     """Weights on the patches (grid², raster order) as a map on the film's own pixels: (height, width) float32, the same sum.
 
     The tower sees the film squashed to a square, so patch (r, c) is exactly the rectangle of rows [r·height/grid, (r+1)·height/grid) and
     columns [c·width/grid, (c+1)·width/grid); a pixel that two patches share receives its share of both.
+    place: of a film on the canvas of a stitched study, whose patches these are; the sum is then what lies on this film.
     """
     if weights.shape != (grid * grid,):
         raise ValueError(f"{weights.shape} weights do not fit a grid of {grid} × {grid} patches")
-    density = weights.reshape(grid, grid) * (grid / height) * (grid / width)  # per pixel
-    return (_overlap(height, grid) @ density @ _overlap(width, grid).T).astype(np.float32)
+    top, left, bottom, right = place or (0.0, 0.0, 1.0, 1.0)
+    density = (
+        weights.reshape(grid, grid) * (grid * (bottom - top) / height) * (grid * (right - left) / width)
+    )  # per pixel
+    return (_overlap(height, grid, top, bottom) @ density @ _overlap(width, grid, left, right).T).astype(np.float32)
 
 
-def _overlap(pixels: int, grid: int) -> np.ndarray:
-    """(pixels, grid): how much of each pixel lies in each patch."""
-    edges = np.linspace(0, pixels, grid + 1)
+def _overlap(pixels: int, grid: int, first: float, last: float) -> np.ndarray:
+    """(pixels, grid): how much of each pixel lies in each patch. first, last: where the film begins and ends, as shares of all patches."""
+    edges = (np.linspace(0, 1, grid + 1) - first) / (last - first) * pixels
     start = np.arange(pixels)[:, None]
     return np.clip(np.minimum(start + 1, edges[1:]) - np.maximum(start, edges[:-1]), 0, 1)
 
@@ -90,17 +95,18 @@ def heat_map(draft: Draft, film: int, what: Sentence | tuple[int, int]) -> np.nd
     """The map of a sentence, or of draft.tokens[first:last], on a film (its number in draft.films): (height, width) float32, sum 1.
 
     None where the model did not look: `no_map` says why. Views are averaged before the hybrid layers see their patches (docs/method.md 5.1); the
-    findings' maps are each film's own.
+    findings' maps are each film's own. Of stitched films all maps together have the sum 1 at most: what lay between them is on none.
     """
-    weights = patch_weights(draft, what, film)
-    if not weights.sum() > 0:
+    weights, record = patch_weights(draft, what, film), draft.films[film]
+    if not weights.sum() > 0 or not record.read:
         return None
-    record = draft.films[film]
-    return lay_over(weights / weights.sum(), draft.grid, record.height, record.width)
+    return lay_over(weights / weights.sum(), draft.grid, record.height, record.width, record.place)
 
 
-def no_map(draft: Draft, what: Sentence | tuple[int, int]) -> str:
-    """Why a sentence or a word has no map, in words."""
+def no_map(draft: Draft, what: Sentence | tuple[int, int], film: int | None = None) -> str:
+    """Why a sentence or a word has no map, or none on a film, in words."""
+    if film is not None and not draft.films[film].read:
+        return "No map: this film was shown and not read."
     if isinstance(what, Sentence) and (share := look_on_findings(draft, what)) is not None and share < ON_FINDINGS:
         return f"No map: only {share:.0%} of what the model looked at while it wrote this was about this finding."
     return "No map: every gate was shut while this was written, so the model did not look at the film here."

@@ -136,11 +136,11 @@ def figures(report: Report, draft: Draft, image: KeyImage) -> Iterator[Figure]:
     quoted = f"“{quoted}”{since.get(line.choice, '') if line else ''}"
     weights = patch_weights(draft, sentence, image.film)
     heat = None
-    if weights.sum() > 0:
-        heat = lay_over(weights, draft.grid, *shown.shape[:2])
+    if weights.sum() > 0 and film.read:
+        heat = lay_over(weights, draft.grid, shown.shape[0], shown.shape[1], film.place)
         words = f"Map on {name} of the drafted sentence {quoted}: where the model looked while it wrote, not why it wrote it."
     else:
-        words = f"{name}; the drafted sentence {quoted} has no map. {no_map(draft, sentence)}"
+        words = f"{name}; the drafted sentence {quoted} has no map. {no_map(draft, sentence, image.film)}"
     grey = shown if shown.ndim == 2 else shown.mean(axis=2)
     yield Figure(_jpeg(overlay(grey / 255, heat)), (film.width, film.height), width_mm, words, f"Chest X-ray: {words}")
 

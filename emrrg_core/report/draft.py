@@ -37,6 +37,10 @@ class FilmRecord:
     view: str | None
     steps: tuple[str, ...]
     overridden: tuple[str, ...] = ()  # rules that refused it, and that the reader overrode (docs/refusals.md)
+    read: bool = True  # False: shown, and not given to the model
+    place: tuple[float, float, float, float] | None = (
+        None  # where it lies on the canvas of stitched films: emrrg_core.films.views
+    )
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tqdm import tqdm
 
-from emrrg_core.config import DecodeConfig
+from emrrg_core.config import DecodeConfig, StudyConfig
 from emrrg_core.errors import ConfigError, DataError, EmrrgError
 from emrrg_core.text.labeler import read_report, report_text
 
@@ -123,6 +123,7 @@ def run(
     load: "Callable[[], Reporter]",
     *,
     decoding: DecodeConfig | None = None,
+    settings: StudyConfig | None = None,
     tokens: bool = False,
     label: bool = False,
     hashed: bool = False,
@@ -133,6 +134,7 @@ def run(
     """Drafts the studies, and appends a line for each to `out`; of several processes each takes its share and has a file beside `out`.
 
     load       gives the Reporter; called once, and not at all where nothing is left to do
+    settings   which films are read, and how they are put together; None: as the checkpoint says
     tokens     keep the trace of tokens      label   add the 14 labels of the draft
     hashed     write hashes for names        rank    of this process, from 0
     anyway     rules to override, for every film (`Reporter.read`)
@@ -146,7 +148,7 @@ def run(
     with _file(target) as file:
         ended.unlink(missing_ok=True)
         rows = {(row["study"], row["content"]): row for row in _rows(out)}
-        drafter = _Drafter(load, decoding or DecodeConfig(), list(rows.values()), tokens, label, anyway)
+        drafter = _Drafter(load, decoding or DecodeConfig(), settings, list(rows.values()), tokens, label, anyway)
         drafted = failed = known = known_failed = 0
         for study in tqdm(mine, unit="study", disable=True if rank else None):  # None: only where someone watches
             name = _pseudonym(study.name) if hashed else study.name
@@ -183,12 +185,13 @@ class _Drafter:
         self,
         load: "Callable[[], Reporter]",
         decoding: DecodeConfig,
+        settings: StudyConfig | None,
         rows: list[Row],
         tokens: bool,
         label: bool,
         anyway: Collection[str],
     ) -> None:
-        self._load, self._decoding, self._rows = load, decoding, rows
+        self._load, self._decoding, self._settings, self._rows = load, decoding, settings, rows
         self._tokens, self._label, self._anyway = tokens, label, anyway
         self._reporter: Reporter | None = None
 
@@ -196,7 +199,7 @@ class _Drafter:
         reporter = self._reporter = self._reporter or self._checked(self._load())
         try:
             films = [reporter.read(p, name=f"Film {n}", anyway=self._anyway) for n, p in enumerate(study.files, 1)]
-            draft = reporter.draft(films, self._decoding)
+            draft = reporter.draft(films, self._decoding, self._settings)
         except EmrrgError as error:
             return head | {"error": " ".join(str(error).split())}
         except (

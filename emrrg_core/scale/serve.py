@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import numpy as np
 
-from emrrg_core.config import MOST_FILMS, DecodeConfig
+from emrrg_core.config import MOST_FILMS, DecodeConfig, StudyConfig
 from emrrg_core.errors import ConfigError, EmrrgError, FilmError
 from emrrg_core.explain.faithfulness import PLACES
 from emrrg_core.films.film import OVERRIDABLE, Film
@@ -91,12 +91,12 @@ class Replica:
         except EmrrgError as error:
             return error
 
-    async def stream(self, films: Sequence[Film], decoding: DecodeConfig) -> Any:
+    async def stream(self, films: Sequence[Film], decoding: DecodeConfig | None, study: StudyConfig | None) -> Any:
         """The drafts of `Reporter.stream`. Whoever stops asking gives the draft up."""
         loop, drafts, given_up = asyncio.get_running_loop(), asyncio.Queue[Any](), threading.Event()
 
         def write() -> None:
-            texts = self._reporter.stream(films, decoding)
+            texts = self._reporter.stream(films, decoding, study)
             try:
                 for draft in texts:
                     loop.call_soon_threadsafe(drafts.put_nowait, draft)
@@ -137,11 +137,13 @@ class RemoteReporter(Reporter):
         found: FilmCheck | None = self._ask("check_film", film)
         return found
 
-    def stream(self, films: Sequence[Film], decoding: DecodeConfig | None = None) -> Iterator[Draft]:
+    def stream(
+        self, films: Sequence[Film], decoding: DecodeConfig | None = None, study: StudyConfig | None = None
+    ) -> Iterator[Draft]:
         """As Reporter.stream. When the replica dies meanwhile, another begins anew: it goes on where more is written than was shown."""
         shown = 0
         for tries_left in reversed(range(TRIES)):
-            drafts: Any = self._streaming.stream.remote(films, decoding)  # a generator of responses
+            drafts: Any = self._streaming.stream.remote(films, decoding, study)  # a generator of responses
             try:
                 for draft in drafts:
                     if isinstance(draft, EmrrgError):

@@ -53,7 +53,7 @@ def not_now(state: SessionState) -> str:
     return ""
 
 
-def draft_report(state: SessionState, beams: float, context: Context) -> Iterator[Shown]:
+def draft_report(state: SessionState, beams: float, views: str, laterals: bool, context: Context) -> Iterator[Shown]:
     """Draft, and show the words as they come. What the reader wrote or edited is never thrown away: it moves to "Your earlier text"."""
     if not state.wanted:  # it could not begin
         yield {}
@@ -70,7 +70,9 @@ def draft_report(state: SessionState, beams: float, context: Context) -> Iterato
             return
         begun = True
         yield put_earlier_text_away(state, context)
-        for latest in context.reporter.result().stream(state.films, core().DecodeConfig(beams=int(beams))):
+        decoding = core().DecodeConfig(beams=int(beams))
+        study = core().StudyConfig.from_dict({"views": views, "laterals": laterals})
+        for latest in context.reporter.result().stream(state.films, decoding, study):
             if state.stop:
                 break
             if time.monotonic() - shown < SHOWN:

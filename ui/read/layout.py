@@ -32,6 +32,8 @@ class Parts:
     write: gr.Button
     stop: gr.Button
     beams: gr.Slider
+    views: gr.Radio
+    laterals: gr.Checkbox
     status: gr.HTML
     looked: gr.HTML
     report: gr.HTML
@@ -92,10 +94,18 @@ def _report() -> dict[str, Any]:
     with gr.Accordion("Options", open=False):
         more = "1 is quickest; more weigh several wordings against each other."
         beams = gr.Slider(1, 4, 1, step=1, label="Beams", info=more)
+        one = "Averaged: the model sees each film by itself. Side by side: it sees all as one picture, each smaller."
+        views = gr.Radio(
+            [("Averaged", "average"), ("Side by side", "stitch")], value="average", label="Several films", info=one
+        )
+        why = "They are shown, and not read, because this model has not learned them."
+        laterals = gr.Checkbox(False, label="Read lateral films too", info=why)
     return {
         "write": write,
         "stop": stop,
         "beams": beams,
+        "views": views,
+        "laterals": laterals,
         "status": gr.HTML(say("The model is loading…", busy=True), elem_id="status"),
         "looked": gr.HTML("", elem_id="looked"),
         "report": gr.HTML(editor.html_of(None, None), elem_id="report", js_on_load=SCRIPT),
