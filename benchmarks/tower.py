@@ -140,7 +140,7 @@ def measure(width: int, depth: int, sizes: Sequence[int], repeats: int, *, other
             forms = {"ours": run, "vit": way(vit, films)}
             if size <= others_to:
                 forms["mambapy"] = with_scan(parallel_scan, run)
-            if size <= (others_to if kind == "forward" else min(sizes)):
+            if size <= (others_to if kind == "forward" else min(others_to, *sizes)):
                 forms["plain"] = with_scan(reference.selective_scan, run)
             for name, value in milliseconds(forms, repeats).items():
                 found[f"{kind}_ms"].setdefault(name, {})[size] = value / len(films)
