@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -1014,6 +1015,33 @@ def test_a_film_that_was_learned_from_is_its_own_nearest(folder, build):
     # abnormal films find no agreeing text among normal ones: the nearest known film is a normal one
     assert len(texts["nearest"]) == len(learn)
     assert set(LABELS) >= {"No Finding"}
+
+
+def test_guessed_drafts_are_the_same_and_take_fewer_passes(folder, build, monkeypatch):
+    monkeypatch.setattr("train.evaluate.prefers_bfloat16", lambda: False)  # its few digits can tip a choice
+    model = build(queries=True).requires_grad_(False)
+    film = Judge(model).see([load_film(s, 64) for s in read_studies(folder / "films.jsonl")][:4])
+    plain = Judge(model).write(film)
+    texts = [[token.id for token in writing.tokens] for writing in plain]
+    passes: list[int] = []
+    model.llm.model.register_forward_hook(lambda *_: passes.append(1))
+
+    class Known:
+        def propose(self, findings: Sequence[Finding], ids: Sequence[int], text: str) -> list[int]:
+            return next((known[len(ids) :] for known in texts if known[: len(ids)] == list(ids)), [])
+
+    guessed = Judge(model, proposer=Known()).write(film)
+    assert [[token.id for token in writing.tokens] for writing in guessed] == texts
+    assert len(passes) < max(map(len, texts))
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_checkpoint_with_a_phrasebook_is_drafted_with_it(checkpoint, folder, capsys, tmp_path, beside):
+    copy = shutil.copytree(checkpoint, tmp_path / "with_phrases")
+    if beside:
+        (copy / "phrases.json").write_text('{"schema": "emrrg.phrases/1", "wordings": {}}')
+    asked = ("--films", folder / "films.jsonl", "--limit", 2, "--deletions", 0, "--neighbours", 0, "--paths", 0)
+    assert card(capsys, "--checkpoint", copy, *asked)["guessed"] is beside
 
 
 @pytest.mark.parametrize("queries", [False, True])

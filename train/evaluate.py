@@ -48,6 +48,7 @@ Do the maps mean something (train/maps.py)?
 The source `simulated` holds real normal films of this split with a finding drawn on them (emrrg_core.films.synthetic_findings): `found` is the share
 of drafts that state it, `side` the share of right sides among drafts that name one, `pointing` is over drafts that state it, and `false_alarms` is
 the share of the same films without the drawing whose drafts state such a finding.
+Where the checkpoint has a phrases.json, its drafts are guessed, as in the app (`guessed`).
 The card ends with the `seconds` of the whole run, and `seconds_of` each section.
 """
 
@@ -78,6 +79,7 @@ from emrrg_core.model.emrrg import IGNORED, Emrrg, FilmTokens
 from emrrg_core.model.finding_tokens import finding_maps
 from emrrg_core.model.generation import write
 from emrrg_core.model.language_model import prefers_bfloat16
+from emrrg_core.model.proposals import Phrasebook, Proposer
 from emrrg_core.model.writing import Writing
 from emrrg_core.report.draft import Draft, compose, split
 from emrrg_core.reporter import differences
@@ -134,11 +136,12 @@ def _in_float(film: FilmTokens) -> FilmTokens:
 class Judge:
     """A model with what evaluation asks of it, in batches. With bfloat16 where that pays (`precision` says which).
 
-    Drafts are written in batches four times as large: a step costs much the same for few films as for many, and films that have ended leave.
+    Drafts are written in batches four times as large: a step costs much the same for few films as for many, and films that have ended leave. With
+    a proposer they are guessed (emrrg_core.model.generation): the same but for rounding, which in bfloat16 can tip a choice between near equals.
     """
 
-    def __init__(self, model: Emrrg, batch: int = 32) -> None:
-        self.model, self.batch = model, batch
+    def __init__(self, model: Emrrg, batch: int = 32, proposer: Proposer | None = None) -> None:
+        self.model, self.batch, self.proposer = model, batch, proposer
         self.precision = "bfloat16" if prefers_bfloat16() else "float32"
         if prefers_bfloat16():
             model.llm.bfloat16()
@@ -181,7 +184,7 @@ class Judge:
         drafts: list[Writing] = []
         for some in _batches(range(len(film)), 4 * self.batch):
             with _fast():
-                drafts += write(self.model, film.select(some), DecodeConfig(seed=seed))
+                drafts += write(self.model, film.select(some), DecodeConfig(seed=seed), self.proposer)
             if progress:
                 print(f"{progress}: {len(drafts)} of {len(film)}", file=sys.stderr, flush=True)
         return drafts
@@ -390,18 +393,24 @@ def evaluate(
     beside: Mapping[str, Emrrg] | None = None,
     cleaning: str | None = None,
     radeval: str = sys.executable,
+    proposer: Proposer | None = None,
 ) -> dict[str, Any]:
     """All scores, per source and overall, and those of the baselines where `reports` of the training split are given.
 
     more: films that are scored by source, but not in `overall`. truths: of every film by its id; None: by its own labels and boxes. redrafts:
     films for `paths`. learn: training films, for the nearest of them. beside: other models by name, whose drafts are judged by their texts alone.
     cleaning: as for `summarise_texts`; None: `cleaning_of` these studies. radeval: the interpreter that has RadEval.
+    proposer: guesses the drafts of `model`.
     """
     begun, clock = time.perf_counter(), Clock()
     cleaning = cleaning or cleaning_of(studies)
-    judge = Judge(model, batch)
+    judge = Judge(model, batch, proposer)
     rng = np.random.default_rng(seed)
-    result: dict[str, Any] = {"precision": judge.precision, **_said_of_cleaning(cleaning)}
+    result: dict[str, Any] = {
+        "precision": judge.precision,
+        "guessed": proposer is not None,
+        **_said_of_cleaning(cleaning),
+    }
     drafted = _draft(judge, studies, more, seed, clock)
     truths = truths or {s.id: truth_of(s, None) for s in drafted.studies}
     with clock("paths"):
@@ -580,6 +589,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             beside={name: checkpoint.load(path)[0] for name, path in zip(names, args.beside, strict=True)},
             cleaning=args.cleaning,
             radeval=args.radeval,
+            proposer=Phrasebook.load(args.checkpoint, model.tokenizer),
         )
     except EmrrgError as error:
         print(f"emrrg: {error}", file=sys.stderr)
