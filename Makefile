@@ -14,7 +14,13 @@ READY := $(VENV)/.ready-$(CACHE)
 # two tests at once; those of a file one after the other
 BESIDE := -n 2 --dist loadfile
 
-PIP := $(PY) -m pip install --disable-pip-version-check --no-input
+PIP := $(PY) -m pip install --disable-pip-version-check --no-input --progress-bar on
+
+# pip says nothing while it unpacks: say every 20 seconds how far it is
+define patiently
+( while sleep 20 < /dev/null > /dev/null 2>&1; do echo "  ... $$(du -sm $(VENV) | cut -f1) MB in $(VENV)"; done ) & \
+	beat=$$!; trap 'kill $$beat' EXIT; $(1)
+endef
 
 .PHONY: help setup demo test test-slow test-all bench venv
 .DELETE_ON_ERROR:
@@ -50,8 +56,10 @@ bench: $(DEV) $(READY)
 	$(PY) benchmarks/scan.py
 
 define prepare
-$(PY) -c "from emrrg_core.model import language_model, selective_scan; \
-	print('selective scan:', selective_scan.chosen_backend('cpu')); raise SystemExit(language_model.main())"
+echo "Step 2 of 3: compile the scan kernel, where there is a C compiler"
+@$(PY) -c "from emrrg_core.model import language_model, selective_scan; \
+	print('selective scan:', selective_scan.chosen_backend('cpu')); print('Step 3 of 3: the language model, fetched (93 MB) and converted once', flush=True); \
+	raise SystemExit(language_model.main())"
 @touch $(READY)
 endef
 
@@ -60,11 +68,13 @@ $(READY): | $(RUNTIME)
 	@$(call prepare)
 
 $(RUNTIME): | venv
-	$(PIP) -r requirements.txt
+	@echo "Step 1 of 3: Python packages into $(VENV), one to two gigabytes; a few minutes"
+	@$(call patiently,$(PIP) -r requirements.txt)
 	@rm -f $(VENV)/.runtime-* && touch $@
 
 $(DEV): | $(RUNTIME)
-	$(PIP) -r requirements-dev.txt
+	@echo "Packages for tests"
+	@$(call patiently,$(PIP) -r requirements-dev.txt)
 	@rm -f $(VENV)/.dev-* && touch $@
 
 # sees to a .venv that works, or says why there is none
