@@ -5,7 +5,6 @@ with what was read in a film it guesses the draft. A guess costs time where it i
 """
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,9 +20,6 @@ from emrrg_core.text.sections import FINDINGS, IMPRESSION, split
 
 FILE, SCHEMA = "phrases.json", "emrrg.phrases/1"
 WORDINGS = 3  # of a key that are kept, the most frequent
-
-
-_END = re.compile(r"[.!?](?=\s|$)")  # of a sentence
 BOTH = SIDES[3]
 
 
@@ -94,7 +90,7 @@ class Phrasebook:
 
     def _body(self, section: str, findings: Sequence[Finding], body: str) -> tuple[str, bool]:
         """What may be missing of a section's body, and whether that is all of it."""
-        ends = [match.end() for match in _END.finditer(body)]
+        ends = _ends(body)
         begun = body[ends[-1] if ends else 0 :].lstrip(" ")  # of the sentence under way
         mine = keys(findings)[section]
         done = min(len(ends), len(mine) - 1)  # what is denied is told in several sentences
@@ -203,13 +199,17 @@ def _moved(wording: str, there: Sequence[str], here: Sequence[str]) -> str | Non
     return None
 
 
+def _ends(text: str) -> list[int]:
+    """Where the sentences of a text end; not of one that is under way."""
+    return [end for _, end in sentences(text) if text[end - 1] in ".!?"]
+
+
 def _after_sentences(text: str, count: int) -> str:
     """A text without its first sentences."""
-    ends = [0, *(match.end() for match in _END.finditer(text))]
+    ends = [0, *_ends(text)]
     return text[ends[min(count, len(ends) - 1)] :].lstrip(" ")
 
 
 def _first(text: str) -> int:
     """Where the first sentence of a text ends."""
-    match = _END.search(text)
-    return match.end() if match else len(text)
+    return next(iter(_ends(text)), len(text))
