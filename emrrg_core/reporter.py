@@ -166,9 +166,17 @@ class Reporter:
         return draft
 
     def stream(
-        self, films: Sequence[Film], decoding: DecodeConfig | None = None, study: StudyConfig | None = None
+        self,
+        films: Sequence[Film],
+        decoding: DecodeConfig | None = None,
+        study: StudyConfig | None = None,
+        *,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> Iterator[Draft]:
-        """As `draft`, but yields the draft so far after every pass of the language model; the last one is whole and carries timings and warnings."""
+        """As `draft`, but yields the draft so far after every pass of the language model; the last one is whole and carries timings and warnings.
+
+        stopped: whether the reader has stopped it, asked at any time and from any thread; the drafts then end, even before the first.
+        """
         decoding, study = decoding or DecodeConfig(), study or self._model.config.study
         if not films:
             raise FilmError("Choose a chest film first.")
@@ -186,9 +194,9 @@ class Reporter:
             return tokens
 
         writing: Writing | None = None
-        for writing in self._engine.stream(see, decoding, self._proposer):
+        for writing in self._engine.stream(see, decoding, self._proposer, stopped):
             yield self._draft(writing, noted[0], decoding, partial=True)
-        if writing is not None:
+        if writing is not None and not stopped():
             now, (note,) = time.perf_counter(), noted
             timings = {"encode": note.at - begun, "write": now - note.at, "total": now - begun}
             warnings = (*self._cautions, *_film_warnings(films, note.films, note.checks))

@@ -42,6 +42,7 @@ class Model:
         self._drafted = drafted
         self.error: Exception | None = None  # raised after the first words
         self.refused: FilmError | None = None
+        self.stopped = False  # the model was told, without waiting for the next words
         self.meanwhile: Callable[[], object] = lambda: None  # happens in the middle of the work
 
     def check(self, film: Film, *, anyway: Any = ()) -> Film:
@@ -49,9 +50,11 @@ class Model:
             raise self.refused
         return film
 
-    def stream(self, films: list[Film], decoding: Any) -> Iterator[Draft]:
+    def stream(self, films: list[Film], decoding: Any, study: Any, *, stopped: Callable[[], bool]) -> Iterator[Draft]:
+        assert not stopped()
         yield self._drafted(films, findings=FINDINGS[:1], impression=())
         self.meanwhile()
+        self.stopped = stopped()
         if self.error:
             raise self.error
         yield self._drafted(films)
@@ -219,6 +222,7 @@ def test_stop_keeps_what_was_written_so_far(screen: Screen, model: Model, pictur
     model.meanwhile = state.halt
     last = screen.steps(drafting.draft_report, state, 1, "average", False)[-1]
     assert "Stopped. What was written so far is kept." in last["status"]
+    assert model.stopped
     assert idle(last)
     assert state.report.findings
     assert screen.steps(drafting.measure_dependence, state) == [{}], "a stopped draft is not measured"

@@ -94,6 +94,15 @@ def test_drafting_can_be_abandoned_midway(reporter, films):
     assert reporter.draft(films[:1], SHORT).tokens
 
 
+def test_a_reader_who_stops_is_told_no_more_even_before_the_first_word(reporter, films):
+    assert list(reporter.stream(films, stopped=lambda: True)) == []
+    told = []
+    for draft in reporter.stream(films, stopped=lambda: len(told) >= 2):
+        told.append(draft)
+    assert len(told) == 2
+    assert all(draft.timings == {} for draft in told)  # none of them is said to be whole
+
+
 def test_the_same_films_give_the_same_draft_and_other_films_another(reporter, films):
     one, again, other = (reporter.draft(chosen, SHORT) for chosen in (films[:1], films[:1], films[1:]))
     assert [t.log_prob for t in one.tokens] == [t.log_prob for t in again.tokens]

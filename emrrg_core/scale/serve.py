@@ -96,7 +96,7 @@ class Replica:
         loop, drafts, given_up = asyncio.get_running_loop(), asyncio.Queue[Any](), threading.Event()
 
         def write() -> None:
-            texts = self._reporter.stream(films, decoding, study)
+            texts = self._reporter.stream(films, decoding, study, stopped=given_up.is_set)
             try:
                 for draft in texts:
                     loop.call_soon_threadsafe(drafts.put_nowait, draft)
@@ -138,7 +138,12 @@ class RemoteReporter(Reporter):
         return found
 
     def stream(
-        self, films: Sequence[Film], decoding: DecodeConfig | None = None, study: StudyConfig | None = None
+        self,
+        films: Sequence[Film],
+        decoding: DecodeConfig | None = None,
+        study: StudyConfig | None = None,
+        *,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> Iterator[Draft]:
         """As Reporter.stream. When the replica dies meanwhile, another begins anew: it goes on where more is written than was shown."""
         shown = 0
@@ -148,6 +153,8 @@ class RemoteReporter(Reporter):
                 for draft in drafts:
                     if isinstance(draft, EmrrgError):
                         raise draft
+                    if stopped():
+                        return
                     whole = bool(draft.timings)
                     if whole or len(draft.tokens) > shown:
                         shown = len(draft.tokens)

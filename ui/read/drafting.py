@@ -72,7 +72,7 @@ def draft_report(state: SessionState, beams: float, views: str, laterals: bool, 
         yield put_earlier_text_away(state, context)
         decoding = core().DecodeConfig(beams=int(beams))
         study = core().StudyConfig.from_dict({"views": views, "laterals": laterals})
-        for latest in context.reporter.result().stream(state.films, decoding, study):
+        for latest in context.reporter.result().stream(state.films, decoding, study, stopped=lambda: state.stop):
             if state.stop:
                 break
             if time.monotonic() - shown < SHOWN:
