@@ -2,8 +2,8 @@
 
 guessed    as the app drafts: the phrasebook guesses, the model reads the guess in one pass and keeps what it would have written itself
 plain      the same model, greedy, a token a pass
-beams      with --beams N, that many, without guesses
-generate   transformers' `generate` of the base language model, which sees no film: as many tokens after a prompt as long
+beams N    with --beams N, that many, guessed; `plain beams N` without guesses
+generate   transformers' `generate` of the base language model, which sees no film: as many tokens after a prompt as long, greedy and with N beams
 
 --films FILMS.jsonl takes films of a split (val); without it chests are drawn. The films are seen beforehand and cost no time here. Each repeat writes
 every draft once in every way, one way after the other, after a warm-up; a speed is all tokens over the median of the repeats.
@@ -61,7 +61,12 @@ def drafts(model: Emrrg, films: Sequence[FilmTokens], beams: int, book: Phrasebo
     return found, passes
 
 
-def generate(model: Emrrg, films: Sequence[FilmTokens], lengths: Sequence[int]) -> None:
+def same(one: Sequence[Writing], other: Sequence[Writing]) -> int:
+    """How many of the drafts have the same tokens."""
+    return sum([t.id for t in a.tokens] == [t.id for t in b.tokens] for a, b in zip(one, other, strict=True))
+
+
+def generate(model: Emrrg, films: Sequence[FilmTokens], lengths: Sequence[int], beams: int = 1) -> None:
     for film, length in zip(films, lengths, strict=True):
         prompt, _ = model.prompt(film)
         model.llm.generate(
@@ -70,6 +75,7 @@ def generate(model: Emrrg, films: Sequence[FilmTokens], lengths: Sequence[int]) 
             min_new_tokens=length,
             max_new_tokens=length,
             do_sample=False,
+            num_beams=beams,
             pad_token_id=model.tokenizer.eos_token_id,
         )
 
@@ -95,11 +101,28 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "guessed": lambda: drafts(model, films, 1, book),
         "plain": lambda: drafts(model, films, 1, None),
     }
-    if args.beams:
-        ways[f"beams {args.beams}"] = lambda: drafts(model, films, args.beams, None)
+    tokens = dict.fromkeys(ways, sum(lengths))
+    beams: dict[str, dict[str, float]] = {}
+    of_beams: dict[int, list[int]] = {}
+    for k in args.beams:
+        alone, alone_passes = drafts(model, films, k, None)
+        helped, helped_passes = drafts(model, films, k, book)
+        of_beams[k] = [len(draft.tokens) + draft.finished for draft in alone]
+        beams[str(k)] = {
+            "passes": helped_passes,
+            "plain_passes": alone_passes,
+            "identical_to_plain": same(alone, helped),
+        }
+        ways[f"beams {k}"] = lambda k=k: drafts(model, films, k, book)  # type: ignore[misc]
+        ways[f"plain beams {k}"] = lambda k=k: drafts(model, films, k, None)  # type: ignore[misc]
+        tokens |= dict.fromkeys((f"beams {k}", f"plain beams {k}"), sum(of_beams[k]))
     for dtype in (torch.float32, torch.bfloat16):
-        other = base(args, dtype)
-        ways[f"generate {str(dtype).removeprefix('torch.')}"] = lambda other=other: generate(other, films, lengths)  # type: ignore[misc]
+        other, named = base(args, dtype), str(dtype).removeprefix("torch.")
+        ways[f"generate {named}"] = lambda other=other: generate(other, films, lengths)  # type: ignore[misc]
+        tokens[f"generate {named}"] = sum(lengths)
+        for k, mine in of_beams.items():
+            ways[f"generate {named}, beams {k}"] = lambda other=other, mine=mine, k=k: generate(other, films, mine, k)  # type: ignore[misc]
+            tokens[f"generate {named}, beams {k}"] = sum(mine)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for repeat in range(args.repeats + 1):
         for name, way in ways.items():
@@ -108,8 +131,12 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                 way()
             if repeat:
                 seconds[name].append(time.perf_counter() - begun)
-    speed = {name: sum(lengths) / statistics.median(times) for name, times in seconds.items()}
-    best = max(rate for name, rate in speed.items() if name.startswith("generate"))
+    speed = {name: tokens[name] / statistics.median(times) for name, times in seconds.items()}
+    best = max(speed["generate float32"], speed["generate bfloat16"])
+    for number, row in beams.items():
+        theirs = max(speed[f"generate {dtype}, beams {number}"] for dtype in ("float32", "bfloat16"))
+        row["ratio_over_generate"] = speed[f"beams {number}"] / theirs
+        row["ratio_over_plain"] = speed[f"beams {number}"] / speed[f"plain beams {number}"]
     pairs = [
         (a, b) for one, two in zip(plain, guessed, strict=True) for a, b in zip(one.tokens, two.tokens, strict=False)
     ]
@@ -119,9 +146,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "precision": str(model.llm.dtype).removeprefix("torch."),
         "drafts": len(films),
         "tokens_a_draft": sum(lengths) / len(lengths),
-        "identical_to_plain": sum(
-            [t.id for t in a.tokens] == [t.id for t in b.tokens] for a, b in zip(plain, guessed, strict=True)
-        ),
+        "identical_to_plain": same(plain, guessed),
         "largest_difference_of_log_prob": drift,
         "passes_a_draft": passes / len(films),
         "accepted_per_pass": sum(lengths) / passes,
@@ -130,6 +155,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "seconds_a_draft": {name: statistics.median(times) / len(films) for name, times in seconds.items()},
         "ratio_over_generate": speed["guessed"] / best,
         "ratio_over_plain": speed["guessed"] / speed["plain"],
+        "beams": beams,
     }
 
 
@@ -139,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--films", type=Path)
     parser.add_argument("--split", default="val")
     parser.add_argument("--count", type=int, default=8, help="films (default 8)")
-    parser.add_argument("--beams", type=int, default=0)
+    parser.add_argument("--beams", type=int, nargs="*", default=[], help="beam searches to measure too, such as 3 5")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", action="store_true")
@@ -151,11 +177,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     print(f"{found['machine']}; {found['drafts']} drafts of {found['tokens_a_draft']:.0f} tokens, {found['precision']}")
     for name, rate in found["tokens_per_second"].items():
-        print(f"{name:18} {rate:7.1f} tokens/s   {found['seconds_a_draft'][name]:6.2f} s a draft")
+        print(f"{name:26} {rate:7.1f} tokens/s   {found['seconds_a_draft'][name]:6.2f} s a draft")
     print(f"guessed: {found['ratio_over_generate']:.1f} times generate, {found['ratio_over_plain']:.1f} times plain")
     print(
         f"{found['accepted_per_pass']:.1f} tokens a pass; {found['identical_to_plain']} of {found['drafts']} drafts identical"
     )
+    for number, row in found["beams"].items():
+        print(
+            f"{number} beams: {row['ratio_over_generate']:.1f} times generate, {row['ratio_over_plain']:.1f} times plain beams; "
+            f"{row['passes']} passes, without guesses {row['plain_passes']}; {row['identical_to_plain']} of {found['drafts']} drafts identical"
+        )
 
 
 if __name__ == "__main__":
