@@ -20,6 +20,7 @@ from emrrg_core.model.threads import wait_quietly
 if TYPE_CHECKING:
     from emrrg_core.config import StudyConfig
     from emrrg_core.films.film import Film
+    from emrrg_core.memory.cases import Memory
     from emrrg_core.report.draft import Draft
     from emrrg_core.reporter import Reporter
 
@@ -81,6 +82,22 @@ def _parser() -> argparse.ArgumentParser:
     batch.add_argument("--merge", action="store_true", help="only gather the files that several processes left")
     batch.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: each process takes its own GPU")
     batch.set_defaults(run=_batch)
+    remember = commands.add_parser(
+        "remember",
+        help="keep cases that drafts are compared with",
+        description="Keeps films with reports, or reports alone, on this machine; drafts show those most like them (docs/memory.md).",
+    )
+    remember.add_argument(
+        "source",
+        nargs="?",
+        type=Path,
+        metavar="FOLDER",
+        help="films NAME.dcm with NAME.txt, reports NAME.txt, or .jsonl",
+    )
+    remember.add_argument("--remove", nargs="+", default=[], metavar="ID", help="forget these, for good")
+    remember.add_argument("--list", action="store_true", help="one line a case: id, labels, first words")
+    remember.add_argument("--anyway", action="store_true", help="read films too that a reader may let in")
+    remember.set_defaults(run=_remember)
     serve = commands.add_parser(
         "serve",
         help="draft for programs, in several processes or on several machines",
@@ -132,11 +149,13 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--anyway", action="store_true", help="use films too that a rule refuses which a reader may override"
         )
-    for command in (draft, batch, serve):
+    for command in (draft, remember):
+        command.add_argument("--memory", metavar="DIR", help="of remembered cases; off: none; default: the user's own")
+    for command in (draft, batch, serve, remember):
         command.add_argument(
             "--language-model", metavar="DIR", help="use this one, not the one that the checkpoint names"
         )
-    for command in (draft, batch, serve, doctor):
+    for command in (draft, batch, serve, remember, doctor):
         command.add_argument("--checkpoint", type=Path, metavar="DIR", help="default: the one that comes with EMRRG")
     for command in (draft, doctor):
         command.add_argument("--json", action="store_true", help="print one JSON object instead of text")
@@ -214,8 +233,11 @@ def _draft(arguments: argparse.Namespace) -> str:
     maps = _save_maps(draft, arguments.maps) if arguments.maps else {}
     looking = reporter.looking(films, draft) if arguments.why and draft.tokens else None
     why = [reporter.why(films, draft, number) for number in range(len(draft.sentences))] if arguments.why else []
+    memory = _memory(arguments.memory)
+    near = memory.nearest(draft.read) if memory is not None and draft.read is not None else []
     if arguments.json:
         found = draft.to_dict(maps)
+        found["remembered"] = [case.to_dict() for case in near]
         if arguments.why:
             found["looking"] = looking.to_dict() if looking else None
             for row, one in zip(found["sentences"], why, strict=True):
@@ -225,7 +247,9 @@ def _draft(arguments: argparse.Namespace) -> str:
     tests = [f"\nIs it looking? {looking.verdict}"] if looking else []
     tests += [f"\nWhy sentence {one.sentence + 1}? {one.verdict}" for one in why if one]
     paths = [f"\nMap of sentence {n + 1}: {path}" for n, saved in maps.items() for path in saved]
-    return "".join([draft.text().rstrip("\n"), "\n" if warnings or tests or paths else "", *warnings, *tests, *paths])
+    shown = [f"\nRemembered, {case.similarity:.2f} alike ({case.id}): {case.text()}" for case in near]
+    more = [*warnings, *tests, *paths, *shown]
+    return "".join([draft.text().rstrip("\n"), "\n" if more else "", *more])
 
 
 def _study(arguments: argparse.Namespace) -> "StudyConfig | None":
@@ -343,6 +367,66 @@ def _batch(arguments: argparse.Namespace) -> tuple[str, int]:
     said = f"{who}{done.drafted} drafted, {done.failed} failed, {done.known} already there ({done.known_failed} of them failed). {out}"
     # a launcher ends every process as soon as one ends with another status than 0
     return said, FAILED if failed and processes == 1 else 0
+
+
+# ----------------------------------------------------------------------------------------------------------- remember
+
+
+def _memory(name: str | None) -> "Memory | None":
+    from emrrg_core.memory.cases import Memory
+
+    return None if name == "off" else Memory(Path(name) if name else None)
+
+
+def _remember(arguments: argparse.Namespace) -> tuple[str, int]:
+    memory = _memory(arguments.memory)
+    if memory is None or not (arguments.source or arguments.remove or arguments.list):
+        raise ConfigError("Name the FOLDER to remember, or --remove ID, or --list.")
+    lines = []
+    if unknown := [id for id in arguments.remove if not memory.remove(id)]:
+        raise DataError(f"No case has the id {unknown[0]}: --list tells them all.")
+    if arguments.remove:
+        lines.append(f"{len(arguments.remove)} forgotten, for good.")
+    refused = 0
+    if arguments.source:
+        new, known, refused = _take_in(memory, arguments)
+        lines.append(
+            f"{new} remembered, {known} known or removed before, {refused} refused. {len(memory)} in {memory.folder}"
+        )
+    if arguments.list:
+        lines += [
+            f"{case.id}  {'film, ' if case.film else ''}{', '.join(case.stated) or 'nothing stated'}: "
+            f"{' '.join((case.findings or case.impression).split())[:60]}"
+            for case in memory.cases()
+        ]
+    return "\n".join(lines), FAILED if refused else 0
+
+
+def _take_in(memory: "Memory", arguments: argparse.Namespace) -> tuple[int, int, int]:
+    """How many were new, known before, and refused; why goes to stderr."""
+    from emrrg_core.memory.folder import read_folder
+    from emrrg_core.reporter import Reporter
+
+    reporter: Reporter | None = None
+    new = known = refused = 0
+    for case in read_folder(arguments.source):
+        sha256, read = None, None
+        try:
+            if case.films:
+                reporter = reporter or Reporter.load(
+                    arguments.checkpoint, language_model=arguments.language_model, share_cores=True
+                )
+                films = [reporter.read(path, anyway=_anyway(arguments)) for path in case.films]
+                sha256, read = films[0].sha256, reporter.findings(films)
+            elif not (case.findings or case.impression).strip():
+                raise DataError("it has no text")
+        except EmrrgError as error:
+            print(f"emrrg: {case.name} was not remembered: {' '.join(str(error).split())}", file=sys.stderr)
+            refused += 1
+            continue
+        added = memory.add([(sha256, case.findings, case.impression, read)])
+        new, known = new + added, known + 1 - added
+    return new, known, refused
 
 
 # -------------------------------------------------------------------------------------------------------------- serve

@@ -178,12 +178,7 @@ class Reporter:
         stopped: whether the reader has stopped it, asked at any time and from any thread; the drafts then end, even before the first.
         """
         decoding, study = decoding or DecodeConfig(), study or self._model.config.study
-        if not films:
-            raise FilmError("Choose a chest film first.")
-        if len(films) > MOST_FILMS:
-            raise FilmError(
-                f"A study may have at most {MOST_FILMS} films here; {len(films)} were given. Leave some out."
-            )
+        _counted(films)
         begun = time.perf_counter()
         images = self._images(films)
         noted: list[_Noted] = []
@@ -203,6 +198,13 @@ class Reporter:
             if note.ratio is not None and note.read:
                 warnings += tuple(_heart_warnings(films, note.read))
             yield self._draft(writing, note, decoding, partial=False, timings=timings, warnings=warnings)
+
+    def findings(self, films: Sequence[Film], study: StudyConfig | None = None) -> tuple[Finding, ...] | None:
+        """What is read in one to four films of a study, without a draft; None where the checkpoint reads no findings. Raises as `draft`."""
+        _counted(films)
+        images = self._images(films)
+        _, note = self._engine.run(lambda: self._see(films, images, study or self._model.config.study))
+        return note.read
 
     def _see(self, films: Sequence[Film], images: np.ndarray, study: StudyConfig) -> tuple[FilmTokens, _Noted]:
         """What the language model may see of a study, and what is noted of it. images: the films as the tower takes them, (w, 3, s, s)."""
@@ -445,6 +447,13 @@ def _cautions(config: dict[str, Any], language: LanguageModel) -> Iterator[str]:
             f"This checkpoint was trained beside other weights ({trained.get('name', 'unnamed')}, {trained['sha256'][:12]}…) than the "
             f"language model in use ({language.name}, {language.sha256[:12]}…); its drafts may be worse than measured."
         )
+
+
+def _counted(films: Sequence[Film]) -> None:
+    if not films:
+        raise FilmError("Choose a chest film first.")
+    if len(films) > MOST_FILMS:
+        raise FilmError(f"A study may have at most {MOST_FILMS} films here; {len(films)} were given. Leave some out.")
 
 
 def with_maps_of(findings: Sequence[Finding], seen: Seen) -> tuple[Finding, ...]:

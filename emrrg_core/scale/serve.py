@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from emrrg_core.explain.faithfulness import DependenceTest, Why
     from emrrg_core.explain.occlusion import Rescored
     from emrrg_core.films.film_check import FilmCheck
+    from emrrg_core.model.finding_tokens import Finding
     from emrrg_core.model.parameter_count import Counts
 
 T = TypeVar("T")
@@ -44,7 +45,7 @@ AT_ONCE = 8  # requests that a replica works on side by side
 TRIES = 3  # replicas that are asked one after the other, when they die
 MOST_BYTES = 500_000_000  # of one request
 BUSY = "All replicas are busy, and too many requests wait already: try again in a few seconds."
-_ASKED = ("check_film", "why", "looking", "rescore", "parameters")
+_ASKED = ("check_film", "findings", "why", "looking", "rescore", "parameters")
 
 
 class Replica:
@@ -165,6 +166,10 @@ class RemoteReporter(Reporter):
                     _tell(error)
             finally:
                 drafts.cancel()
+
+    def findings(self, films: Sequence[Film], study: StudyConfig | None = None) -> "tuple[Finding, ...] | None":
+        found: tuple[Finding, ...] | None = self._ask("findings", films, study)
+        return found
 
     def why(
         self,
