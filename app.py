@@ -42,8 +42,12 @@ _HEADER = (
 )
 
 
-def build_demo(reporter: "Reporter | Future[Reporter]", *, cases: Path | None = None) -> gr.Blocks:
-    """The whole app around one reporter, which all readers share; a future may still be loading it. cases: the folder for Teach."""
+def build_demo(
+    reporter: "Reporter | Future[Reporter]", *, cases: Path | None = None, memory: str | None = "off"
+) -> gr.Blocks:
+    """The whole app around one reporter, which all readers share; a future may still be loading it. cases: the folder for Teach. memory: the
+    folder of remembered cases, "off" for none, None for the user's own.
+    """
     soon: Future[Reporter] = Future()
     if isinstance(reporter, Future):
         soon = reporter
@@ -54,7 +58,7 @@ def build_demo(reporter: "Reporter | Future[Reporter]", *, cases: Path | None = 
         gr.HTML(_HEADER, elem_id="bar")
         with gr.Tabs(elem_id="screens"):
             with gr.Tab("Read", id="read"):
-                read.screen(demo, soon, example_film)
+                read.screen(demo, soon, example_film, memory)
             with gr.Tab("Teach", id="teach"):
                 teach.screen(demo, soon, cases)
             with gr.Tab("About", id="about"):
@@ -179,6 +183,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="folder of teaching cases (docs/teaching.md); default: EMRRG_CASES, or the drawn ones that come with EMRRG",
     )
     parser.add_argument(
+        "--memory",
+        metavar="DIR",
+        help="folder of remembered cases (docs/memory.md), which every reader sees; off: none; default: the user's own",
+    )
+    parser.add_argument(
         "--cluster",
         metavar="ADDRESS",
         help="draft with the replicas of a Ray cluster (docs/scaling.md); auto: the one on this machine",
@@ -192,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     demo = None
     try:
         soon: Future[Reporter] = Future()
-        demo = build_demo(soon, cases=args.cases)
+        demo = build_demo(soon, cases=args.cases, memory=args.memory)
         try:
             address = launch(demo, port=args.port)
         except OSError:  # Gradio's own words for it name its parameters

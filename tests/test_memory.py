@@ -9,11 +9,19 @@ import pytest
 
 from emrrg_core.__main__ import main
 from emrrg_core.errors import ConfigError, DataError
-from emrrg_core.memory.cases import WIDTH, Memory, MemoryStoreError, vector_of_film, vector_of_report
+from emrrg_core.memory.cases import (
+    WIDTH,
+    Memory,
+    MemoryStoreError,
+    disagreements,
+    vector_of_film,
+    vector_of_report,
+)
 from emrrg_core.memory.folder import read_folder, sections_of
 from emrrg_core.memory.index import Clustered, Faiss, Flat, index_of, normalised
 from emrrg_core.model.finding_tokens import Finding, Presence
 from tests.phantom import make_phantom
+from ui.draft_panels import near_html
 
 NORMAL = "The lungs are clear. No pleural effusion or pneumothorax. The heart is normal in size."
 EFFUSION = "There is a moderate right pleural effusion. The heart is normal in size."
@@ -260,3 +268,25 @@ def test_what_cannot_be_remembered_is_told_and_the_rest_is_kept(folder, tmp_path
     assert main(["remember", *words]) == 2
     assert main(["remember", "--remove", "0" * 16, *words]) == 2
     assert "--list tells them all" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------------------ the screen
+
+
+def test_where_cases_and_film_disagree_is_said(memory):
+    memory.add([(None, text, "", None) for text in (EFFUSION, LEFT, NODULE)])
+    near = memory.nearest(read(abnormal="", effusion="right"), 3)
+    assert disagreements(near, read(abnormal="", effusion="right")) == []
+    said = disagreements(near, read(abnormal="", heart=""))
+    assert any("Stated by 2 of the 3 nearest cases" in words and "effusion" in words for words in said)
+    assert any("stated by none of the 3" in words and "heart" in words for words in said)
+
+
+def test_remembered_cases_are_shown_as_text(memory):
+    memory.add([(None, "Right effusion <b>old</b>.", "", None)])
+    (case,) = memory.nearest(read(abnormal="", effusion="right"))
+    shown = near_html([case], ["They differ & more."])
+    assert "&lt;b&gt;old&lt;/b&gt;" in shown
+    assert "They differ &amp; more." in shown
+    assert case.id in shown
+    assert near_html([]) == ""

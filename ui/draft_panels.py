@@ -3,6 +3,7 @@
 Every function here takes what emrrg_core gives and returns HTML, escaped, for a `gr.HTML`; none knows Gradio or torch, and none
 keeps anything. What is told by a colour is told in words or by a line as well. Looks: draft_panels.css.
 
+    near_html             remembered cases → a list that opens
     read_html             Draft → every assessed finding with its probability, to be selected (in the browser: PICK_FINDING)
     findings_table_html   findings_table → the 14 labels, what is stated first
     flag_html, tags_html  flags → a list with reasons; the marks behind one sentence
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from emrrg_core import Draft, Finding, Sentence
     from emrrg_core.explain.faithfulness import DependenceTest, Why
+    from emrrg_core.memory.cases import Case
     from emrrg_core.text.consistency import Flag, Row
 
 # class, name, least probability: of a finding where the sentence states it, of its absence where it denies it
@@ -127,6 +129,22 @@ def read_html(draft: "Draft | None", chosen: str | None = None) -> str:
         '<p class="rr-hint">Measured on films kept apart from teaching: of those with 80\N{NO-BREAK SPACE}%, about 80 in 100 had the finding. '
         "Elsewhere it may be otherwise.</p>"
         "</div>"
+    )
+
+
+def near_html(near: "Sequence[Case]", differs: Sequence[str] = ()) -> str:
+    """The remembered cases whose findings are most like those of the film; differs: where they and the film disagree, a sentence each."""
+    if not near:
+        return ""
+    rows = "".join(
+        f"<li><b>{html.escape(', '.join(case.stated) or 'No finding stated')}</b> · {case.similarity:.2f} alike · {case.id}<br>"
+        f"{html.escape(case.text() or 'A film without a report.')}</li>"
+        for case in near
+    )
+    said = "".join(f'<p class="rr-differs">{html.escape(words)}</p>' for words in differs)
+    return (
+        f'<details class="rr-near"><summary>Remembered cases like this film ({len(near)})</summary>{said}<ol>{rows}</ol>'
+        '<p class="rr-hint">Earlier cases of this site, found by their findings. Other patients: they prove nothing about this film.</p></details>'
     )
 
 

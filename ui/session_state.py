@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from emrrg_core import Draft, Film, Report, Reporter, Sessions
     from emrrg_core.explain.faithfulness import DependenceTest
+    from emrrg_core.memory.cases import Case, Memory
     from emrrg_core.report.session_store import Session
     from ui.draft_panels import Selection
 
@@ -82,6 +83,7 @@ class SessionState:
         self.session: Session | None = None
         self.looked: DependenceTest | None = None
         self.picked: Selection | None = None  # the sentence or word of the draft that was chosen last
+        self.near: tuple[Case, ...] = ()  # remembered cases like the draft's film
         self.found: str | None = None  # the finding that was chosen since, by its name
         self.missed: tuple[str, ...] = ()  # hashes of the prior films that a kept report was compared with
         self._burned: dict[tuple[str, str], str | None] = {}
@@ -287,10 +289,16 @@ class SessionState:
         """Open a kept session. Its films have to be dropped again."""
         with self.lock:
             self.session, self.draft, self.report = session, session.draft, session.report
+            self.near = ()
             settings = session.settings
             self.earlier, self.missed = str(settings.get("earlier", "")), tuple(settings.get("priors", ()))
             looked = settings.get("looking")
             self.looked = core().DependenceTest(**looked) if looked else None
+
+    def recall(self, memory: "Memory | None") -> None:
+        """Find the remembered cases that are like the draft's film; none where nothing is remembered or was read."""
+        read = self.draft.read if self.draft else None
+        self.near = tuple(memory.nearest(read)) if memory is not None and read else ()
 
     def keep(self, store: "Sessions") -> str | None:
         """Write report and draft to the server's disk: a sentence for the reader where something went wrong.

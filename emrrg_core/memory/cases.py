@@ -26,7 +26,7 @@ import numpy as np
 
 from emrrg_core.errors import EmrrgError
 from emrrg_core.memory.index import index_of, normalised
-from emrrg_core.model.finding_tokens import NAMES, Finding, Presence
+from emrrg_core.model.finding_tokens import NAMES, SHOWN, Finding, Presence
 from emrrg_core.model.language_model import cache_home
 from emrrg_core.report.database import Database
 from emrrg_core.text.labeler import LABELS, NO_FINDING, Status, read_findings, report_text
@@ -119,6 +119,24 @@ def stated_in(text: str) -> tuple[str, ...]:
 def id_of(film: str | None, text: str) -> str:
     """Of a case: a hash of its film's pixels (SHA-256, None without) and its text."""
     return hashlib.sha256(f"{film or ''}\0{text}".encode()).hexdigest()[:16]
+
+
+def disagreements(near: Sequence[Case], read: Sequence[Finding]) -> list[str]:
+    """Where most of the nearest cases state what was not read in the film, or none states what was, a sentence each."""
+    found = []
+    for finding in read:
+        if finding.label == NO_FINDING:
+            continue
+        count = sum(finding.label in case.stated for case in near)
+        if finding.presence is Presence.PRESENT and near and not count:
+            found.append(
+                f"Read in this film, and stated by none of the {len(near)} nearest cases: {SHOWN.get(finding.name, finding.name)}."
+            )
+        elif finding.presence is not Presence.PRESENT and 2 * count > len(near):
+            found.append(
+                f"Stated by {count} of the {len(near)} nearest cases, and not read in this film: {SHOWN.get(finding.name, finding.name)}."
+            )
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------------------- store

@@ -22,18 +22,26 @@ from ui.session_state import core
 
 if TYPE_CHECKING:
     from emrrg_core import Reporter, Sessions
+    from emrrg_core.memory.cases import Memory
 
 NOTICE = "Research and teaching only, not a medical device."
 
 
-def screen(demo: gr.Blocks, reporter: "Future[Reporter]", example: Callable[[], Path | None]) -> None:
+def screen(
+    demo: gr.Blocks, reporter: "Future[Reporter]", example: Callable[[], Path | None], memory: str | None = None
+) -> None:
     """Put the screen into `demo`, which is open.
 
-    reporter may still be loading; example gives the path of a film to try, or None where there is none.
+    reporter may still be loading; example gives the path of a film to try, or None where there is none. memory: the folder of remembered cases,
+    "off" for none; None: the user's own.
     """
 
     @cache
     def store() -> "Sessions":
         return core().Sessions()
 
-    wiring.connect(demo, layout.build(), Context(reporter, example, store))
+    @cache
+    def cases() -> "Memory | None":
+        return None if memory == "off" else core().Memory(Path(memory) if memory else None)
+
+    wiring.connect(demo, layout.build(), Context(reporter, example, store, cases))

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from emrrg_core import Reporter, Sessions
+    from emrrg_core.memory.cases import Memory
 
 
 @dataclass(frozen=True)
 class Context:
-    """reporter may still be loading; example: the path of a film to try, None where there is none; store: opened when first needed."""
+    """reporter may still be loading; example: the path of a film to try, None where there is none; store, memory: opened when first needed,
+    memory gives None where cases are not to be remembered."""
 
     reporter: "Future[Reporter]"
     example: Callable[[], Path | None]
     store: "Callable[[], Sessions]"
+    memory: "Callable[[], Memory | None]" = lambda: None

@@ -117,9 +117,13 @@ def finish(state: SessionState, latest: "Draft | None", begun: bool, context: Co
         state.busy = False
         if begun:
             state.draft = latest
+            try:
+                state.recall(context.memory())
+            except core().EmrrgError as error:  # the draft is there all the same
+                trouble = str(error)
             state.report = core().Report.of(latest) if latest else core().Report()
             if not state.left:  # a page that was loaded again meanwhile has opened the session already
-                trouble = state.keep(context.store())
+                trouble = state.keep(context.store()) or trouble
     said = [trouble] if trouble else None
     return {"state": state, **report_of(state), **films_of(state, said), **buttons_of(idle=True)}
 

@@ -33,6 +33,7 @@ def resume(state: SessionState, id: str, context: Context) -> Shown:
     try:
         if id and state.session is None:
             state.open(context.store().load(id))
+            state.recall(context.memory())
     except core().SessionGoneError as error:
         trouble, id = str(error), ""
     except core().EmrrgError as error:
@@ -118,6 +119,7 @@ def act_on_report(state: SessionState, id: str, action: Mapping[str, Any], conte
     try:
         if id and state.report is None:  # the tab was left alone for so long that its state was cleared
             state.open(context.store().load(id))
+            state.recall(context.memory())
         if action.get("action") == "keep":
             with state.lock:
                 state.session = None

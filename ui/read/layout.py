@@ -40,6 +40,7 @@ class Parts:
     earlier: gr.Textbox
     # what stands beside it
     reading: gr.HTML
+    near: gr.HTML
     words: gr.HTML
     chosen: gr.HTML
     why: gr.HTML
@@ -126,6 +127,7 @@ def _beside() -> dict[str, Any]:
     with gr.Accordion("What was read in the film", open=True, elem_id="reading"):
         pick = draft_panels.PICK_FINDING
         reading = gr.HTML(draft_panels.read_html(None), elem_id="was-read", js_on_load=pick)
+        near = gr.HTML("", elem_id="near")
     with gr.Accordion("The model’s draft: sentences and words", open=True, elem_id="beside"):
         words = gr.HTML(draft_panels.words_html(None), elem_id="words", js_on_load=draft_panels.PICK)
         chosen = gr.HTML("", elem_id="chosen")
@@ -133,7 +135,15 @@ def _beside() -> dict[str, Any]:
     with gr.Accordion("What the report states", open=True, elem_id="states"):
         flagged = gr.HTML(draft_panels.flag_html((), "", ""), elem_id="flags")
         table = gr.HTML(draft_panels.findings_table_html((), "", ""), elem_id="table")
-    return {"reading": reading, "words": words, "chosen": chosen, "why": why, "flagged": flagged, "table": table}
+    return {
+        "reading": reading,
+        "near": near,
+        "words": words,
+        "chosen": chosen,
+        "why": why,
+        "flagged": flagged,
+        "table": table,
+    }
 
 
 def _export() -> dict[str, Any]:

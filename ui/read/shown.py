@@ -7,7 +7,7 @@ from ui.session_state import SessionState, core
 from ui.updates import Change, Shown
 
 FILMS = ("figures", "chips", "notice")
-REPORT = ("report", "reading", "words", "flagged", "table", "menu", "kept_id", "earlier", "looked")
+REPORT = ("report", "reading", "near", "words", "flagged", "table", "menu", "kept_id", "earlier", "looked")
 EVIDENCE = ("layers", "caption", "chosen", "why")
 BUTTONS = ("write", "stop", "drop", "try_example", "new_study")
 
@@ -26,9 +26,12 @@ def report_of(state: SessionState) -> Shown:
     texts = state.texts
     marks = core().flags(*texts, has_prior=state.has_prior) if any(texts) else []
     rows = core().findings_table(*texts) if any(texts) else ()
+    read = state.draft.read if state.draft else None
+    differs = core().disagreements(state.near, read) if state.near and read else []
     return {
         "report": editor.html_of(state.report, state.draft, marks, kept=messages.kept(state)),
         "reading": draft_panels.read_html(state.draft, state.found),
+        "near": draft_panels.near_html(state.near, differs),
         "words": draft_panels.words_html(state.draft, state.picked, flags_of_draft(state)),
         "flagged": draft_panels.flag_html(marks, *texts),
         "table": draft_panels.findings_table_html(rows, *texts),
@@ -57,6 +60,7 @@ def no_draft() -> Shown:
     return {
         "report": editor.html_of(None, None),
         "reading": draft_panels.read_html(None),
+        "near": "",
         "words": draft_panels.words_html(None),
     }
 

@@ -66,7 +66,7 @@ def _films(parts: Parts, handlers: Handlers) -> None:
 
 def _drafting(parts: Parts, handlers: Handlers) -> None:
     of, components = handlers.of, handlers.components
-    cleared = ("status", "looked", "report", "reading", "words", *shown.BUTTONS, *shown.EVIDENCE)
+    cleared = ("status", "looked", "report", "reading", "near", "words", *shown.BUTTONS, *shown.EVIDENCE)
     parts.write.click(of(drafting.begin), parts.state, components("state", *shown.FILMS, *cleared), **_HIDDEN).then(
         of(drafting.draft_report),
         [parts.state, parts.beams, parts.views, parts.laterals],
