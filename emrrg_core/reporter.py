@@ -40,12 +40,22 @@ from emrrg_core.model.proposals import Phrasebook, Proposer
 from emrrg_core.model.threads import use_free_cores
 from emrrg_core.model.writing import Writing
 from emrrg_core.report.draft import Draft, FilmRecord, Sentence, sections
+from emrrg_core.report.told import told
 from emrrg_core.text.labeler import LABELS, NO_FINDING, Status, read_findings
+from emrrg_core.text.sections import split
 
 Progress = Callable[[int, int], None]  # (readings done, readings in all)
 _TOGETHER = 11  # films seen, and readings of a draft, at once: half of those that *Why this sentence?* needs
 
 DEFAULT_CHECKPOINT = Path(__file__).resolve().parent.parent / "assets" / "checkpoints" / "small"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """An Impression from Findings. unknown: labels that these state and the checkpoint does not know, so that it says nothing of them."""
+
+    text: str
+    unknown: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -241,6 +251,31 @@ class Reporter:
             )
         ratio = ratio_of([films[i] for i in rows], seen.select(torch.tensor(rows, device=device)))
         return tokens, _Noted(read, ratio, checks, tuple(records), time.perf_counter())
+
+    def impression(self, films: Sequence[Film], draft: Draft, findings: str) -> Summary:
+        """*Impression from these findings*: the Impression that the model writes when the findings are those of a reader's text.
+
+        The finding tokens say what the text states and denies (`report.told`); the words are the model's own. So what the text says beyond them is
+        not in it. films: those of the draft, in any order. Raises FilmError for other films; EmrrgError for a draft of another model, a checkpoint
+        that reads no findings, or a text without words.
+        """
+        films = self._as_drafted(films, draft)
+        if draft.read is None:
+            raise EmrrgError("This checkpoint reads no findings: it cannot write an Impression from them.")
+        if not findings.strip():
+            raise EmrrgError("Write the Findings first: the Impression is made from them.")
+        said, unknown = told(draft.read, findings)
+        images = torch.from_numpy(self._of_study([film.pixels for film in films], draft))
+        device = self._model.llama_proj.weight.device
+
+        def see() -> FilmTokens:
+            return self._model.project(self._model.see(images.unsqueeze(0).to(device)), [said])
+
+        writing: Writing | None = None
+        for writing in self._engine.stream(see, DecodeConfig(), self._proposer):  # noqa: B007 — the last one is wanted
+            pass
+        whole = writing.text if writing else ""
+        return Summary(whole[slice(*split(whole)["impression"])], unknown)
 
     # -- did the film matter? -----------------------------------------------------------------------------------------
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from emrrg_core.scale import batch
 from emrrg_core.__main__ import main
-from emrrg_core.scale.batch import Study, Tally, find_studies, merge
 from emrrg_core.errors import DataError, EmrrgError
 from emrrg_core.reporter import Reporter
+from emrrg_core.scale import batch
+from emrrg_core.scale.batch import Study, Tally, find_studies, merge
 from emrrg_core.text.labeler import LABELS
 from tests.phantom import make_phantom
 

@@ -292,3 +292,14 @@ def test_before_every_piece_of_work_the_threads_are_chosen(model, films):
     list(engine.stream(lambda: films[0][0], DecodeConfig(max_new_tokens=3)))
     assert len(calls) >= 3
     assert set(calls) == {"emrrg-engine"}
+
+
+def test_a_closed_engine_has_no_thread_and_takes_nothing_more(tiny):
+    engine = Engine(tiny)
+    assert engine.run(lambda: 5) == 5
+    thread = engine._thread
+    assert thread is not None
+    engine.close()
+    assert not thread.is_alive()
+    with pytest.raises(RuntimeError, match="ending"):
+        engine.run(lambda: 5)

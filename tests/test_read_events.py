@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ import pytest
 from emrrg_core import Draft, EmrrgError, Film, Report, Sessions
 from emrrg_core.errors import FilmError
 from emrrg_core.explain.faithfulness import DependenceTest, Why
+from emrrg_core.memory.cases import Memory
 from emrrg_core.report.session_store import SessionGoneError
+from emrrg_core.reporter import Summary
 from tests import test_read as read_tests
 from tests.screen_events import Screen
 from ui.handlers import Handlers
@@ -489,3 +492,63 @@ def test_a_report_of_ones_own_needs_no_draft(screen: Screen, store: Sessions) ->
     assert state.report != Report()
     assert shown["kept_id"]
     assert screen.show(maps.look_at_line, state, {"line": state.report.lines[0].id})["caption"].startswith("<p")
+
+
+# --------------------------------------------------------------------------------------------- Impression from these findings
+
+
+def with_draft(screen: Screen, pictures: list[Path]) -> SessionState:
+    state = SessionState()
+    state.take(pictures[:1], first=1)
+    screen.show(drafting.begin, state)
+    screen.show(drafting.draft_report, state, 1, "average", False)
+    return state
+
+
+def test_the_impression_is_written_anew_from_the_findings_and_kept(
+    screen: Screen, pictures: list[Path], store: Sessions
+) -> None:
+    state = with_draft(screen, pictures)
+    asked: list[Any] = []
+
+    def impression(films: list[Film], draft: Draft, text: str) -> Summary:
+        asked.append((films, draft, text))
+        return Summary("Left effusion. All else is clear.", ("Fracture",))
+
+    screen.context.reporter.result().impression = impression
+    shown = screen.show(events.act, state, "", {"action": "summarise"})
+    assert asked == [(state.films, state.draft, state.report.findings)]
+    assert state.report.impression == "Left effusion. All else is clear."
+    assert "review it" in shown["status"]
+    assert "does not know: Fracture" in shown["status"]
+    assert store.load(state.session.id).report.impression == state.report.impression
+    assert "written from the Findings" in shown["report"]
+    shown = screen.show(events.act, state, "", {"action": "summarise"})
+    assert "says so already" in shown["status"]
+
+
+def test_without_its_films_no_impression_is_written(screen: Screen, pictures: list[Path]) -> None:
+    state = with_draft(screen, pictures)
+    state.held = ()
+    before = state.report
+    shown = screen.show(events.act, state, "", {"action": "summarise"})
+    assert "Drop the films" in shown["status"]
+    assert state.report == before
+
+
+# --------------------------------------------------------------------------------------------------------- remembered cases
+
+
+def test_remembered_cases_stand_under_the_findings_and_come_back_with_a_kept_report(
+    screen: Screen, pictures: list[Path], store: Sessions, tmp_path: Path
+) -> None:
+    memory = Memory(tmp_path / "memory")
+    memory.add([(None, "A nodule in the left upper lung.", "", None)])
+    screen.context = replace(screen.context, memory=lambda: memory)
+    state = with_draft(screen, pictures)
+    assert [case.findings for case in state.near] == ["A nodule in the left upper lung."]
+    shown = screen.show(events.act, state, "", {"action": "accept", "line": 0})
+    assert "Remembered cases like this film (1)" in shown["near"]
+    again = SessionState()
+    screen.show(events.act, again, state.session.id, {"action": "accept", "line": 1})
+    assert [case.id for case in again.near] == [case.id for case in state.near]

@@ -293,7 +293,7 @@ def test_a_draft_as_json_has_the_documented_keys():
         "seed",
     }
     assert (data["schema"], data["schema"], data["notice"]) == ("emrrg.draft/2", SCHEMA, DISCLAIMER)
-    keys = {"name", "format", "sha256", "height", "width", "spacing", "view", "steps", "overridden"}
+    keys = {"name", "format", "sha256", "height", "width", "spacing", "view", "steps", "overridden", "read", "place"}
     assert set(data["films"][0]) == keys
     assert data["films"][0]["steps"] == ["read", "scaled"]
     keys = {"text", "section", "start", "end", "confidence", "gates", "findings", "map", "maps"}
@@ -910,7 +910,7 @@ def test_a_report_as_json_has_the_documented_keys_and_comes_back_whole(report):
     data = json.loads(json.dumps(now.to_dict(), allow_nan=False))
     assert set(data) == {"schema", "status", "signed", "findings", "impression", "lines", "edits", "undo"}
     assert (data["schema"], data["status"], data["signed"]) == ("emrrg.report/1", "final", now.signed)
-    assert set(data["lines"][0]) == {"id", "section", "text", "choice", "drafted"}
+    assert set(data["lines"][0]) == {"id", "section", "text", "choice", "drafted", "written"}
     assert set(data["edits"][0]) == {"time", "action", "line", "before", "after"}
     back = Report.from_dict(data)
     assert back == now
@@ -949,3 +949,59 @@ def test_a_damaged_report_is_refused_in_words(report, change):
 def test_what_is_no_report_is_refused_in_words(data):
     with pytest.raises(EmrrgError, match="report cannot be read"):
         Report.from_dict(data)
+
+
+# ------------------------------------------------------------------------------------------ Impression from these findings
+
+
+@pytest.fixture
+def made() -> Draft:
+    return draft(cut(compose(FINDINGS, IMPRESSION), 3, 5))
+
+
+def written(draft) -> Report:
+    """A report whose reader added a sentence to the Impression; then the model wrote an Impression anew."""
+    report = Report.of(draft)
+    report = report.add("impression", "Compare with the film of May.", after=report.lines[-1].id)
+    return report.summarise("Left pleural effusion. No acute disease.")
+
+
+def test_an_impression_from_the_findings_takes_the_place_of_the_models_and_leaves_the_readers_own(made):
+    before, after = Report.of(made), written(made)
+    assert after.findings == before.findings
+    assert after.impression == "Compare with the film of May. Left pleural effusion. No acute disease."
+    new = after.lines[-2:]
+    assert [(x.choice, x.drafted, x.by_model) for x in new] == [(Choice.UNREVIEWED, None, True)] * 2
+    assert next(x for x in after.lines if x.choice is Choice.ADDED).by_model is False
+    gone = [x for x in after.lines if x.choice is Choice.DELETED]
+    assert [x.text for x in gone] == [x.text for x in before.lines if x.section == "impression"]
+    assert [e.action for e in after.edits[-2:]] == ["write", "write"]
+    assert after.undo().impression == f"{before.impression} Compare with the film of May."
+    with pytest.raises(EmrrgError, match="Not signed"):
+        after.sign([x.id for x in before.lines])  # nobody has reviewed what was written since
+
+
+def test_a_line_that_was_written_since_is_edited_restored_and_kept_like_a_drafted_one(made):
+    report = written(made)
+    id = report.lines[-2].id
+    edited = report.edit(id, "Small left pleural effusion.")
+    assert edited.line(id).choice is Choice.EDITED
+    assert edited.drafted(id) == "Left pleural effusion."
+    assert next(row for row in edited.diff(made) if row.line == id).drafted == "Left pleural effusion."
+    assert edited.edit(id, "Left pleural effusion.").line(id).choice is Choice.ACCEPTED
+    assert report.delete(id).restore(id).line(id).choice is Choice.UNREVIEWED
+    again = Report.from_dict(json.loads(json.dumps(edited.to_dict())))
+    assert again == edited
+    old = edited.to_dict()
+    for line in old["lines"] + old["undo"]["lines"]:
+        del line["written"]
+    assert Report.from_dict(old).text() == edited.text()  # a report that was kept before there was such a thing
+
+
+def test_the_same_impression_again_changes_nothing(made):
+    report = written(made)
+    assert report.summarise("No acute disease. Left pleural effusion.") is report
+    once = report.accept(report.lines[-1].id)
+    changed = once.summarise("No acute disease.")
+    assert changed.line(once.lines[-1].id).choice is Choice.ACCEPTED  # it comes again, and stays as it is
+    assert changed.impression == "Compare with the film of May. No acute disease."

@@ -140,7 +140,9 @@ def test_a_lateral_film_changes_no_word_unless_it_is_asked_for(reporter, films, 
     assert "not read" in no_map(beside, (0, 4), 1)
     assert heat_map(beside, 0, (0, 4)) == pytest.approx(heat_map(alone, 0, (0, 4)), abs=1e-9)
     assert all(not finding.maps[1].any() for finding in beside.read)
-    assert reporter.looking([films[0], films[2]], beside).blank == pytest.approx(reporter.looking(films[:1], alone).blank)
+    assert reporter.looking([films[0], films[2]], beside).blank == pytest.approx(
+        reporter.looking(films[:1], alone).blank
+    )
     both = reporter.draft([films[0], films[2]], SHORT, replace(study, laterals=True))
     assert [f.read for f in both.films] == [True, True]
     assert [t.log_prob for t in both.tokens] != pytest.approx([t.log_prob for t in alone.tokens], abs=1e-5)

@@ -103,7 +103,7 @@ def html_of(report: "Report | None", draft: "Draft | None", flags: "Sequence[Fla
             f'<section class="rr-part" data-section="{section}" aria-label="{section.capitalize()}" data-text="{html.escape(text)}">'
             f"<h2>{section.capitalize()}</h2>"
             + (f'<ol class="rr-items">{rows}</ol>' if rows else f'<p class="rr-none">{_nothing(section, empty)}</p>')
-            + ("" if closed else _foot(section, lines))
+            + ("" if closed else _foot(section, lines, bool(draft and draft.read and report and report.findings)))
             + "</section>"
         )
     return (
@@ -159,10 +159,12 @@ def _row(
     choice = line.choice.value
     name, mark = _CHOICES[choice]
     drafted = draft.sentences[line.drafted] if draft and line.drafted is not None else None
-    by_model = drafted is not None and choice != "edited"  # edited words are the reader's, whatever they were before
+    by_model = line.by_model and choice != "edited"  # edited words are the reader's, whatever they were before
     kind, about_it = "rr-own-words", ""
     if draft and drafted and by_model:
         kind, about_it = band(draft, drafted)[0], about_html(draft, drafted)
+    elif by_model and not drafted:
+        kind, about_it = "", "written from the Findings, without a map"
     about = f' data-drafted="{line.drafted}"' if drafted else ""
     words = html.escape(line.text)
     said = f"<del>{words}</del>" if choice == "deleted" else words
@@ -194,12 +196,13 @@ def _tools(line: "Line", choice: str) -> str:
     return f"{accept}{rest}{below}"
 
 
-def _foot(section: str, lines: "Sequence[Line]") -> str:
+def _foot(section: str, lines: "Sequence[Line]", summed: bool) -> str:
     name = section.capitalize()
     after = f' data-after="{lines[-1].id}"' if lines else ""
     add = _button("add", "Add a sentence", f'data-section="{section}"{after} aria-label="Add a sentence to the {name}"')
     whole = _button("retype", "Edit as text", f'data-section="{section}" aria-label="Edit the {name} as text"')
-    return f'<p class="rr-foot">{add}{whole}</p>'
+    again = _button("summarise", "Impression from these findings") if section == "impression" and summed else ""
+    return f'<p class="rr-foot">{add}{whole}{again}</p>'
 
 
 def _bar(report: "Report | None", closed: bool) -> str:

@@ -5,7 +5,9 @@ pass of the language model goes on with all of them. A draft that ends or is giv
 is neither seen nor written. Rows of a batch do not see each other: each attends to its own film and its own text (tests/test_engine.py).
 """
 
+import atexit
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -50,6 +52,15 @@ class _Drafting(_Request):
     search: Search | None = None
 
 
+_engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for engine in list(_engines):
+        engine.close()
+
+
 class Engine:
     """The only one that computes with a model. May be asked from any number of threads."""
 
@@ -60,6 +71,16 @@ class Engine:
         self._waiting: deque[_Request] = deque()
         self._under_way: list[tuple[Task, list[_Drafting]]] = []  # of one setting each
         self._thread: threading.Thread | None = None
+        self._leaving = False
+        _engines.add(self)
+
+    def close(self, timeout: float = 10.0) -> None:
+        """The thread ends after the pass that it is at. Called when the program ends: a thread that is cut off inside torch would abort it."""
+        with self._changed:
+            self._leaving, thread = True, self._thread
+            self._changed.notify_all()
+        if thread is not None:
+            thread.join(timeout)
 
     def stream(
         self,
@@ -101,6 +122,8 @@ class Engine:
 
     def _submit(self, request: _Request) -> None:
         with self._changed:
+            if self._leaving:
+                raise RuntimeError("the program is ending: nothing more is computed")
             self._waiting.append(request)
             self._changed.notify()
             if self._thread is None:
@@ -111,10 +134,10 @@ class Engine:
         """Until nothing is left to do for a while: one request that waits, then one pass of every draft under way."""
         while True:
             with self._changed:
-                if (
+                if self._leaving or (
                     not self._waiting
                     and not self._under_way
-                    and not self._changed.wait_for(lambda: self._waiting, IDLE)
+                    and not self._changed.wait_for(lambda: self._waiting or self._leaving, IDLE)
                 ):
                     self._thread = None
                     return

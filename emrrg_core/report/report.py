@@ -46,7 +46,15 @@ class Line:
     section: str  # "findings" or "impression"
     text: str
     choice: Choice
-    drafted: int | None  # index into draft.sentences; None: the reader added it
+    drafted: int | None  # index into draft.sentences; None: it is not of the draft
+    written: str | None = (
+        None  # the model's words, of a line that it wrote after the draft (`summarise`); None, and drafted None: the reader added it
+    )
+
+    @property
+    def by_model(self) -> bool:
+        """Whether the model wrote it first."""
+        return self.drafted is not None or self.written is not None
 
 
 @dataclass(frozen=True)
@@ -54,13 +62,13 @@ class Edit:
     """One thing that was done to a report."""
 
     time: str  # UTC, ISO 8601 with Z
-    action: str  # "accept", "edit", "delete", "restore", "add", "undo", "redo", "sign" or "unsign"
+    action: str  # one of ACTIONS
     line: int | None  # None: the whole report
     before: str | None  # what stood in the report; None: the line was not in it
     after: str | None
 
 
-ACTIONS = frozenset({"accept", "edit", "delete", "restore", "add", "undo", "redo", "sign", "unsign"})
+ACTIONS = frozenset({"accept", "edit", "delete", "restore", "add", "write", "undo", "redo", "sign", "unsign"})
 
 
 @dataclass(frozen=True)
@@ -78,7 +86,7 @@ class Difference:
     line: int
     section: str
     choice: Choice
-    drafted: str | None  # the model's words; None: the reader added the line
+    drafted: str | None  # the model's words, of the draft or since; None: the reader added the line
     written: str | None  # the report's words; None: deleted
     pieces: tuple[Piece, ...]
 
@@ -150,7 +158,7 @@ class Report:
         """The words that the model wrote for a line; None where the reader added it."""
         line = self.line(id)
         if line.drafted is None:
-            return None
+            return line.written
         # what stood there before the first edit of it; the log is never cut
         return next((edit.before for edit in self.edits if edit.line == id), line.text)
 
@@ -158,7 +166,7 @@ class Report:
         """Every line beside the draft's words, for a screen to draw, in the report's order. draft: the one it was made of."""
         rows = []
         for line in self.lines:
-            old = None if line.drafted is None else draft.sentences[line.drafted].text
+            old = line.written if line.drafted is None else draft.sentences[line.drafted].text
             new = None if line.choice is Choice.DELETED else line.text
             rows.append(Difference(line.id, line.section, line.choice, old, new, tuple(_pieces(old or "", new or ""))))
         return tuple(rows)
@@ -260,6 +268,24 @@ class Report:
             mine.insert(after, replace(line, choice=Choice.DELETED))
         rest = [line for line in self.lines if line.section != section]
         return self._stepped(tuple(mine + rest if section == "findings" else rest + mine), actions)
+
+    def summarise(self, text: str) -> Self:
+        """Put an Impression that the model wrote from these Findings in the place of the one that is there, unreviewed. One step for undo.
+
+        What the model had written before is deleted and can be restored; a sentence that comes again stays as it is, and so do the reader's own.
+        """
+        self._unsigned()
+        new = [text[i:j] for i, j in sentence_spans(text)]
+        kept = {_plain(line.text) for line in self._live("impression")} & {_plain(words) for words in new}
+        gone = [x for x in self._live("impression") if x.by_model and _plain(x.text) not in kept]
+        first = self._next_id()
+        fresh = [words for words in new if _plain(words) not in kept]
+        added = [Line(first + n, "impression", words, Choice.UNREVIEWED, None, words) for n, words in enumerate(fresh)]
+        if not gone and not added:
+            return self
+        lines = [replace(x, choice=Choice.DELETED) if x in gone else x for x in self.lines]
+        actions = [*(("delete", line.id) for line in gone), *(("write", line.id) for line in added)]
+        return self._stepped((*lines, *added), actions)
 
     def undo(self) -> Self:
         """Take back the last step. The log keeps the step and the undo. A signature is not a step: see `unsign`."""
@@ -368,12 +394,12 @@ class Report:
         return 1 + max((*(x.id for x in self.lines), *(e.line for e in self.edits if e.line is not None)), default=-1)
 
     def _reworded(self, line: Line, text: str) -> Line:
-        if line.drafted is None:
+        if not line.by_model:
             return replace(line, text=text)
         return replace(line, text=text, choice=Choice.ACCEPTED if text == self.drafted(line.id) else Choice.EDITED)
 
     def _restored(self, line: Line) -> Line:
-        if line.drafted is None:
+        if not line.by_model:
             return replace(line, choice=Choice.ADDED)
         return replace(line, choice=Choice.UNREVIEWED if line.text == self.drafted(line.id) else Choice.EDITED)
 
@@ -424,7 +450,8 @@ def _lines(rows: Iterable[dict[str, Any]]) -> tuple[Line, ...]:
     lines = tuple(Line(**row | {"choice": Choice(row["choice"])}) for row in rows)
     for line in lines:
         _check_section(line.section)
-        if not (type(line.id) is int and isinstance(line.text, str) and isinstance(line.drafted, int | None)):
+        known = isinstance(line.drafted, int | None) and isinstance(line.written, str | None)
+        if not (type(line.id) is int and isinstance(line.text, str) and known):
             raise TypeError(f"{line} makes no sense")
     return lines
 

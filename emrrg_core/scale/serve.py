@@ -25,7 +25,7 @@ from emrrg_core.errors import ConfigError, EmrrgError, FilmError
 from emrrg_core.explain.faithfulness import PLACES
 from emrrg_core.films.film import OVERRIDABLE, Film
 from emrrg_core.report.draft import Draft
-from emrrg_core.reporter import Progress, Reporter
+from emrrg_core.reporter import Progress, Reporter, Summary
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
@@ -45,7 +45,7 @@ AT_ONCE = 8  # requests that a replica works on side by side
 TRIES = 3  # replicas that are asked one after the other, when they die
 MOST_BYTES = 500_000_000  # of one request
 BUSY = "All replicas are busy, and too many requests wait already: try again in a few seconds."
-_ASKED = ("check_film", "findings", "why", "looking", "rescore", "parameters")
+_ASKED = ("check_film", "findings", "impression", "why", "looking", "rescore", "parameters")
 
 
 class Replica:
@@ -169,6 +169,10 @@ class RemoteReporter(Reporter):
 
     def findings(self, films: Sequence[Film], study: StudyConfig | None = None) -> "tuple[Finding, ...] | None":
         found: tuple[Finding, ...] | None = self._ask("findings", films, study)
+        return found
+
+    def impression(self, films: Sequence[Film], draft: Draft, findings: str) -> Summary:
+        found: Summary = self._ask("impression", films, draft, findings)
         return found
 
     def why(

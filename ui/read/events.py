@@ -124,6 +124,8 @@ def act_on_report(state: SessionState, id: str, action: Mapping[str, Any], conte
             with state.lock:
                 state.session = None
             told = "Kept as a new session."
+        elif action.get("action") == "summarise":
+            told = summarise(state, context)
         else:
             with state.lock:
                 state.report = editor.apply(state.report or core().Report(), action)
@@ -133,6 +135,26 @@ def act_on_report(state: SessionState, id: str, action: Mapping[str, Any], conte
         return {"status": say(str(error), bad=True), **report_of(state)}
     notice = messages.films(state, [trouble] if trouble else [])
     return {"state": state, **report_of(state), "notice": notice, "status": say(told)}
+
+
+def summarise(state: SessionState, context: Context) -> str:
+    """Write the Impression anew from the Findings as they stand. Returns what was done, for the reader. Raises EmrrgError where it cannot be."""
+    draft, report = state.draft, state.report
+    if draft is None or report is None or state.missing:
+        raise core().EmrrgError("Drop the films of this report again first: they are not stored.")
+    found = context.reporter.result().impression(state.films, draft, report.findings)
+    with state.lock:
+        if state.report is not report:
+            raise core().EmrrgError("The report was changed meanwhile: ask again.")
+        state.report = report.summarise(found.text)
+    told = (
+        "The Impression was written from these Findings: review it."
+        if state.report is not report
+        else "The Impression says so already."
+    )
+    if found.unknown:
+        told += f" It says nothing reliable of what this model does not know: {', '.join(found.unknown)}."
+    return told
 
 
 def ask_to_close(state: SessionState, context: Context) -> Shown:
