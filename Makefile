@@ -7,7 +7,7 @@ PY := $(VENV)/bin/python
 # Stamps carry a checksum of what they stand for, so nothing is installed twice and nothing stale is taken for done.
 sum = $(shell cat $(1) | cksum | cut -d' ' -f1)
 RUNTIME := $(VENV)/.runtime-$(call sum,requirements.txt)
-DEV := $(VENV)/.dev-$(call sum,requirements.txt requirements-dev.txt)
+DEV := $(VENV)/.dev-$(call sum,requirements.txt requirements-cluster.txt requirements-dev.txt)
 CACHE := $(shell echo '$(EMRRG_HOME)|$(XDG_CACHE_HOME)|$(HOME)' | cat - emrrg_core/model/language_model.py | cksum | cut -d' ' -f1)
 READY := $(VENV)/.ready-$(CACHE)
 
