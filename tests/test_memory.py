@@ -85,7 +85,9 @@ def test_a_reports_vector_says_stated_suspected_and_denied(text, index, value):
 
 def test_an_empty_memory_has_nothing_near(memory):
     assert memory.nearest(read()) == []
+    assert list(memory.cases()) == []
     assert len(memory) == 0
+    assert not memory.folder.exists()  # to look is not to begin one
 
 
 # ----------------------------------------------------------------------------------------------------------------- index

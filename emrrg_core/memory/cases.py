@@ -201,11 +201,15 @@ class Memory(Database):
         return known
 
     def __len__(self) -> int:
+        if not self._path.exists():  # to look is not to begin one
+            return 0
         with self._database() as db:
             return int(db.execute("SELECT count(*) FROM cases").fetchone()[0])
 
     def cases(self) -> Iterator[Case]:
         """All, the newest first."""
+        if not len(self):
+            return
         with self._database() as db:
             rows = db.execute(
                 "SELECT id, findings, impression, stated, added, film FROM cases ORDER BY added DESC, id"
@@ -215,9 +219,9 @@ class Memory(Database):
 
     def nearest(self, read: Sequence[Finding], k: int = 5) -> list[Case]:
         """The k cases whose findings are most like those that were read in a film, best first."""
-        ids, matrix = self._matrix()
-        if not ids:
+        if not len(self):
             return []
+        ids, matrix = self._matrix()
         scores, numbers = index_of(matrix).search(vector_of_film(read)[None], min(k, len(ids)))
         near = {ids[n]: float(score) for n, score in zip(numbers[0], scores[0], strict=True) if n >= 0}
         with self._database() as db:
