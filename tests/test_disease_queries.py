@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from emrrg_core.config import QueryConfig
-from emrrg_core.model.disease_queries import WHOLE, DiseaseQueries, Seen
-from emrrg_core.text.labeler import LABELS
+from emrrg_core.model.disease_queries import VIEWS, WHOLE, DiseaseQueries, Seen
+from emrrg_core.text.labeler import LABELS, NO_FINDING
 from tests.rounding import additions, rounding
 
 GRID, D = 4, 16
@@ -43,6 +43,12 @@ def seen_of(*, evidence: torch.Tensor, lungs: torch.Tensor | None = None) -> See
     return Seen(torch.zeros(b, g2 + 1, D), evidence.mean(-1), evidence, share, bias, torch.zeros(b, f, D), lungs)
 
 
+def weights_of(logits: torch.Tensor) -> torch.Tensor:
+    """How much each film of one study counts for each label: (films, labels), by the definition."""
+    signs = torch.tensor([-1.0 if label == NO_FINDING else 1.0 for label in LABELS])
+    return torch.softmax(logits * signs / VIEWS, dim=0)
+
+
 def assert_is_made_of_its_patches(seen: Seen, patches: int = PATCHES) -> None:
     found = seen.attribution.sum(-1) + seen.bias
     size = float(seen.attribution.abs().sum(-1).max() + seen.bias.abs().max())
@@ -66,15 +72,32 @@ def test_what_the_patches_give_to_a_finding_sums_with_the_bias_to_its_logit(buil
 
 @pytest.mark.parametrize("stem", [False, True])
 @pytest.mark.parametrize("alone", [True, False], ids=["films seen one by one", "a study seen as one"])
-def test_a_studys_logit_is_the_mean_of_its_views_and_its_map_sums_to_it(build, open_gates, images, stem, alone):
+def test_a_studys_logit_is_that_of_its_views_by_how_surely_they_show_it_and_its_map_sums_to_it(
+    build, open_gates, images, stem, alone
+):
     model = open_gates(build(queries=True, stem=stem)).requires_grad_(False)
     films = model.see(images)
     study = films.study() if alone else model.see(images.transpose(0, 1))
     most = rounding(float(films.logits.abs().max()) + 4, additions(model.visual_encoder, model.disease))
-    torch.testing.assert_close(study.logits, films.logits.mean(0, keepdim=True), rtol=0, atol=most)
+    weights = weights_of(films.logits)
+    torch.testing.assert_close(study.logits, (weights * films.logits).sum(0, keepdim=True), rtol=0, atol=most)
     assert_is_made_of_its_patches(study, 3 * PATCHES)
-    mean = films.attribution.mean(0, keepdim=True)
-    torch.testing.assert_close(study.attribution, mean, rtol=0, atol=most)
+    weighed = (weights[..., None] * films.attribution).sum(0, keepdim=True)
+    torch.testing.assert_close(study.attribution, weighed, rtol=0, atol=most)
+    torch.testing.assert_close(study.tokens, films.tokens.mean(0, keepdim=True), rtol=0, atol=most)
+
+
+def test_a_film_that_shows_nothing_takes_no_finding_away_and_one_that_shows_it_counts():
+    effusion, normal = LABELS.index("Pleural Effusion"), LABELS.index(NO_FINDING)
+    logits = torch.full((3, len(LABELS)), -6.0)
+    logits[:, normal] = 4.0
+    logits[1, effusion], logits[1, normal] = 3.0, -3.0
+    seen = seen_of(evidence=torch.zeros(3, len(LABELS), PATCHES))
+    seen = Seen(**{f.name: getattr(seen, f.name) for f in fields(Seen)} | {"logits": logits})
+    study = seen.study()
+    assert study.logits[0, effusion] > 2.5  # the mean is -3
+    assert study.logits[0, normal] < -2
+    assert study.logits[0, LABELS.index("Edema")] == pytest.approx(-6)
 
 
 def test_a_view_that_is_not_there_has_no_part_in_its_study(build, images):

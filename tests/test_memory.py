@@ -186,6 +186,7 @@ def test_a_damaged_memory_is_said_in_words(memory):
         ("Indication: cough\nFindings\nClear.\n\nConclusion: none", ("Clear.", "none")),
         ("Clear lungs; the findings: are normal.", ("Clear lungs; the findings: are normal.", "")),
         ("Impression: Normal.", ("", "Normal.")),
+        ("FINDINGS: Clear lungs. IMPRESSION: Normal.", ("Clear lungs.", "Normal.")),
     ],
 )
 def test_a_reports_sections_are_told_by_their_headings(text, found):

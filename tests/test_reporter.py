@@ -237,7 +237,7 @@ def test_what_is_read_of_a_study_is_what_its_views_say_on_average(reader, films)
     model = reader._model
     with torch.inference_mode():
         seen = model.see(torch.from_numpy(np.stack([model_input(film, 64) for film in films]))[:, None])
-        p = model.calibration.probabilities(seen.logits.mean(0, keepdim=True), ratios_of(seen.study()))[0].tolist()
+        p = model.calibration.probabilities(seen.study().logits, ratios_of(seen.study()))[0].tolist()
     draft = reader.draft(films, SHORT)
     most = rounding(1, additions(model.visual_encoder, model.disease))
     for finding in draft.read:

@@ -4,7 +4,7 @@
     NAME.txt alone                                                a report
     *.jsonl                                                       a row a case: `findings`, `impression` or `report`, and `files` where it has films
 
-A report's sections are told by the headings FINDINGS and IMPRESSION, at the beginning of a line; a text without headings is findings.
+A report's sections are told by the headings FINDINGS and IMPRESSION, at the beginning of a line or in capitals; a text without headings is findings.
 """
 
 import json
@@ -18,7 +18,8 @@ from emrrg_core.errors import DataError
 
 FILMS = {".dcm", ".dicom", ".dic", ".ima", ".png", ".jpg", ".jpeg", ".tif", ".tiff"}
 _HEADING = re.compile(
-    r"^[ \t]*(findings|impression|conclusion)[ \t]*:?[ \t]*$|^[ \t]*(findings|impression|conclusion)[ \t]*:",
+    r"^[ \t]*(findings|impression|conclusion)[ \t]*:?[ \t]*$|^[ \t]*(findings|impression|conclusion)[ \t]*:"
+    r"|(?-i:\b(FINDINGS|IMPRESSION|CONCLUSION)[ \t]*:)",
     re.I | re.M,
 )
 
@@ -40,7 +41,7 @@ def sections_of(text: str) -> tuple[str, str]:
         return text.strip(), ""
     parts: dict[str, list[str]] = {"findings": [], "impression": []}
     for mark, end in zip(marks, [*(m.start() for m in marks[1:]), len(text)], strict=True):
-        name = (mark.group(1) or mark.group(2)).lower()
+        name = next(filter(None, mark.groups())).lower()
         parts["impression" if name != "findings" else "findings"].append(text[mark.end() : end].strip())
     return "\n".join(parts["findings"]), "\n".join(parts["impression"])
 

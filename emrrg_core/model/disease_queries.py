@@ -14,7 +14,7 @@ effusions are told apart less well (docs/experiments.md 29).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from emrrg_core.text.labeler import LABELS, NO_FINDING
 SIDES = ("right", "left")  # of the patient: as films are hung, the patient's right is at the left of the film
 ZONES = ("upper", "mid", "lower")  # thirds of a lung's height
 WHOLE = (NO_FINDING, "Pleural Effusion")  # labels that are read of the film as a whole too
+VIEWS = 2.0  # nats by which a film must show a finding better to count e times as much in its study
 
 
 @dataclass(frozen=True)
@@ -62,33 +63,51 @@ class Seen:
         none = tokens.new_zeros(b, 0)
         return cls(tokens, none, none[..., None], none[..., None], none[0], tokens.new_zeros(b, 0, d), tokens.new_zeros(b, 2, 0, 0))  # fmt: skip
 
-    def mean_over(self, study: Tensor, counts: Tensor) -> "Seen":
-        """Films (n, …) as studies (b, …): the mean over each study's films. study: (n,), which one a film is of; counts: (b,), how many it has."""
+    def by_study(self, study: Tensor, counts: Tensor) -> "Seen":
+        """Films (n, …) as studies (b, …). study: (n,), which one a film is of; counts: (b,), how many it has.
+
+        Tokens and lungs are means over a study's films (docs/method.md 5.1). Of each finding the films count by how surely they show it, as the
+        softmax of their logits over VIEWS: a mean would let a film that does not show a finding take it away (docs/experiments.md 32).
+        """
+        b = len(counts)
+
+        def total(value: Tensor) -> Tensor:
+            return value.new_zeros(b, *value.shape[1:]).index_add(0, study, value)
 
         def mean(value: Tensor) -> Tensor:
-            total = value.new_zeros(len(counts), *value.shape[1:]).index_add(0, study, value)
-            return total / counts.view(-1, *[1] * (value.dim() - 1))
+            return total(value) / counts.view(-1, *[1] * (value.dim() - 1))
 
-        return self._map(mean)._made_of(mean(self.share * self.evidence))
+        signs = torch.ones(self.logits.shape[1], device=self.logits.device)
+        if len(signs):
+            signs[LABELS.index(NO_FINDING)] = -1  # what is shown is that there is something
+        shown = self.logits * signs / VIEWS
+        weights = (shown - mean(shown)[study]).clamp(-40, 40).exp()  # e^40 four times over is a float32 still
+        weights = weights / total(weights)[study]  # (n, f)
+
+        def weighed(value: Tensor) -> Tensor:
+            return total(value * weights.view(*weights.shape, *[1] * (value.dim() - 2)))
+
+        share, parts = weighed(self.share), weighed(self.share * self.evidence)
+        return Seen(
+            tokens=mean(self.tokens),
+            logits=weighed(self.logits),
+            # the mean of two shares times the mean of two logits is not what two views' logits are made of
+            evidence=torch.where(share > 0, parts / share.masked_fill(share <= 0, 1.0), mean(self.evidence)),
+            share=share,
+            bias=self.bias,
+            disease=mean(self.disease),
+            lungs=mean(self.lungs),
+            stem=None if self.stem is None else weighed(self.stem),
+        )
 
     def select(self, rows: Tensor | slice) -> "Seen":
         """Some of the films, in that order."""
         return self._map(lambda value: value[rows])
 
     def study(self) -> "Seen":
-        """All films as one study of b views: their mean (docs/method.md 5.1). A finding's logit is then the mean of what each view says."""
-
-        def mean(value: Tensor) -> Tensor:
-            return value.mean(0, keepdim=True)
-
-        return self._map(mean)._made_of(mean(self.share * self.evidence))
-
-    def _made_of(self, parts: Tensor) -> "Seen":
-        """With shares and evidence whose product is `parts` (b, f, g²): the mean of two shares times the mean of two logits is not what two
-        views' logits are made of. So a patch's evidence in a study is its views' weighted by how much it counts in each."""
-        counted = self.share > 0
-        weighed = parts / self.share.masked_fill(~counted, 1.0)
-        return replace(self, evidence=torch.where(counted, weighed, self.evidence))
+        """All films as one study of b views."""
+        n, device = len(self.tokens), self.tokens.device
+        return self.by_study(torch.zeros(n, dtype=torch.long, device=device), torch.tensor([n], device=device))
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Seen":
         kept = {f.name: getattr(self, f.name) for f in fields(self)}

@@ -189,7 +189,7 @@ class Emrrg(nn.Module):
         if w == 1:
             return seen
         study = torch.arange(b, device=images.device).unsqueeze(1).expand(b, w)[views]
-        return seen.mean_over(study, counts)
+        return seen.by_study(study, counts)
 
     def project(self, seen: Seen, findings: Sequence[Sequence[Finding]] | None = None) -> FilmTokens:
         """What was seen as visual tokens in the language model's width.
