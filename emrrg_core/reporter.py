@@ -257,7 +257,7 @@ class Reporter:
 
         The finding tokens say what the text states and denies (`report.told`); the words are the model's own. So what the text says beyond them is
         not in it. films: those of the draft, in any order. Raises FilmError for other films; EmrrgError for a draft of another model, a checkpoint
-        that reads no findings, or a text without words.
+        that reads no findings, a text without words, or where the model writes none.
         """
         films = self._as_drafted(films, draft)
         if draft.read is None:
@@ -275,7 +275,10 @@ class Reporter:
         for writing in self._engine.stream(see, DecodeConfig(), self._proposer):  # noqa: B007 — the last one is wanted
             pass
         whole = writing.text if writing else ""
-        return Summary(whole[slice(*split(whole)["impression"])], unknown)
+        text = whole[slice(*split(whole)["impression"])]
+        if not text:
+            raise EmrrgError("The model wrote no Impression from these Findings: write it yourself.")
+        return Summary(text, unknown)
 
     # -- did the film matter? -----------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from pydicom.data import get_testdata_file
 
 import emrrg_core
 from emrrg_core import Draft, EmrrgError, Film, Report, Reporter, Sessions, read_film
+from emrrg_core.memory.cases import Memory
 from emrrg_core.model.finding_tokens import Finding, Presence
 from emrrg_core.model.writing import Token, Writing
 from emrrg_core.report.draft import NOT_REVIEWED, FilmRecord, sections
@@ -722,6 +723,33 @@ def test_a_sentence_and_a_word_show_map_gates_and_tokens_and_why(running: Runnin
         item(page, 4).locator(".rr-item-text").click()
         expect(page.locator("#caption")).to_contain_text("You wrote this sentence")
         assert wrong == []
+
+
+def test_remembered_cases_open_under_the_findings_and_an_impression_is_asked_of_the_findings(
+    running: RunningApp, kept: str, rg1: Path
+) -> None:
+    memory = Memory(running.home / "memory")
+    memory.add([(None, "There is a left pleural effusion.", "Effusion of May.", None), (None, "A nodule.", "", None)])
+    try:
+        with browser_page(1440, 900) as (page, wrong, expect):
+            running.open(page, expect, kept)
+            near = page.locator("#near")
+            expect(near.locator("summary")).to_contain_text("Remembered cases like this film (2)")
+            near.locator("summary").click()
+            expect(near.locator("li").first).to_contain_text("Effusion of May.")
+            expect(near.locator("li").first).to_contain_text("Pleural Effusion")
+            page.locator("[data-action=summarise]").click()
+            said(page, expect, "Drop the films of this report again")
+            page.set_input_files("#drop input[type=file]", str(rg1))
+            expect(page.locator(".film-0")).to_be_visible()
+            page.locator("[data-action=summarise]").click()
+            expect(page.locator("#status")).to_contain_text(
+                re.compile("from these Findings")
+            )  # the tiny model may find no words
+            assert wrong == []
+    finally:
+        for case in list(memory.cases()):
+            memory.remove(case.id)
 
 
 def test_what_the_report_states_and_contradicts_follows_the_readers_own_text(running: RunningApp, kept: str) -> None:

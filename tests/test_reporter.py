@@ -3,6 +3,7 @@
 import inspect
 import json
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from emrrg_core.model import checkpoint as checkpoints
 from emrrg_core.model.finding_tokens import NAMES, Finding, Presence, ratios_of
 from emrrg_core.model.writing import Token, Writing
 from emrrg_core.report.draft import compose, sections
+from emrrg_core.report.told import told
 from emrrg_core.reporter import differences
 from emrrg_core.text.labeler import LABELS
 from tests.phantom import make_phantom
@@ -573,3 +575,30 @@ def test_what_the_tests_found_is_plain_data(reporter, films):
         again = json.loads(json.dumps(found.to_dict(), allow_nan=False))
         assert again == found.to_dict()
         assert again["verdict"] == found.verdict
+
+
+# ------------------------------------------------------------------------------------------- Impression from these findings
+
+
+def test_an_impression_is_written_about_what_the_text_says_and_not_about_what_was_read(
+    reading_checkpoint, films, monkeypatch
+):
+    reader = Reporter.load(reading_checkpoint, download=False)
+    draft = reader.draft(films, SHORT)
+    asked, usual = [], reader._model.project
+    monkeypatch.setattr(reader._model, "project", lambda seen, said=None: asked.append(said) or usual(seen, said))
+    text = "There is a left pleural effusion. No nodule."
+    with suppress(EmrrgError):  # a tiny model may find no words
+        reader.impression(films[::-1], draft, text)
+    assert asked == [[told(draft.read, text)[0]]]
+
+
+def test_an_impression_needs_findings_the_drafts_films_and_a_checkpoint_that_reads(reading_checkpoint, reporter, films):
+    reader = Reporter.load(reading_checkpoint, download=False)
+    draft = reader.draft(films, SHORT)
+    with pytest.raises(EmrrgError, match="Write the Findings first"):
+        reader.impression(films, draft, " ")
+    with pytest.raises(FilmError, match="not the films"):
+        reader.impression(films[:1], draft, "Clear lungs.")
+    with pytest.raises(EmrrgError, match="reads no findings"):
+        reporter.impression(films, reporter.draft(films, SHORT), "Clear lungs.")
