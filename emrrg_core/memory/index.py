@@ -78,7 +78,7 @@ class Clustered:
         matrix: np.ndarray,
         *,
         lists: int | None = None,
-        bytes_each: int = 32,
+        bytes_each: int = 18,
         probes: int = 32,
         sample: int = 200_000,
         seed: int = 0,
