@@ -95,7 +95,7 @@ def _report() -> dict[str, Any]:
     with gr.Accordion("Options", open=False):
         more = "1 is quickest; more weigh several wordings against each other."
         beams = gr.Slider(1, 4, 1, step=1, label="Beams", info=more)
-        one = "Averaged: the model sees each film by itself. Side by side: it sees all as one picture, each smaller."
+        one = "Averaged: each film by itself. Side by side: all as one picture, which this model has not learned."
         views = gr.Radio(
             [("Averaged", "average"), ("Side by side", "stitch")], value="average", label="Several films", info=one
         )
