@@ -204,7 +204,7 @@ def test_no_export_names_the_patient_or_the_file(films, draft, image, kind):
     written = [
         to_text(report).decode(),
         text_of_pdf(to_pdf(report, draft, images=[image])),
-        to_pdf(report, draft).decode("latin-1"),
+        STREAM.sub(b"", to_pdf(report, draft)).decode("latin-1"),  # packed: three letters stand there by chance
         "".join(zipfile.ZipFile(BytesIO(to_docx(report, draft))).read(name).decode("latin-1") for name in PARTS),
         to_json(report, draft).decode(),
         diagnostic_report(report, draft, sources=[header()] if kind == "DICOM" else []).decode(),
@@ -214,6 +214,7 @@ def test_no_export_names_the_patient_or_the_file(films, draft, image, kind):
     assert [word for word in private for text in written if word in text] == []
 
 
+STREAM = re.compile(rb"stream\r?\n.*?endstream", re.DOTALL)
 PARTS = ["docProps/core.xml", "docProps/app.xml", "word/document.xml"]
 
 
