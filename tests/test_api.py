@@ -22,7 +22,7 @@ from ui import api
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "api.md"
-NAMES = {"draft", "why", "looking", "heat_map", "export", "label", "check", "about"}
+NAMES = {"draft", "impression", "why", "looking", "heat_map", "export", "label", "check", "about"}
 RG1, CT = (Path(str(get_testdata_file(name, download=False))) for name in ("RG1_UNCR.dcm", "CT_small.dcm"))
 QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "OMP_NUM_THREADS": "1"}
 
@@ -57,8 +57,9 @@ KEEP = """
 import shutil
 for name, path in (("map.png", picture), ("report.pdf", pdf), ("fhir.json", fhir), ("sr.dcm", sr), ("report.txt", text)):
     shutil.copy(path, name)
+said = {"draft": draft, "looks": looks, "reason": reason, "written": written, "whole": whole, "labels": labels, "marks": marks, "about": about}
 with open("said.json", "w") as out:
-    json.dump({"draft": draft, "looks": looks, "reason": reason, "whole": whole, "labels": labels, "marks": marks, "about": about}, out)
+    json.dump(said, out)
 """
 
 
@@ -81,6 +82,8 @@ def test_the_examples_of_the_page_run_as_written(kind: str, server: Server, tmp_
     assert "Support Devices" in draft["not_assessed"]
     assert said["looks"]["looks"] in (True, False)
     assert said["reason"] is None or len(said["reason"]["random"]) >= 8
+    assert said["written"].keys() == {"schema", "impression", "unknown"}
+    assert said["written"]["unknown"] == ["Fracture"]
     assert said["whole"]["draft"]["findings"] == draft["findings"]
     assert said["labels"]["labels"]["Pleural Effusion"] == "negative"
     assert {flag["kind"] for flag in said["marks"]["flags"]} == {"negation", "prior"}
@@ -128,13 +131,15 @@ OFFERED = """
 import json, app
 from concurrent.futures import Future
 demo = app.build_demo(Future())
-print(json.dumps([[fn.api_name for fn in demo.fns.values() if fn.api_visibility != "private"], demo.get_api_info()]))
+public = [fn for fn in demo.fns.values() if fn.api_visibility != "private"]
+print(json.dumps([{fn.api_name: fn.concurrency_id for fn in public}, demo.get_api_info()]))
 """
 
 
 def test_only_the_named_endpoints_are_public_and_all_of_their_parameters_have_types(tmp_path: Path) -> None:
     open_ones, offered = json.loads(run(OFFERED, tmp_path))
-    assert sorted(open_ones) == sorted(NAMES)
+    assert open_ones.keys() == NAMES
+    assert {name for name, line in open_ones.items() if line == "model"} == {"draft", "impression", "why", "looking"}
     assert offered["named_endpoints"].keys() == {f"/{name}" for name in NAMES}
     assert offered["unnamed_endpoints"] == {}
     for name, endpoint in offered["named_endpoints"].items():
@@ -144,6 +149,7 @@ def test_only_the_named_endpoints_are_public_and_all_of_their_parameters_have_ty
     asked = {one["parameter_name"]: one for one in offered["named_endpoints"]["/draft"]["parameters"]}
     assert (asked["beams"]["type"], asked["beams"]["parameter_default"]) == ({"type": "integer"}, 1)
     assert "contrast" not in asked
+    assert [asked[name]["parameter_default"] for name in ("views", "laterals")] == [None, None]
 
 
 def test_formats_and_rules_are_those_of_the_screen() -> None:
@@ -205,6 +211,8 @@ refused("five", "/draft", films=films * 5)
 refused("beams", "/draft", films=films, beams=99)
 refused("kind", "/draft", films=films, beams="two")
 refused("tokens", "/draft", films=films, max_new_tokens=100000)
+refused("views", "/draft", films=films, views="in a row")
+refused("laterals", "/draft", films=films, laterals="yes")
 refused("rule", "/draft", films=films, anyway=["blank"])
 refused("server", "/draft", films=[{"path": str(Path(checkpoint) / "config.json")}])
 refused("link", "/draft", films=[handle_file("http://127.0.0.1:1/DOE.png")])
@@ -266,6 +274,8 @@ def observed(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
         ("beams", "beams must be from 1 to 16, not 99"),
         ("kind", "DecodeConfig.beams: "),
         ("tokens", "max_new_tokens may be at most 512 here"),
+        ("views", "StudyConfig.views: "),
+        ("laterals", "StudyConfig.laterals: "),
         ("rule", "anyway is a list of rules, of modality, body-part, colour, looks"),
         ("server", "Give each film as an uploaded file"),
         ("link", "Nothing is fetched from links here"),
@@ -309,3 +319,79 @@ def test_nothing_of_a_call_stays_in_the_servers_memory_or_on_its_disk(observed: 
 
 def test_the_file_name_of_a_film_is_not_in_its_draft(observed: dict) -> None:
     assert "DOE" not in json.dumps(observed["draft"])
+
+
+# ------------------------------------------------------------------------------- Impression from findings, several films
+
+SEVERAL = """
+import base64, json, sys
+from dataclasses import replace
+from pathlib import Path
+import app
+from emrrg_core import Draft, Reporter
+from emrrg_core.config import StudyConfig, Views
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+
+one, two, text, out = sys.argv[1:]
+reporter = Reporter.load()
+reporter._model.config = replace(reporter._model.config, study=StudyConfig(views=Views.STITCH))
+demo = app.build_demo(reporter)
+client = Client(app.launch(demo), verbose=False)
+films = [handle_file(one), handle_file(two)]
+
+def places(**asked):
+    return [film["place"] for film in client.predict(films=films, max_new_tokens=24, api_name="/draft", **asked)["films"]]
+
+def refused(films, findings):
+    try:
+        client.predict(films=films, draft=draft, findings=findings, api_name="/impression")
+    except AppError as error:
+        return str(error)
+
+draft = client.predict(films=films, api_name="/draft")
+record, numbers = json.loads(draft["kept"])
+own = reporter.impression([reporter.read(path) for path in (one, two)], Draft.load(record, base64.b64decode(numbers)), text)
+Path(out).write_text(json.dumps({
+    "own": [own.text, list(own.unknown)],
+    "written": client.predict(films=films[::-1], draft=draft, findings=text, api_name="/impression"),
+    "refused": {"empty": refused(films, "  "), "other films": refused(films[:1], text), "no text": refused(films, 5)},
+    "places": {"own": places(), "laterals": places(laterals=True), "average": places(views="average")},
+}))
+client.close()
+demo.close(verbose=False)
+"""
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """What a program saw that asked about two films, of a checkpoint whose own settings are to stitch."""
+    folder = tmp_path_factory.mktemp("several")
+    one, two, out = phantom(folder / "one.png", 0), phantom(folder / "two.png", 1), folder / "out.json"
+    run(SEVERAL, folder, str(one), str(two), "There is a left pleural effusion. A rib fracture.", str(out))
+    return json.loads(out.read_text())
+
+
+def test_an_impression_is_that_of_the_reporter(several: dict) -> None:
+    text, unknown = several["own"]
+    assert text
+    assert unknown == ["Fracture"]
+    assert several["written"] == {"schema": "emrrg.impression/1", "impression": text, "unknown": unknown}
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("empty", "Write the Findings first"),
+        ("other films", "These are not the films that this draft was written about"),
+        ("no text", "findings must be text, not int"),
+    ],
+)
+def test_an_impression_that_cannot_be_written_is_refused_in_words(what: str, words: str, several: dict) -> None:
+    assert words in (several["refused"][what] or "")
+
+
+def test_without_views_and_laterals_films_are_put_together_as_the_checkpoint_says(several: dict) -> None:
+    assert all(several["places"]["own"])
+    assert several["places"]["laterals"] == several["places"]["own"]
+    assert several["places"]["average"] == [None, None]

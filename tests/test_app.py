@@ -30,8 +30,9 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 import app
 import emrrg_core
-from emrrg_core import DISCLAIMER, DecodeConfig, Draft, Film, Reporter, heat_map, overlay, read_film
+from emrrg_core import DISCLAIMER, DecodeConfig, Draft, Film, Reporter, Sessions, heat_map, overlay, read_film
 from emrrg_core.config import MOST_FILMS as CORE_MOST_FILMS
+from emrrg_core.explain.heat_map import patch_weights
 from emrrg_core.model.language_model import cache_home
 from emrrg_core.reporter import DEFAULT_CHECKPOINT
 from tests.phantom import make_phantom
@@ -315,7 +316,7 @@ class Server:
 
     def __init__(self, folder: Path, checkpoint: Path, *, home: Path | None = None, port: int | None = None) -> None:
         self.folder, self.lines = folder, []
-        home = home or a_home(folder.parent / f"{folder.name}-home")
+        self.home = home = home or a_home(folder.parent / f"{folder.name}-home")
         if port is None:
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
@@ -345,6 +346,12 @@ class Server:
 
     def output(self) -> str:
         return "".join(self.lines)
+
+    def draft(self, session: str) -> Draft:
+        """The draft that a tab has, by the id that it remembers."""
+        kept = Sessions(self.home / "sessions").load(session).draft
+        assert kept is not None
+        return kept
 
     def paths(self) -> list[str]:
         return [str(path.relative_to(self.folder)) for path in self.folder.rglob("*")]
@@ -429,8 +436,8 @@ def is_foreign(url: str) -> bool:
     return not url.startswith(("http://127.0.0.1:", "data:", "blob:"))
 
 
-def shown_map(page) -> str:
-    return page.evaluate("getComputedStyle(document.querySelector('.film-0 .rr-map')).backgroundImage")
+def shown_map(page, film: int = 0) -> str:
+    return page.evaluate(f"getComputedStyle(document.querySelector('.film-{film} .rr-map')).backgroundImage")
 
 
 def test_the_whole_job_in_a_browser(server: Server, tmp_path: Path) -> None:
@@ -510,6 +517,48 @@ def test_the_whole_job_in_a_browser(server: Server, tmp_path: Path) -> None:
     assert not any("DOE" in path for path in server.paths())
     assert "DOE" not in server.output()
     assert "Traceback" not in server.output()
+
+
+@pytest.mark.parametrize("chosen", ["Side by side", "Averaged"])
+def test_a_sentence_of_a_study_of_four_films_has_its_map_on_the_third(
+    chosen: str, server: Server, tmp_path: Path
+) -> None:
+    paths = [tmp_path / f"{number}.png" for number in range(4)]
+    for number, (path, size) in enumerate(zip(paths, [(240, 200), (200, 240), (260, 200), (220, 220)], strict=True)):
+        make_phantom(number, height=size[0], width=size[1]).save_png(path)
+    with browser_page(1440, 900) as (page, wrong, expect):
+        page.goto(server.address)
+        expect(page.locator("#status")).to_contain_text("Ready")
+        page.set_input_files("#drop input[type=file]", [str(path) for path in paths])
+        third = page.locator(".film-2")
+        expect(third).to_contain_text("Film 3 · view not stated · 200 × 260 pixels")
+        page.get_by_role("button", name="Options").click()
+        expect(page.get_by_role("radio", name="As trained")).to_be_checked()
+        page.get_by_role("radio", name=chosen).check()
+        page.click("#write")
+        expect(page.locator("#status")).to_contain_text("Draft done")
+
+        draft = server.draft(page.evaluate("sessionStorage.getItem('emrrg-session')"))
+        assert [film.place is not None for film in draft.films] == [chosen == "Side by side"] * 4
+        heats = [heat_map(draft, number, draft.sentences[0]) for number in range(4)]
+        assert heats[2].shape == (260, 200)
+        expected = [decoded(viewer.layer(heat, overlay)) for heat in heats]
+        assert expected[2][..., 3].max() == 255, "the map is not empty"
+        if chosen == "Averaged":
+            weights = [patch_weights(draft, draft.sentences[0], number) for number in range(4)]
+            assert draft.read is None or np.abs(weights[2] - weights[0]).max() > 0, "the map is the third film's own"
+
+        page.locator("#report .rr-item .rr-item-text").first.click()
+        page.wait_for_function("getComputedStyle(document.querySelector('.film-2 .rr-map')).backgroundImage != 'none'")
+        for number, layer in enumerate(expected):
+            found = decoded(shown_map(page, number).removeprefix('url("').removesuffix('")'))
+            assert found.shape == layer.shape
+            assert np.abs(found[..., 3].astype(int) - layer[..., 3]).max() <= 2, "what is kept is rounded"
+        shown = third.locator(".rr-map")
+        assert float(shown.evaluate("map => getComputedStyle(map).opacity")) > 0
+        assert shown.evaluate("map => getComputedStyle(map).backgroundSize") == "100% 100%"
+        assert shown.bounding_box() == third.locator("img").bounding_box(), "it covers its film"
+        assert wrong == []
 
 
 def test_a_draft_can_be_stopped_and_what_was_written_is_kept(server: Server) -> None:

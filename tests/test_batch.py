@@ -116,7 +116,8 @@ def test_every_study_has_a_line_and_a_bad_one_only_says_why(run, films, tmp_path
     expected = reporter.draft([reporter.read(films / "1.2.840.1", name="Film 1")]).to_dict()
     untimed = {name: value for name, value in expected.items() if name not in ("schema", "tokens", "timings")}
     assert json.loads(json.dumps(untimed)).items() <= first.items()
-    assert first.keys() == expected.keys() - {"tokens"} | {"study", "files", "content", "error"}
+    assert first.keys() == expected.keys() - {"tokens"} | {"study", "files", "content", "error", "settings"}
+    assert first["settings"] == {"views": "average", "laterals": False}
     assert (first["schema"], first["error"], first["films"][0]["name"]) == ("emrrg.batch/1", None, "Film 1")
 
 
@@ -220,14 +221,24 @@ def test_the_keyboard_stops_it_between_lines_and_the_same_command_goes_on(run, f
     assert "1 drafted, 1 failed, 1 already there" in run(films, "--out", out)[1]
 
 
-def test_drafts_made_otherwise_do_not_go_into_the_same_file(films, tmp_path, reporter, run):
+@pytest.mark.parametrize("otherwise", [["--beams", "2"], ["--views", "stitch"], ["--laterals"]])
+def test_drafts_made_otherwise_do_not_go_into_the_same_file(films, tmp_path, reporter, run, otherwise):
     out = tmp_path / "d.jsonl"
     batch.run(find_studies(films)[:1], out, lambda: reporter)
     before = out.read_bytes()
-    status, _, err = run(films, "--out", out, "--beams", "2")
+    status, _, err = run(films, "--out", out, *otherwise)
     assert status == 2
     assert "name another file" in err
     assert out.read_bytes() == before
+
+
+def test_asking_for_what_the_checkpoint_does_anyway_goes_on_and_so_do_lines_that_do_not_tell(films, tmp_path, reporter):
+    out, studies = tmp_path / "d.jsonl", find_studies(films)
+    batch.run(studies[:1], out, lambda: reporter)
+    assert batch.run(studies[:2], out, lambda: reporter, views="average") == Tally(drafted=1, known=1)
+    old = [{name: value for name, value in row.items() if name != "settings"} for row in rows(out)]
+    out.write_text("".join(f"{json.dumps(row)}\n" for row in old))
+    assert batch.run(studies, out, lambda: reporter, views="stitch") == Tally(failed=1, known=2)
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,10 @@ def test_the_other_questions_get_the_answers_of_a_reporter(remote, own, files):
     film = remote.check(read_film(files[0]))
     assert remote.check_film(film).chest
     assert remote.parameters() == own.parameters()
+    assert remote.study("stitch") == own.study("stitch")
     draft, told = remote.draft([film]), []
+    text = "There is a left pleural effusion."
+    assert remote.impression([film], draft, text) == own.impression([film], draft, text)
     why = remote.why([film], draft, 0, progress=lambda done, of: told.append((done, of)))
     assert why.drop == pytest.approx(own.why([film], draft, 0).drop, abs=1e-3)
     assert told[-1] == (1, 1)

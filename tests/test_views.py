@@ -1,7 +1,9 @@
 """Several films of a study: stitched or averaged, which are read, and whose map is whose."""
 
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from emrrg_core import DecodeConfig, Draft, Film, FilmError, Reporter, heat_map, no_map
 from emrrg_core.__main__ import main
 from emrrg_core.config import StudyConfig, Views
+from emrrg_core.errors import ConfigError
 from emrrg_core.explain.heat_map import lay_over, patch_weights
 from emrrg_core.films.film import model_input, pixel_digest
 from emrrg_core.films.views import GAP, in_order, stitch
@@ -155,12 +158,16 @@ def test_a_study_without_a_frontal_film_is_refused_and_it_is_said_what_to_do(rep
     assert reporter.draft(films[2:], SHORT, StudyConfig(laterals=True)).films[0].read
 
 
-def test_the_command_line_takes_both_choices(reading_checkpoint, tmp_path, capsys):
-    paths = []
+@pytest.fixture
+def pair(tmp_path) -> list[str]:
+    """Paths of a frontal film and a lateral one."""
     for seed, view in ((1, "PA"), (2, "LL")):
-        paths.append(str(tmp_path / f"{seed}.dcm"))
         make_phantom(seed, height=200, width=150).save_dicom(tmp_path / f"{seed}.dcm", view=view)
-    words = ["draft", *paths, "--json", "--checkpoint", str(reading_checkpoint)]
+    return [str(tmp_path / f"{seed}.dcm") for seed in (1, 2)]
+
+
+def test_the_command_line_takes_both_choices(reading_checkpoint, pair, capsys):
+    words = ["draft", *pair, "--json", "--checkpoint", str(reading_checkpoint)]
     assert main([*words, "--views", "stitch", "--laterals"]) == 0
     films = json.loads(capsys.readouterr().out)["films"]
     assert [film["read"] for film in films] == [True, True]
@@ -168,3 +175,38 @@ def test_the_command_line_takes_both_choices(reading_checkpoint, tmp_path, capsy
     assert main(words) == 0
     films = json.loads(capsys.readouterr().out)["films"]
     assert [film["place"] for film in films] == [None, None]
+
+
+# --------------------------------------------------------------------------------------- as the checkpoint's settings say
+
+
+@pytest.fixture(scope="module")
+def stitching(reading_checkpoint, tmp_path_factory) -> Path:
+    """A checkpoint whose own settings are to stitch."""
+    folder = Path(shutil.copytree(reading_checkpoint, tmp_path_factory.mktemp("checkpoints") / "stitching"))
+    config = json.loads((folder / "config.json").read_text())
+    config["model"]["study"] = STITCH.to_dict()
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_what_is_not_asked_for_is_as_the_checkpoints_settings_say(reporter, stitching):
+    trained = Reporter.load(stitching, download=False)
+    assert (reporter.study(), trained.study()) == (AVERAGE, STITCH)
+    assert trained.study(laterals=True) == replace(STITCH, laterals=True)
+    assert trained.study("average") == AVERAGE
+    trained._model.config = replace(trained._model.config, study=replace(STITCH, laterals=True))
+    assert trained.study("average") == replace(AVERAGE, laterals=True)
+    assert trained.study(laterals=False) == STITCH
+    with pytest.raises(ConfigError, match="views"):
+        reporter.study("in a row")
+
+
+def test_the_command_line_leaves_to_the_checkpoint_what_it_is_not_told(stitching, pair, capsys):
+    words = ["draft", *pair, "--json", "--checkpoint", str(stitching)]
+    assert main([*words, "--laterals"]) == 0
+    films = json.loads(capsys.readouterr().out)["films"]
+    assert all(film["place"] for film in films)
+    assert main([*words, "--laterals", "--views", "average"]) == 0
+    films = json.loads(capsys.readouterr().out)["films"]
+    assert [(film["read"], film["place"]) for film in films] == [(True, None)] * 2

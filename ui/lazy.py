@@ -25,7 +25,6 @@ HOMES = {
     "SessionConflictError": "report.session_store",
     "SessionError": "report.session_store",
     "SessionGoneError": "report.session_store",
-    "StudyConfig": "config",
     "Sessions": "report.session_store",
     "answers_csv": "teaching.classroom",
     "burned_in_warning": "films.burned_in_text",

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tqdm import tqdm
 
-from emrrg_core.config import DecodeConfig, StudyConfig
+from emrrg_core.config import DecodeConfig, StudyConfig, Views
 from emrrg_core.errors import ConfigError, DataError, EmrrgError
 from emrrg_core.text.labeler import read_report, report_text
 
@@ -123,7 +123,8 @@ def run(
     load: "Callable[[], Reporter]",
     *,
     decoding: DecodeConfig | None = None,
-    settings: StudyConfig | None = None,
+    views: Views | str | None = None,
+    laterals: bool | None = None,
     tokens: bool = False,
     label: bool = False,
     hashed: bool = False,
@@ -133,11 +134,11 @@ def run(
 ) -> Tally:
     """Drafts the studies, and appends a line for each to `out`; of several processes each takes its share and has a file beside `out`.
 
-    load       gives the Reporter; called once, and not at all where nothing is left to do
-    settings   which films are read, and how they are put together; None: as the checkpoint says
-    tokens     keep the trace of tokens      label   add the 14 labels of the draft
-    hashed     write hashes for names        rank    of this process, from 0
-    anyway     rules to override, for every film (`Reporter.read`)
+    load              gives the Reporter; called once, and not at all where nothing is left to do
+    views, laterals   as `Reporter.study` takes them; None: as the checkpoint's settings say
+    tokens            keep the trace of tokens      label   add the 14 labels of the draft
+    hashed            write hashes for names        rank    of this process, from 0
+    anyway            rules to override, for every film (`Reporter.read`)
 
     What a study cannot be drafted for goes into its line as "error". The last of the processes to end merges their files, where it sees them all.
     Raises DataError where `out` holds something else, ConfigError where its drafts were made otherwise, EmrrgError where it cannot be written.
@@ -148,7 +149,8 @@ def run(
     with _file(target) as file:
         ended.unlink(missing_ok=True)
         rows = {(row["study"], row["content"]): row for row in _rows(out)}
-        drafter = _Drafter(load, decoding or DecodeConfig(), settings, list(rows.values()), tokens, label, anyway)
+        known_rows = list(rows.values())
+        drafter = _Drafter(load, decoding or DecodeConfig(), views, laterals, known_rows, tokens, label, anyway)
         drafted = failed = known = known_failed = 0
         for study in tqdm(mine, unit="study", disable=True if rank else None):  # None: only where someone watches
             name = _pseudonym(study.name) if hashed else study.name
@@ -185,21 +187,22 @@ class _Drafter:
         self,
         load: "Callable[[], Reporter]",
         decoding: DecodeConfig,
-        settings: StudyConfig | None,
+        views: Views | str | None,
+        laterals: bool | None,
         rows: list[Row],
         tokens: bool,
         label: bool,
         anyway: Collection[str],
     ) -> None:
-        self._load, self._decoding, self._settings, self._rows = load, decoding, settings, rows
+        self._load, self._decoding, self._views, self._laterals, self._rows = load, decoding, views, laterals, rows
         self._tokens, self._label, self._anyway = tokens, label, anyway
-        self._reporter: Reporter | None = None
+        self._ready: tuple[Reporter, StudyConfig] | None = None
 
     def row(self, study: Study, head: Row) -> Row:
-        reporter = self._reporter = self._reporter or self._checked(self._load())
+        reporter, settings = self._ready = self._ready or self._checked(self._load())
         try:
             films = [reporter.read(p, name=f"Film {n}", anyway=self._anyway) for n, p in enumerate(study.files, 1)]
-            draft = reporter.draft(films, self._decoding, self._settings)
+            draft = reporter.draft(films, self._decoding, settings)
         except EmrrgError as error:
             return head | {"error": " ".join(str(error).split())}
         except (
@@ -214,19 +217,23 @@ class _Drafter:
             del written["tokens"]
         if self._label:
             written["labels"] = read_report(report_text(draft.findings, draft.impression))["labels"]
-        return head | written
+        return head | {"settings": settings.to_dict()} | written
 
-    def _checked(self, reporter: "Reporter") -> "Reporter":
-        """Drafts of two models, or written in two ways, do not go into one file."""
+    def _checked(self, reporter: "Reporter") -> "tuple[Reporter, StudyConfig]":
+        """Drafts of two models, or written in two ways, do not go into one file. Returns the reporter, and how it puts films together."""
+        settings = reporter.study(self._views, self._laterals)
+        asked = reporter.names, self._decoding.beams, settings.to_dict()
         for row in self._rows:
-            if row["error"] is None and (row["model"], row["decoding"]["beams"]) != (
-                reporter.names,
-                self._decoding.beams,
+            # a line of an earlier version does not tell its settings
+            if row["error"] is None and asked != (
+                row["model"],
+                row["decoding"]["beams"],
+                row.get("settings", settings.to_dict()),
             ):
                 raise ConfigError(
-                    "The drafts in this file were written by another model or with another --beams: name another file."
+                    "The drafts in this file were written by another model, or with other --beams, --views or --laterals: name another file."
                 )
-        return reporter
+        return reporter, settings
 
 
 def _pseudonym(name: str) -> str:

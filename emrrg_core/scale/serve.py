@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import numpy as np
 
-from emrrg_core.config import MOST_FILMS, DecodeConfig, StudyConfig
+from emrrg_core.config import MOST_FILMS, DecodeConfig, StudyConfig, Views
 from emrrg_core.errors import ConfigError, EmrrgError, FilmError
 from emrrg_core.explain.faithfulness import PLACES
 from emrrg_core.films.film import OVERRIDABLE, Film
@@ -45,7 +45,7 @@ AT_ONCE = 8  # requests that a replica works on side by side
 TRIES = 3  # replicas that are asked one after the other, when they die
 MOST_BYTES = 500_000_000  # of one request
 BUSY = "All replicas are busy, and too many requests wait already: try again in a few seconds."
-_ASKED = ("check_film", "findings", "impression", "why", "looking", "rescore", "parameters")
+_ASKED = ("check_film", "findings", "impression", "why", "looking", "rescore", "parameters", "study")
 
 
 class Replica:
@@ -92,12 +92,14 @@ class Replica:
         except EmrrgError as error:
             return error
 
-    async def stream(self, films: Sequence[Film], decoding: DecodeConfig | None, study: StudyConfig | None) -> Any:
+    async def stream(
+        self, films: Sequence[Film], decoding: DecodeConfig | None, study: StudyConfig | None, prior: Sequence[Film]
+    ) -> Any:
         """The drafts of `Reporter.stream`. Whoever stops asking gives the draft up."""
         loop, drafts, given_up = asyncio.get_running_loop(), asyncio.Queue[Any](), threading.Event()
 
         def write() -> None:
-            texts = self._reporter.stream(films, decoding, study, stopped=given_up.is_set)
+            texts = self._reporter.stream(films, decoding, study, prior=prior, stopped=given_up.is_set)
             try:
                 for draft in texts:
                     loop.call_soon_threadsafe(drafts.put_nowait, draft)
@@ -134,6 +136,14 @@ class RemoteReporter(Reporter):
         counts: Counts = self._ask("parameters")
         return counts
 
+    def study(self, views: Views | str | None = None, laterals: bool | None = None) -> StudyConfig:
+        found: StudyConfig = self._ask("study", views, laterals)
+        return found
+
+    @property
+    def reads_prior(self) -> bool:
+        return "prior_sha256" in self.names
+
     def check_film(self, film: Film) -> "FilmCheck | None":
         found: FilmCheck | None = self._ask("check_film", film)
         return found
@@ -144,12 +154,13 @@ class RemoteReporter(Reporter):
         decoding: DecodeConfig | None = None,
         study: StudyConfig | None = None,
         *,
+        prior: Sequence[Film] = (),
         stopped: Callable[[], bool] = lambda: False,
     ) -> Iterator[Draft]:
         """As Reporter.stream. When the replica dies meanwhile, another begins anew: it goes on where more is written than was shown."""
         shown = 0
         for tries_left in reversed(range(TRIES)):
-            drafts: Any = self._streaming.stream.remote(films, decoding, study)  # a generator of responses
+            drafts: Any = self._streaming.stream.remote(films, decoding, study, prior)  # a generator of responses
             try:
                 for draft in drafts:
                     if isinstance(draft, EmrrgError):
