@@ -4,6 +4,7 @@
         --teacher runs/teacher --start runs/teacher --out runs/tower
 
 --start is a folder with a stem: of train.contrast, or of train.teacher, whose stem has learned labels too; then the heads start from these.
+For a tower of another kind ([model.vision] tower) it is a folder with that tower's weights as transformers saves them.
 --teacher is a folder of train.teacher. Its readings are targets where a label is unknown, so that new findings do not displace old ones. Every step
 mixes the sources, and within a source the findings. What is unknown of a film is left out of the loss.
 """
@@ -28,6 +29,7 @@ from emrrg_core.errors import CheckpointError, ConfigError
 from emrrg_core.films.synthetic_findings import LABEL_OF
 from emrrg_core.model.disease_queries import WHOLE, DiseaseQueries, LungBorders, Seen
 from emrrg_core.model.language_model import prefers_bfloat16
+from emrrg_core.model.other_towers import build_tower, load_published
 from emrrg_core.model.vision_mamba import VisionMamba
 from emrrg_core.text.labeler import LABELS, NO_FINDING
 from train.loop import Part, apart, train
@@ -56,7 +58,7 @@ class Eye(nn.Module):
 
     def __init__(self, vision: VisionConfig, queries: QueryConfig) -> None:
         super().__init__()
-        self.visual_encoder = VisionMamba(vision)
+        self.visual_encoder = build_tower(vision)
         self.disease = DiseaseQueries(vision.d_model, queries)
         self.lungs = LungBorders(vision)
 
@@ -76,16 +78,29 @@ def add_nothing_yet(tower: VisionMamba) -> None:
         nn.init.zeros_(block.mlp.w3.weight)
 
 
+def begin(eye: Eye, folder: Path) -> None:
+    """What the tower starts from: a stem below layers that are silent at first; of a tower of another kind, its published weights.
+
+    Raises CheckpointError where the folder does not hold it.
+    """
+    if isinstance(eye.visual_encoder, VisionMamba):
+        load_stem(eye, folder)
+        add_nothing_yet(eye.visual_encoder)
+    else:
+        load_published(eye.visual_encoder, folder)
+
+
 def load_stem(eye: Eye, folder: Path) -> None:
     """The stem that train.contrast or train.teacher left in a folder; of the latter also what its labels were read by, where heads read the stem.
 
     Raises CheckpointError when it is none or does not fit.
     """
-    path = folder / "reader.safetensors"
+    path, tower = folder / "reader.safetensors", eye.visual_encoder
+    assert isinstance(tower, VisionMamba)  # `begin` asks
     try:
         state = load_file(path)
         mine = {name.removeprefix("stem."): value for name, value in state.items() if name.startswith("stem.")}
-        eye.visual_encoder.patch_embed.load_state_dict(mine)
+        tower.patch_embed.load_state_dict(mine)
         if "labels.weight" in state and hasattr(eye.disease, "stem_mean"):
             width, rows = eye.disease.stem_mean.shape[1], [LABELS.index(name) for name in WHOLE]
             with torch.no_grad():
@@ -202,7 +217,7 @@ def _losses_of_places(seen: Seen, examples: Sequence[Example]) -> dict[str, list
         if e.taught is not None:
             for channel, name in list(enumerate(TAUGHT))[2:]:
                 if name not in e.places and name not in e.labels:
-                    target = torch.from_numpy(e.taught[channel]).flatten().to(device)
+                    target = patches_of(e.taught[channel], grid).to(device)  # the teacher's patches may be others
                     losses["taught"].append(_taught(evidence[i, LABELS.index(name)], target))
     return losses
 
@@ -261,7 +276,7 @@ def _lung_terms(
     if taught:
         # coarse, and not sure of the heart, but of every hospital: the borders must not drift where no one drew them
         coarse = F.adaptive_avg_pool2d(lungs[[i for i, _ in taught]].sigmoid(), grid).clamp(1e-4, 1 - 1e-4)
-        target = torch.stack([torch.from_numpy(plane[:2]) for _, plane in taught]).to(lungs.device).clamp(0, 1)
+        target = torch.stack([F.adaptive_avg_pool2d(_tensor(plane[:2]), grid) for _, plane in taught]).to(lungs.device)
         terms.append(0.15 * F.binary_cross_entropy(coarse, target) * part)
     return terms, {"lungs": number}
 
@@ -422,7 +437,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--radiologists", type=Path, help="radiologists' readings of some of the films")
     parser.add_argument("--teacher", type=Path, help="folder of train.teacher: readings for films without labels")
     parser.add_argument(
-        "--start", type=Path, required=True, help="folder with a stem, of train.contrast or train.teacher"
+        "--start",
+        type=Path,
+        required=True,
+        help="folder with a stem, of train.contrast or train.teacher, or with another kind of tower",
     )
     parser.add_argument("--leave-out", nargs="*", default=[], help="sources to keep out of training, as other hospitals to test on")  # fmt: skip
     parser.add_argument("--out", type=Path, required=True)
@@ -448,8 +466,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     sampler = Sampler(learn, run.sources, run.seed)
     torch.manual_seed(run.seed)
     eye = Eye(vision, queries)
-    load_stem(eye, args.start)
-    add_nothing_yet(eye.visual_encoder)
+    begin(eye, args.start)
     rng = np.random.default_rng(run.seed)
     normal = [s for s in develop if s.abnormal is False and s.source in run.sources][:160]
     judged = [films.example(s, rng, simulate) for s in normal for simulate in (0.0, 1.0)]

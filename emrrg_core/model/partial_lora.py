@@ -27,8 +27,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from emrrg_core.config import AdapterConfig, LanguageLoraConfig, LowRankConfig, ModelConfig
+from emrrg_core.config import AdapterConfig, LanguageLoraConfig, LowRankConfig, ModelConfig, Sections
 from emrrg_core.errors import ConfigError
+from emrrg_core.model.other_towers import TransformersTower
 from emrrg_core.model.vision_mamba import DIRECTIONS, VisionMamba
 
 # the ablation's rows, in the order of the paper's Table 6 (docs/method.md 3.4)
@@ -58,7 +59,8 @@ def ablate(config: ModelConfig, design: str, low_rank: LowRankConfig | None = No
     """The same model with one of DESIGNS in place of its own adapters, hybrid layers and language-model LoRA.
 
     A row of the ablation has its own slice and nothing else of these; "projector" has none of them; "combined" is the paper's design, with the
-    hybrid layers that `config` asks for; "full" trains the whole tower. The projector learns in all of them. low_rank: of every update; rank 16
+    hybrid layers that `config` asks for; "full" trains the whole tower. The projector learns in all of them, and one model writes both sections.
+    low_rank: of every update; rank 16
     and scale 1 as in the table when it is None. Raises ConfigError for another name, and for "combined" where `config` has no hybrid layers.
     """
     if design not in DESIGNS:
@@ -78,7 +80,7 @@ def ablate(config: ModelConfig, design: str, low_rank: LowRankConfig | None = No
         adapters = replace(AdapterConfig.only(), full=True)
     elif design != "projector":
         adapters = AdapterConfig.only(**{design: slot})
-    return replace(config, adapters=adapters, language_lora=lora, hybrid=hybrid)
+    return replace(config, adapters=adapters, language_lora=lora, hybrid=hybrid, sections=Sections.JOINT)
 
 
 class LowRank(nn.Module):
@@ -208,15 +210,19 @@ def _slices(tower: VisionMamba, names: Iterable[str]) -> Iterator[tuple[str, str
                 yield "embedding", path, 0, layer.out_channels
 
 
-def attach(tower: VisionMamba, config: AdapterConfig) -> None:
+def attach(tower: VisionMamba | TransformersTower, config: AdapterConfig) -> None:
     """Freeze the tower and give every layer its own adapters. Leaves a kind of rank 0 out; with all off the tower is only frozen.
 
-    With `config.full` nothing is frozen or added. Raises ValueError when the tower has adapters already.
+    With `config.full` nothing is frozen or added. Raises ValueError when the tower has adapters already, or has no projections of a Mamba.
     """
     if any(isinstance(module, AdaptedLinear | AdaptedConv2d) for module in tower.modules()):
         raise ValueError("this tower has adapters already; merge them before attaching new ones")
     tower.requires_grad_(config.full)
     wanted = config.low_rank()
+    if not isinstance(tower, VisionMamba):
+        if wanted:
+            raise ValueError("adapters are of a Mamba's projections; another tower is frozen or learns in full")
+        return
     updates: dict[str, dict[str, LowRank]] = {}
     for name, path, first, rows in _slices(tower, wanted):
         weight = tower.get_parameter(f"{path}.weight")

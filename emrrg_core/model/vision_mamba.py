@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from emrrg_core.config import Stem, VisionConfig
+from emrrg_core.config import Stem, Tower, VisionConfig
+from emrrg_core.errors import ConfigError
 from emrrg_core.model.selective_scan import causal_conv_silu, selective_scan
 
 DIRECTIONS = (
@@ -216,10 +217,17 @@ class Block(nn.Module):
 
 
 class VisionMamba(nn.Module):
-    """Images (b, 3, image, image), ImageNet-normalised, to tokens (b, l, d): all of them, the class token at index g² // 2 (docs/method.md 1.6)."""
+    """Images (b, 3, image, image), ImageNet-normalised, to tokens (b, l, d): all of them, the class token at index g² // 2 (docs/method.md 1.6).
+
+    Raises ConfigError for settings of another tower (emrrg_core.model.other_towers).
+    """
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
+        if config.tower is not Tower.MAMBA:
+            raise ConfigError(
+                f'This needs a vision Mamba, and the settings ask for another tower: set tower to "mamba", not "{config.tower}".'
+            )
         self.config = config
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.d_model))
         self.pos_embed = nn.Parameter(torch.zeros(1, config.tokens, config.d_model))
