@@ -19,6 +19,7 @@ from emrrg_core.config import (
     HybridConfig,
     LanguageLoraConfig,
     LowRankConfig,
+    MemoryConfig,
     ModelConfig,
     PromptConfig,
     PromptTokens,
@@ -92,7 +93,8 @@ def make_llm(tokenizer) -> Callable[..., LlamaForCausalLM]:
 def build(make_llm, tokenizer) -> Callable[..., Emrrg]:
     """A whole tiny model in evaluation mode, as training would start it: `build(hybrid={"gate": ...}, lora=2, seed=1)`.
 
-    queries: it reads findings, and no film stands in its prompt. stem: it reads them of a convolutional stem's patches too.
+    queries: it reads findings, and no film stands in its prompt. stem: it reads them of a convolutional stem's patches too. told: the hybrid
+    layers see finding tokens; False: the disease tokens. memory: an associative memory, its patterns all 0.
     """
 
     def make(
@@ -103,8 +105,11 @@ def build(make_llm, tokenizer) -> Callable[..., Emrrg]:
         lora: int = 0,
         queries: bool = False,
         stem: bool = False,
+        told: bool = True,
+        memory: MemoryConfig | None = None,
     ) -> Emrrg:
         base = READING if queries or stem else TINY
+        base = replace(base, queries=replace(base.queries, told=told), memory=memory or base.memory)
         if stem:
             vision = replace(base.vision, stem=Stem.CONVOLUTION, d_model=64)
             base = replace(base, vision=vision, queries=replace(base.queries, stem=True))

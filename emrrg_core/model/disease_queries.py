@@ -20,8 +20,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
-from emrrg_core.config import QueryConfig, Stem, VisionConfig
+from emrrg_core.config import Former, QueryConfig, Stem, VisionConfig
 from emrrg_core.model.vision_mamba import FineFeatures
 from emrrg_core.text.labeler import LABELS, NO_FINDING
 
@@ -176,13 +177,45 @@ class _Block(nn.Module):
         return queries + self.mlp(self.norm_mlp(queries))
 
 
+class BlipFormer(nn.Module):
+    """BLIP-2's Q-Former with a query a finding: Linear d -> 1408, Blip2QFormerModel of width 768, Linear 768 -> d (docs/method.md 8.2)."""
+
+    WIDTH, SEES = 768, 1408
+
+    def __init__(self, width: int, config: QueryConfig) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(len(LABELS), self.WIDTH) * 0.02)
+        self.into = nn.Linear(width, self.SEES)
+        self.layers = Blip2QFormerModel(
+            Blip2QFormerConfig(
+                hidden_size=self.WIDTH,
+                num_hidden_layers=config.depth,
+                num_attention_heads=config.heads,
+                intermediate_size=4 * self.WIDTH,
+                cross_attention_frequency=2,
+                encoder_hidden_size=self.SEES,
+            )
+        )
+        self.out = nn.Linear(self.WIDTH, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tower tokens (b, l, d) to (b, f, d)."""
+        queries = self.queries.to(tokens.dtype).expand(len(tokens), -1, -1)
+        seen = self.layers(query_embeds=queries, encoder_hidden_states=self.into(tokens)).last_hidden_state
+        found: Tensor = self.out(seen)
+        return found
+
+
 class DiseaseQueries(nn.Module):
     """One learnable query and one head a finding."""
 
     def __init__(self, width: int, config: QueryConfig) -> None:
         super().__init__()
-        self.queries = nn.Parameter(torch.randn(len(LABELS), width) * 0.02)
-        self.blocks = nn.ModuleList(_Block(width, config.heads) for _ in range(config.depth))
+        if config.former is Former.BLIP2:
+            self.former = BlipFormer(width, config)
+        else:
+            self.queries = nn.Parameter(torch.randn(len(LABELS), width) * 0.02)
+            self.blocks = nn.ModuleList(_Block(width, config.heads) for _ in range(config.depth))
         self.norm = nn.LayerNorm(width)
         self.norms = nn.ModuleList(
             nn.LayerNorm(width) for _ in range(1 + config.stem)
@@ -203,9 +236,7 @@ class DiseaseQueries(nn.Module):
     def forward(self, tokens: Tensor, middle: int, stem: Tensor | None = None) -> dict[str, Any]:
         """Tower tokens (b, l, d), the class token at index `middle`, and the stem's patches (b, g², d) where heads read them, to the fields of
         `Seen` that are read from them. Raises ValueError where the stem's patches are needed and missing."""
-        queries = self.queries.to(tokens.dtype).expand(len(tokens), -1, -1)
-        for block in self.blocks:
-            queries = block(queries, tokens)
+        queries = self._ask(tokens)
         read = [torch.cat([tokens[:, :middle], tokens[:, middle + 1 :]], dim=1)]
         if hasattr(self, "stem_mean"):
             if stem is None:
@@ -227,6 +258,16 @@ class DiseaseQueries(nn.Module):
             "bias": self.bias.float(),
             "disease": queries,
         }
+
+    def _ask(self, tokens: Tensor) -> Tensor:
+        """The disease tokens (b, f, d) of tower tokens (b, l, d)."""
+        if hasattr(self, "former"):
+            found: Tensor = self.former(tokens)
+            return found
+        queries = self.queries.to(tokens.dtype).expand(len(tokens), -1, -1)
+        for block in self.blocks:
+            queries = block(queries, tokens)
+        return queries
 
     def of_stem(self, patches: Tensor) -> Tensor:
         """What every patch of the stem (b, g², d) gives to each logit, (b, f, g²): of the labels of WHOLE its 1 / g² of the mean, and the maxima
