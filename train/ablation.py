@@ -163,7 +163,7 @@ def _first(findings: str, impression: str) -> str:
 @torch.inference_mode()
 def judge(model: Emrrg, sample: Sample, cache: FilmCache, trial: Trial) -> tuple[dict[str, Score], np.ndarray]:
     """All scores of a trained row, and its nll of each film, (n,)."""
-    device = model.llama_proj.weight.device
+    device = model.device
     if prefers_bfloat16(device):
         model.llm.bfloat16()
     with torch.autocast(device.type, torch.bfloat16, enabled=prefers_bfloat16(device)):

@@ -54,7 +54,7 @@ def see_all(model: Emrrg, studies: Sequence[Study], cache: FilmCache) -> Seen:
 
 def _see(model: Emrrg, films: Sequence[np.ndarray]) -> Seen:
     model.eval()
-    return see_films(lambda images: model.see(images.unsqueeze(1)), films, model.llama_proj.weight.device)
+    return see_films(lambda images: model.see(images.unsqueeze(1)), films, model.device)
 
 
 def see_drawn(model: Emrrg, seen: Seen, studies: Sequence[Study], cache: FilmCache) -> dict[str, Seen]:

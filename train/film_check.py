@@ -164,7 +164,7 @@ def varied(greys: Sequence[np.ndarray], seed: int) -> list[Picture]:
 
 def see(model: Emrrg, found: Sequence[Picture], batch: int = 16) -> Tensor:
     """Patch tokens of the tower: (pictures, g², d) float32."""
-    device = model.llama_proj.weight.device
+    device = model.device
     rows = []
     for start in tqdm(range(0, len(found), batch), unit="batch", disable=None):
         greys = np.stack([picture.grey for picture in found[start : start + batch]])

@@ -16,11 +16,12 @@ import argparse
 import contextlib
 import functools
 import hashlib
+import json
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from emrrg_core.config import DecodeConfig, ModelConfig, Settings
+from emrrg_core.config import DecodeConfig, ModelConfig, Sections, Settings, Views
 from emrrg_core.data.studies import (
     FilmCache,
     Matcher,
@@ -42,12 +43,15 @@ from emrrg_core.data.studies import (
 )
 from emrrg_core.errors import CheckpointError, ConfigError, DataError
 from emrrg_core.model import checkpoint
+from emrrg_core.model.associative_memory import Patterns
 from emrrg_core.model.convert import load_tower
 from emrrg_core.model.disease_queries import Seen
 from emrrg_core.model.emrrg import IGNORED, Emrrg
 from emrrg_core.model.finding_tokens import NAMES, Finding, Presence, select_findings
 from emrrg_core.model.generation import write
 from emrrg_core.model.language_model import LanguageModel, load_language_model, prefers_bfloat16
+from emrrg_core.model.other_towers import TransformersTower, load_published
+from emrrg_core.model.parameter_count import part_of
 from emrrg_core.model.partial_lora import DESIGNS, ablate
 from emrrg_core.report.draft import Sentence, compose, split
 from emrrg_core.reporter import differences
@@ -63,7 +67,8 @@ from train.targets import Example, Truth, near_copies, read_radiologists, truth_
 from train.teacher import Readings, weights_of
 
 TELLING = 2.5  # weight of a token in a sentence that tells films apart: the first of a section, and every abnormal one
-_LANGUAGE = ("llm.", "hybrid.", "llama_proj.", "layer_norm.")  # what `--language` takes from an earlier checkpoint
+_LANGUAGE = ("llm.", "hybrid.", "llama_proj", "layer_norm")  # what `--language` takes from an earlier checkpoint
+Taught = Literal["both", "findings", "impression"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +84,12 @@ class Lessons(Settings):
     readings: float = 0.0  # weight of what the tower is to see, as train.tower taught it, in the loss
     deciding: float = 1.0  # see `tokens_of`
     focus: float = 0.0  # weight of `attention_cost`
+    # whose words count: Findings up to the Impression's heading; the Impression after all of the Findings has been read. Where sections are separate,
+    # only that section's LoRA and projector learn: what the sections share learns from both
+    section: Taught = "both"
     tower: bool = True  # the tower's adapters learn too; False: it is as `--begin` has left it
+    projector: bool = True  # the same of the projector
+    lora: bool = True  # the same of the language model's LoRA
     # 0: a film is shown otherwise at every step. n: in n ways, the first as it is; what the frozen tower sees of each is kept on disk, for later
     # epochs and runs (train/kept_features.py)
     ways: int = 0
@@ -96,26 +106,38 @@ class Lessons(Settings):
 
 
 def load_start(model: Emrrg, folder: Path) -> None:
-    """Put a tower below the fresh adapters: with its readers where train.tower wrote it, else alone.
+    """Put a tower below the fresh adapters: with its readers where train.tower wrote it, else alone; of another kind than Mamba, as transformers
+    saves it; of a checkpoint with its adapters, readers and calibration.
 
     Raises CheckpointError when any key is missing or unexpected, or when the model needs readers and the folder has none.
     """
     path = folder / "eye.safetensors"
+    parts = ["visual_encoder", *(("disease", "lungs") if model.config.queries.depth else ())]
+    if _is_checkpoint(folder):
+        path, parts = folder / "model.safetensors", [*parts, *(("calibration",) if model.config.queries.depth else ())]
     if not path.is_file():
         if model.config.queries.depth:
             raise CheckpointError(
                 f"{folder} has no eye.safetensors, and this recipe has disease queries: see train.tower."
             )
-        _load(model.visual_encoder, load_tower(folder).state_dict(), str(folder))
+        if isinstance(model.visual_encoder, TransformersTower):
+            load_published(model.visual_encoder, folder)
+        else:
+            _load(model.visual_encoder, load_tower(folder).state_dict(), str(folder))
         return
     try:
         state = load_file(path)
     except SafetensorError as error:
         raise CheckpointError(f"{path} cannot be read as weights: {error}") from error
-    parts = ("visual_encoder", "disease", "lungs") if model.config.queries.depth else ("visual_encoder",)
     for part in parts:
         mine = {n.removeprefix(f"{part}."): v for n, v in state.items() if n.startswith(f"{part}.")}
         _load(getattr(model, part), mine, str(path))
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    """Whether it is one of ours: transformers' folders have a config.json too."""
+    path = folder / "config.json"
+    return path.is_file() and "schema" in json.loads(path.read_text(encoding="utf-8"))
 
 
 def _load(module: torch.nn.Module, state: dict[str, Tensor], where: str) -> None:
@@ -164,6 +186,16 @@ def tokens_of(
     return [*encoded["input_ids"], model.tokenizer.eos_token_id], [*weights, deciding]
 
 
+def of_section(model: Emrrg, ids: list[int], weights: list[float], section: Taught) -> tuple[list[int], list[float]]:
+    """What `tokens_of` gave, for lessons of one section: the Findings with the Impression's heading, or all, of which the Impression counts."""
+    if section == "both":
+        return ids, weights
+    length = model.findings_length(ids)
+    if section == "findings":
+        return ids[:length], weights[:length]
+    return ids, [*[0.0] * length, *weights[length:]]
+
+
 def pad(rows: Sequence[Sequence[float]], value: float, dtype: torch.dtype) -> Tensor:
     """Rows of different lengths to one tensor, filled up on the right."""
     longest = max(map(len, rows))
@@ -172,6 +204,12 @@ def pad(rows: Sequence[Sequence[float]], value: float, dtype: torch.dtype) -> Te
 
 def own_report(study: Study) -> bool:
     return bool(study.findings or study.impression)
+
+
+def has_section(study: Study, section: Taught) -> bool:
+    """Whether a report of the study's own has a section; one that is matched to it has both."""
+    own = {"both": "any", "findings": study.findings, "impression": study.impression}
+    return not own_report(study) or bool(own[section].strip())
 
 
 class Texts:
@@ -228,12 +266,31 @@ class Ways:
         return np.random.default_rng([way, *hashlib.sha256(name.encode()).digest()[:8]]), way == 0
 
 
+def leave(model: Emrrg, lessons: Lessons) -> None:
+    """Freeze what these lessons leave as it is, but for the tower."""
+    for name, parameter in model.named_parameters():
+        if not _learns(name, model.config, lessons):
+            parameter.requires_grad_(False)
+
+
+def _learns(name: str, config: ModelConfig, lessons: Lessons) -> bool:
+    part = part_of(name)
+    if (part == "projector" and not lessons.projector) or (part == "LLM LoRA" and not lessons.lora):
+        return False
+    if config.sections is Sections.JOINT or lessons.section == "both":
+        return True
+    impression = ".impression." in name or name.split(".")[0].endswith("_impression")
+    return part in ("projector", "LLM LoRA") and impression == (lessons.section == "impression")
+
+
 class WordLessons:
     """The loss of the report's words: shared by both kinds of recipe."""
 
-    def __init__(self, model: Emrrg, deciding: float = 1.0, focus: float = 0.0) -> None:
+    def __init__(self, model: Emrrg, deciding: float = 1.0, focus: float = 0.0, section: Taught = "both") -> None:
         self._model, self._focus = model, focus
-        self._encoded = functools.lru_cache(maxsize=20_000)(lambda f, i: tokens_of(model, f, i, deciding))
+        self._encoded = functools.lru_cache(maxsize=20_000)(
+            lambda f, i: of_section(model, *tokens_of(model, f, i, deciding), section)
+        )
 
     def loss(
         self,
@@ -341,7 +398,7 @@ class ReportLessons:
     def __init__(self, model: Emrrg, words: WordLessons, films: "FilmSet", plan: "Plan", texts: Texts) -> None:
         """Raises DataError where no film has a report."""
         self._model, self._words, self._cache, self._plan, self._texts = model, words, films.cache, plan, texts
-        self.studies = [s for s in films.learn if texts.has(s)]
+        self.studies = [s for s in films.learn if texts.has(s) and has_section(s, plan.lessons.section)]
         if not self.studies:
             raise DataError(
                 f"{films.name} has no training film of {sorted(plan.run.sources)} with a report of its own or labels that a report text "
@@ -411,7 +468,10 @@ def read_plan(args: argparse.Namespace) -> Plan:
 
 def read_films(args: argparse.Namespace, plan: Plan) -> FilmSet:
     studies = [study for path in args.films for study in read_studies(path)]
-    cache = FilmCache(studies, args.cache, plan.config.vision.image_size, workers=args.workers)
+    # stitched only where no finding is read: masks and boxes are of a study's first film
+    stitched = plan.config.study.views is Views.STITCH and not plan.config.queries.depth
+    size, together = plan.config.vision.image_size, plan.lessons.views if stitched else 1
+    cache = FilmCache(studies, args.cache, size, workers=args.workers, together=together)
     learn, develop = development([s for s in studies if s.split == "train"])
     learn = [s for s in learn if s.source in plan.run.sources]
     held = [s for s in studies if s.split != "train"]
@@ -431,6 +491,10 @@ def build_model(args: argparse.Namespace, plan: Plan) -> tuple[Emrrg, LanguageMo
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     load_start(model, args.start)
+    if args.patterns:
+        if not hasattr(model, "memory"):
+            raise ConfigError("This recipe has no associative memory to put patterns into: set [model] memory.")
+        model.memory.hold(Patterns.load(args.patterns))
     if args.language:
         load_language(model, args.language)
     if plan.lessons.gate_bias is not None:
@@ -441,14 +505,19 @@ def build_model(args: argparse.Namespace, plan: Plan) -> tuple[Emrrg, LanguageMo
     elif args.begin:
         checkpoint.restore(model, args.begin)
     if plan.lessons.recompute:
+        if plan.config.sections is Sections.SEPARATE and plan.lessons.section == "both":
+            raise ConfigError(
+                "recompute would compute one section's layers again with the other's LoRA: teach one section at a time, or leave it out."
+            )
         # not reentrant: what hybrid layers note of a look is no output of theirs, and learns all the same
         model.llm.activation_checkpointing_enable({"use_reentrant": False})
     return model, language
 
 
 def make_lessons(args: argparse.Namespace, model: Emrrg, films: FilmSet, plan: Plan) -> FindingLessons | ReportLessons:
-    words = WordLessons(model, plan.lessons.deciding, plan.lessons.focus)
-    if plan.config.queries.depth:
+    leave(model, plan.lessons)
+    words = WordLessons(model, plan.lessons.deciding, plan.lessons.focus, plan.lessons.section)
+    if plan.config.queries.depth and plan.config.queries.told:
         return FindingLessons(model, words, films, plan, Readings(args.teacher) if args.teacher else None)
     return ReportLessons(model, words, films, plan, Texts(read_reports(args.reports, "train") if args.reports else []))
 
@@ -522,8 +591,12 @@ def _parser() -> argparse.ArgumentParser:
         "--reports", type=Path, help="report texts for films without their own; for recipes without queries"
     )
     parser.add_argument(
-        "--start", type=Path, required=True, help="folder with the tower, from train.tower, pretrain, align or convert"
+        "--start",
+        type=Path,
+        required=True,
+        help="folder with the tower, from train.tower, pretrain, align or convert; of another kind than Mamba, as transformers saves it",
     )
+    parser.add_argument("--patterns", type=Path, help="what the associative memory holds, of train.patterns")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"))
     parser.add_argument("--workers", type=int, default=0, help="processes that decode the films on the first run")
@@ -539,7 +612,7 @@ def develop_drafts(
     """Scores of drafts of development films: balanced accuracy of normal/abnormal per source, how many say an abnormality exactly where one was
     read, and against the films' own reports, where there are any, BLEU-4 and CIDEr (docs/method.md 5.4)."""
     texts, read = [], []
-    device = model.llama_proj.weight.device
+    device = model.device
     for i in range(0, len(studies), 20):
         films = torch.from_numpy(normalise(np.stack([cache[s] for s in studies[i : i + 20]]))).unsqueeze(1)
         with torch.autocast(device.type, torch.bfloat16, enabled=prefers_bfloat16(device)):

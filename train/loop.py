@@ -209,7 +209,10 @@ def load_trained(model: nn.Module, path: Path) -> None:
     own = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     shapes = {name: parameter.shape for name, parameter in own.items()}
     if different := sorted({*shapes.items()} ^ {(name, value.shape) for name, value in trained.items()}):
-        raise CheckpointError(f"{path} was trained with another model: {different[0][0]} differs, of {len(different)}")
+        raise CheckpointError(
+            f"{path} was trained with another model: {different[0][0]} differs, of {len(different)}. "
+            "Of a run that taught a part only, take the folder `checkpoint`, which holds the rest too."
+        )
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(trained[name])

@@ -25,6 +25,7 @@ import numpy as np
 
 from emrrg_core.errors import DataError, FilmError
 from emrrg_core.films.film import MEAN, STD, model_input, read_film
+from emrrg_core.films.views import stitch
 from emrrg_core.text.labeler import (
     LABELS,
     NO_FINDING,
@@ -258,6 +259,9 @@ class Matcher:
         return not denied & wanted and (not abnormal or bool(affirmed & wanted))
 
 
+_Row = tuple[str, tuple[Path, ...]]  # a study's id, and the files that are one film
+
+
 class FilmCache:
     """Films of a set, decoded and resized once to 8-bit squares in files on disk, shared by all runs.
 
@@ -265,31 +269,38 @@ class FilmCache:
     film by film, so that memory does not grow with the set. Until it is whole it has another name: an interrupted build leaves nothing that
     could be taken for a cache, and of two processes that build the same one, the later replaces equal by equal.
 
+    together: films of a study at most that lie side by side on one canvas (emrrg_core.films.views), which then is its only film; 1: each is its own.
     workers: processes that decode; 0 means this one. They import the main module anew, so a script needs its `if __name__ == "__main__":`.
     Raises DataError naming the study whose film cannot be read (`films.read_film` caps its bytes and pixels), or when the disk is full.
     """
 
-    def __init__(self, studies: Sequence[Study], folder: Path | str, size: int = 224, *, workers: int = 0) -> None:
+    def __init__(
+        self, studies: Sequence[Study], folder: Path | str, size: int = 224, *, workers: int = 0, together: int = 1
+    ) -> None:
         self.size = size
         self._at = {study.id: i for i, study in enumerate(studies)}
         if len(self._at) != len(studies):
             raise DataError(f"Of {len(studies)} studies only {len(self._at)} have an id of their own.")
-        self._films = self._open(folder, "films", [(s.id, s.files[0].absolute()) for s in studies], workers)
-        more = [(s.id, file.absolute()) for s in studies for file in s.files[1:]]
+        first: list[_Row] = [(s.id, tuple(file.absolute() for file in s.files[:together])) for s in studies]
+        self._films = self._open(folder, "films", first, workers)
+        more: list[_Row] = [(s.id, (file.absolute(),)) for s in studies for file in s.files[1:] if together == 1]
         self._more = self._open(folder, "views", more, workers)
         self._rows: dict[str, list[int]] = {}  # a study's films in the second file
         for row, (name, _) in enumerate(more):
             self._rows.setdefault(name, []).append(row)
 
-    def _open(self, folder: Path | str, kind: str, films: list[tuple[str, Path]], workers: int) -> np.ndarray:
+    def _open(self, folder: Path | str, kind: str, films: list[_Row], workers: int) -> np.ndarray:
         if not films:
             return np.zeros((0, self.size, self.size), np.uint8)
-        stamps = []
-        for name, file in films:
-            try:
-                stamps.append([name, (stat := file.stat()).st_size, stat.st_mtime_ns])
-            except OSError as error:
-                raise DataError(f"study {name}: its film {file.name} cannot be read: {error.strerror}.") from error
+        stamps: list[list[str | int]] = []
+        for name, files in films:
+            stamp: list[str | int] = [name]
+            stamps.append(stamp)
+            for file in files:
+                try:
+                    stamp += [(stat := file.stat()).st_size, stat.st_mtime_ns]
+                except OSError as error:
+                    raise DataError(f"study {name}: its film {file.name} cannot be read: {error.strerror}.") from error
         key = hashlib.sha256(json.dumps([self.size, stamps]).encode()).hexdigest()[:16]
         path = Path(folder) / f"{kind}-{self.size}-{key}.npy"
         if not path.exists():
@@ -301,7 +312,7 @@ class FilmCache:
                 raise DataError("A process that decoded films was ended, for want of memory perhaps: try fewer workers.") from error  # fmt: skip
         return np.load(path, mmap_mode="r")
 
-    def _build(self, path: Path, films: list[tuple[str, Path]], workers: int) -> None:
+    def _build(self, path: Path, films: list[_Row], workers: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         area, many = self.size * self.size, 32  # a task: enough films that handing it over costs nothing beside them
         if (free := shutil.disk_usage(path.parent).free) < len(films) * area:
@@ -330,11 +341,14 @@ class FilmCache:
             raise
 
     @staticmethod
-    def _fill(part: str, begin: int, films: list[tuple[str, Path]], size: int) -> None:
+    def _fill(part: str, begin: int, films: list[_Row], size: int) -> None:
         with open(part, "r+b") as file:
             file.seek(begin)
-            for name, film in films:
-                file.write(FilmCache._decode(name, film, size).tobytes())
+            for name, (film, *others) in films:
+                decoded = (
+                    FilmCache._canvas(name, [film, *others], size) if others else FilmCache._decode(name, film, size)
+                )
+                file.write(decoded.tobytes())
 
     @staticmethod
     def _decode(name: str, file: Path, size: int) -> np.ndarray:
@@ -343,12 +357,22 @@ class FilmCache:
         except FilmError as error:
             raise DataError(f"study {name}: {error}") from error
 
+    @staticmethod
+    def _canvas(name: str, files: Sequence[Path], size: int) -> np.ndarray:
+        """As a draft of stitched films sees them: side by side as they are, then squashed to a square."""
+        try:
+            films = [read_film(file) for file in files]
+        except FilmError as error:
+            raise DataError(f"study {name}: {error}") from error
+        whole = stitch([film.pixels for film in films], [film.view for film in films])
+        return eight_bits(model_input(whole.pixels, size))
+
     def __getitem__(self, study: Study) -> np.ndarray:
-        """(size, size) uint8: the first film."""
+        """(size, size) uint8: the first film, or the canvas of all."""
         return self._films[self._at[study.id]]
 
     def views(self, study: Study) -> np.ndarray:
-        """(views, size, size) uint8: every film, in the order of the study's files."""
+        """(views, size, size) uint8: every film, in the order of the study's files, or the canvas of all."""
         return np.concatenate([self[study][None], self._more[self._rows.get(study.id, [])]])
 
 

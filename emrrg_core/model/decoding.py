@@ -5,21 +5,24 @@ k beams · width, beams so far: 1 before the first token, then k
 A section never says a sentence twice: a small language model may say it for ever. When a sentence ends that its section has already, the text goes
 back to the end of the sentence before it, as if nothing had followed, and the section is closed: after Findings the heading of the Impression is
 written for the model, and an Impression ends the text. What the model said again is gone; that it did is kept (`Writing.closed`).
+
+Where sections are written apart, the search for the Findings ends with the heading of the Impression, and that for the Impression goes on from there.
 """
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, RepetitionPenaltyLogitsProcessor
 
-from emrrg_core.config import DecodeConfig
+from emrrg_core.config import DecodeConfig, Section
 from emrrg_core.model.inference import Look
 from emrrg_core.model.writing import Token, Writing
-from emrrg_core.text.sections import FINDINGS, IMPRESSION, first_repeat
+from emrrg_core.text.sections import FINDINGS, IMPRESSION, SECTIONS, compose, first_repeat, has_impression
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,6 +132,23 @@ class Vocabulary:
             return ""
         return whole[sum(len(step.token.text) for step in steps) :]
 
+    def rest_of_heading(self, beam: Beam) -> tuple[int, ...]:
+        """What a text lacks of the heading of the Impression."""
+        if has_impression(beam.text):
+            return ()
+        ids = tuple(step.token.id for step in beam.steps)
+        begun = next(n for n in range(len(self.heading), -1, -1) if ids[len(ids) - n :] == self.heading[:n])
+        return self.heading[begun:]
+
+    def given(self, findings: str) -> Beam:
+        """A text whose Findings a reader has written, up to the heading of the Impression. Nothing is known of how its tokens were chosen."""
+        text, nothing = compose(findings, "") + IMPRESSION.rstrip(), np.zeros((0, 0), np.float32)
+        steps: list[Step] = []
+        for token in self.tokenizer(text, add_special_tokens=False).input_ids:
+            made = Token(token, self.added_text(steps, token), 0.0, (), nothing, nothing, forced=True)
+            steps.append(Step(made, 0.0))
+        return Beam(steps=tuple(steps))
+
 
 @dataclass(eq=False)
 class Search:
@@ -140,6 +160,9 @@ class Search:
     ended: list[tuple[float, Beam]] = field(default_factory=list)  # (rank, text)
     taken: int = 0  # steps, those in vain too
     over: bool = False
+    section: Section | None = None  # that is being written; None: both
+    given_up: bool = False
+    _findings_ended: bool = True  # by themselves, where the Impression is being written after them
 
     def grow(self, candidates: Iterable[Candidate], log_probs: Tensor, looks: Sequence[Look]) -> list[Grown]:
         """Take the next step. candidates: best first. log_probs (width, vocabulary), under the model itself, and looks: of the beams in their order.
@@ -154,20 +177,24 @@ class Search:
         for rank, (score, parent, token) in enumerate(candidates):
             if score == -math.inf:
                 break
-            beam, ends = self.beams[parent], token == self.vocabulary.eos
-            if ends and rank >= k:
+            beam, at_end = self.beams[parent], token == self.vocabulary.eos
+            if at_end and rank >= k:
                 continue
             was_forced = bool(beam.forced)
-            if not ends:
+            if not at_end:
                 beam = self._with(beam, token, score, float(log_probs[parent, token]), looks[parent])
-            closed = None if was_forced else close(beam, self.vocabulary, over=ends or last)
+            ends = at_end or (self.section is Section.FINDINGS and has_impression(beam.text))
+            if ends and rank >= k:
+                continue
+            within = SECTIONS if self.section is None else (self.section,)
+            closed = None if was_forced else close(beam, self.vocabulary, over=ends or last, within=within)
             if closed:
                 known = [*self.beams, *(replace(text, forced=(self.vocabulary.eos,)) for _, text in self.ended)]
                 double = closed.is_under_way([*known, *(entry.beam for entry in grown)])
                 (doubles if double else grown).append(Grown(closed, parent, True))
             elif ends:
                 beam = replace(beam, score=score)
-                self.ended.append((score / (len(beam.steps) + 1) ** self.config.length_penalty, beam))
+                self.ended.append((score / (len(beam.steps) + at_end) ** self.config.length_penalty, beam))
             else:
                 grown.append(Grown(beam, parent, False))
             if len(grown) == k or k == 1:
@@ -191,26 +218,35 @@ class Search:
 
     def writing(self) -> Writing:
         """The best text; while the search runs, the best that is alive."""
-        if self.ended and (self.over or not self.beams):
-            beam, finished = max(self.ended, key=lambda entry: entry[0])[1], True
-        else:
-            penalty = self.config.length_penalty
-            beam = max(self.beams, key=lambda beam: beam.score / max(len(beam.steps), 1) ** penalty)
-            finished = False
+        beam, ended = self._best()
+        finished = ended and self._findings_ended and self.section is not Section.FINDINGS
         return Writing(tuple(step.token for step in beam.steps), finished, beam.score, beam.closed)
+
+    def _best(self) -> tuple[Beam, bool]:
+        """The best text, and whether it has ended by itself."""
+        if self.ended and (self.over or not self.beams):
+            return max(self.ended, key=lambda entry: entry[0])[1], True
+        penalty = self.config.length_penalty
+        return max(self.beams, key=lambda beam: beam.score / max(len(beam.steps), 1) ** penalty), False
+
+    def go_on(self) -> None:
+        """From the best Findings to the Impression, with a limit of its own. Its heading is written for the model where they ended without."""
+        beam, self._findings_ended = self._best()
+        self.beams, self.ended = [replace(beam, forced=self.vocabulary.rest_of_heading(beam))], []
+        self.taken, self.over, self.section = 0, False, Section.IMPRESSION
 
 
 _MAY_END = re.compile(r"[.!?:\n]")  # a sentence, or the heading before one
 
 
-def close(beam: Beam, vocabulary: Vocabulary, *, over: bool) -> Beam | None:
+def close(beam: Beam, vocabulary: Vocabulary, *, over: bool, within: Collection[str] = SECTIONS) -> Beam | None:
     """The text taken back to before its first repeated sentence, and what must follow there; None where it repeats none.
 
-    over: the text is whole. A text that has no heading over its Findings gets none over an Impression: it ends.
+    over: the text is whole. A text that has no heading over its Findings gets none over an Impression: it ends. within: sections that may repeat.
     """
     if not over and not _MAY_END.search("".join(step.token.text for step in beam.steps[-2:])):
         return None
-    repeat = first_repeat(beam.text, over=over)
+    repeat = first_repeat(beam.text, over=over, within=within)
     if repeat is None:
         return None
     length, end = 0, 0

@@ -19,7 +19,7 @@ import torch
 from emrrg_core.config import DecodeConfig
 from emrrg_core.model.decoding import Search
 from emrrg_core.model.emrrg import Emrrg, FilmTokens
-from emrrg_core.model.generation import Task
+from emrrg_core.model.generation import Retell, Task
 from emrrg_core.model.proposals import Proposer
 from emrrg_core.model.writing import Writing
 
@@ -49,6 +49,8 @@ class _Drafting(_Request):
 
     config: DecodeConfig = field(default_factory=DecodeConfig)
     proposer: Proposer | None = None
+    retell: Retell | None = None
+    after: str | None = None
     search: Search | None = None
 
 
@@ -88,13 +90,17 @@ class Engine:
         config: DecodeConfig,
         proposer: Proposer | None = None,
         stopped: Callable[[], bool] = lambda: False,
+        *,
+        retell: Retell | None = None,
+        after: str | None = None,
     ) -> Iterator[Writing]:
-        """Write about one study: the text so far after every pass. begin gives what is seen of it; it is called in the computing thread.
+        """Write about one study: the text so far after every pass. begin gives what is seen of it; it is called in the computing thread. retell,
+        after: as for `Task`.
 
         A caller that stops asking gives the draft up, and so does one whose `stopped` says yes, at any time and from any thread: the texts then end.
         What begin raises is raised here.
         """
-        request = _Drafting(begin, stopped=stopped, config=config, proposer=proposer)
+        request = _Drafting(begin, stopped=stopped, config=config, proposer=proposer, retell=retell, after=after)
         self._submit(request)
         try:
             while not request.stopped():
@@ -156,7 +162,8 @@ class Engine:
                 return
             if request.given_up:  # while its film was seen
                 return
-            task = Task(self._model, given, request.config, request.proposer)
+            after = None if request.after is None else [request.after]
+            task = Task(self._model, given, request.config, request.proposer, retell=request.retell, after=after)
             (request.search,) = task.searches
             task.step()
         except BaseException as error:
@@ -169,11 +176,7 @@ class Engine:
     def _add(self, task: Task, request: _Drafting) -> None:
         """Go on with a draft, beside those of the same settings where there are any."""
         for known, drafts in self._under_way:
-            if (
-                request.config.beams == 1
-                and drafts[0].config == request.config
-                and drafts[0].proposer is request.proposer
-            ):
+            if task.joinable and drafts[0].config == request.config and drafts[0].proposer is request.proposer:
                 drafts.append(request)
                 try:
                     known.join(task)

@@ -7,19 +7,27 @@ Search need not go token by token. What a draft will say can be guessed (`propos
 stands as long as it is the one that the model itself would have written there; from the first that is not, the model goes on by itself. So a guess
 changes how long a draft takes, and nothing else (speculative decoding: Stern et al. 2018, Leviathan et al. 2023). Each beam has a guess of its own;
 all of them stand as long as the beams that live on are those that were guessed.
+
+Where sections are separate, a film's Findings are written to their end first. Then its Impression is: the language model reads the film and the
+Findings anew, with the Impression's LoRA and projector where it has them, and goes on from there. A batch goes on when all its Findings have ended.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import torch
 
-from emrrg_core.config import DecodeConfig
+from emrrg_core.config import DecodeConfig, Section, Sections
+from emrrg_core.errors import ConfigError
 from emrrg_core.model.decoding import Search, Vocabulary, candidates_of, scores_of
 from emrrg_core.model.emrrg import Emrrg, FilmTokens
+from emrrg_core.model.finding_tokens import Finding
 from emrrg_core.model.inference import Inference, Reading
 from emrrg_core.model.proposals import Proposer
 from emrrg_core.model.writing import Writing
+from emrrg_core.text.sections import split
 
+# what was read in a film, and the Findings that were written of it -> what the Impression is to be about
+Retell = Callable[[Sequence[Finding], str], Sequence[Finding]]
 POSITIONS = 512  # read at once at most, over all films: each costs a row of the vocabulary
 DISTRUST = 4  # tokens that are guessed at least, after a guess that failed
 
@@ -47,23 +55,67 @@ def write(model: Emrrg, film: FilmTokens, config: DecodeConfig, proposer: Propos
     return result
 
 
+def sections_of(model: Emrrg, config: DecodeConfig) -> Sections:
+    """How the sections of a draft are written. Raises ConfigError where a checkpoint cannot write them so."""
+    own = model.config.sections
+    wanted = config.sections or own
+    if own is Sections.SEPARATE and wanted is Sections.JOINT:
+        raise ConfigError(
+            "This checkpoint has a model of its own for each section, so it cannot write both in one go: choose separate."
+        )
+    told = model.config.queries.depth > 0 and model.config.queries.told
+    if own is Sections.JOINT and wanted is Sections.SEPARATE and not told:
+        raise ConfigError(
+            "This checkpoint reads no findings, so it cannot write the Impression anew from them: choose joint."
+        )
+    return wanted
+
+
 class Task:
     """The drafts of a batch under way."""
 
     @torch.inference_mode()
-    def __init__(self, model: Emrrg, film: FilmTokens, config: DecodeConfig, proposer: Proposer | None) -> None:
-        vocabulary = Vocabulary.of(model.tokenizer)
-        self.searches = [Search(config, vocabulary) for _ in range(len(film))]
+    def __init__(
+        self,
+        model: Emrrg,
+        film: FilmTokens,
+        config: DecodeConfig,
+        proposer: Proposer | None,
+        *,
+        retell: Retell | None = None,
+        after: Sequence[str] | None = None,
+    ) -> None:
+        """retell: where sections are written apart, what the Impression is to be about; None: what was read. after: Findings that stand already, of
+        each film; then only the Impressions are written.
+
+        Raises ConfigError as `sections_of`.
+        """
+        vocabulary, section = Vocabulary.of(model.tokenizer), None
+        if after is None:
+            section = Section.FINDINGS if sections_of(model, config) is Sections.SEPARATE else None
+            self.searches = [Search(config, vocabulary, section=section) for _ in range(len(film))]
+        else:
+            section = Section.IMPRESSION
+            self.searches = [Search(config, vocabulary, [vocabulary.given(text)], section=section) for text in after]
+        self._model, self._film, self._retell = model, film, retell
         self._config, self._proposer = config, proposer
         self._findings = film.findings or ((),) * len(film)
-        most = POSITIONS if config.beams == 1 else DISTRUST  # k beams that are guessed in vain cost k times as much
-        self._most = [most] * len(film)  # tokens that may be guessed of each film
-        self._inference = Inference(model, film)
+        self._begin(film, section or Section.FINDINGS)
+
+    def _begin(self, film: FilmTokens, section: Section) -> None:
+        self._inference = Inference(self._model, film, section)
         self._begun = False
+        most = POSITIONS if self._config.beams == 1 else DISTRUST  # k beams guessed in vain cost k times as much
+        self._most = [most] * len(self.searches)  # tokens that may be guessed of each film
+
+    @property
+    def joinable(self) -> bool:
+        """Whether another's films may join: all are at the same section, for the language model is one section's at a time."""
+        return self._config.beams == 1 and all(search.section is None for search in self.searches)
 
     @torch.inference_mode()
     def join(self, other: "Task") -> None:
-        """Go on with another's films too. Both must be greedy, under way, and of the same settings; films that have ended are left out of both."""
+        """Go on with another's films too. Both must be joinable, under way, and of the same settings; films that have ended are left out of both."""
         for task in (self, other):
             alive = [i for i, search in enumerate(task.searches) if not search.over]
             task.searches = [task.searches[i] for i in alive]
@@ -86,7 +138,7 @@ class Task:
                 rows += range(first, first + len(search.beams))
             first += len(search.beams)
         for search in searches:
-            search.over = True
+            search.over = search.given_up = True
         if rows:
             self._inference.rearrange(rows)
 
@@ -104,9 +156,31 @@ class Task:
             rows = [[beam.steps[-1].token.id, *guess] for beam, guess in zip(beams, guesses, strict=True)]
             reading = self._inference.read(rows)
         else:
-            reading = self._inference.read_prompt(guesses)
+            texts = [[step.token.id for step in beam.steps] for beam in beams]  # where Findings stand already
+            blocks = [[*text, *guess] for text, guess in zip(texts, guesses, strict=True)]
+            reading = self._inference.read_prompt(blocks, [len(text) for text in texts])
         self._begun = True
         self._take(active, guesses, reading) if self._config.beams == 1 else self._take_beams(active, guesses, reading)
+        if self.over:
+            self._go_on_to_impressions()
+
+    def _go_on_to_impressions(self) -> None:
+        """Once all Findings have ended, where sections are written apart."""
+        waiting = [i for i, s in enumerate(self.searches) if s.section is Section.FINDINGS and not s.given_up]
+        if not waiting:
+            return
+        told = [self._findings[i] for i in waiting]
+        for i in waiting:
+            self.searches[i].go_on()
+        film = self._film.select(waiting)
+        if self._retell is not None:
+            texts = [self.searches[i].writing().text for i in waiting]
+            bodies = [text[slice(*split(text)["findings"])] for text in texts]
+            told = [tuple(self._retell(read, body)) for read, body in zip(told, bodies, strict=True)]
+            film = self._model.retold(film, told)
+            of = dict(zip(waiting, told, strict=True))
+            self._findings = tuple(of.get(i, read) for i, read in enumerate(self._findings))
+        self._begin(film, Section.IMPRESSION)
 
     def _guess(self, film: int, rows: int) -> list[list[int]]:
         """A guess for each beam of a film, all of one length: beams go on together. rows: that are read, of all films."""

@@ -3,7 +3,7 @@
 b films (studies) · rows = films × beams · n positions · g² patches · s finding tokens
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache
 
+from emrrg_core.config import Section
 from emrrg_core.model.emrrg import FINDINGS, PATCHES, Emrrg, FilmTokens
 from emrrg_core.model.hybrid_decoder import AttentionTrace, Visual
 
@@ -43,23 +44,25 @@ class Reading:
 class Inference:
     """Texts under way about b films, a row each. A call reads a block of tokens a row, of any length.
 
-    The films' keys and values are computed once and ride along with every call, so each token looks at its film.
+    The films' keys and values are computed once and ride along with every call, so each token looks at its film. section: whose projector and LoRA
+    are used where sections are separate.
     """
 
-    def __init__(self, model: Emrrg, film: FilmTokens) -> None:
-        self.model = model
+    def __init__(self, model: Emrrg, film: FilmTokens, section: Section = Section.FINDINGS) -> None:
+        self.model, self._section = model, section
         self.films = list(range(len(film)))  # the film of each row
-        self._seen = model.precompute_keys_values(film)
+        self._seen = model.precompute_keys_values(film, section)
         self._call = self._seen
         self._cache = DynamicCache(config=model.llm.config)
-        self._prompt, self._is_text = model.prompt(film)
+        self._prompt, self._is_text = model.prompt(film, section)
         self._held: Tensor | None = (
             None  # (rows, cached positions) bool: False where a row has nothing there; None: all have
         )
 
-    def read_prompt(self, blocks: Sequence[Sequence[int]]) -> Reading:
-        """Once, before `read`: the prompt and a block after it. The reading begins at the prompt's last position."""
-        return self._forward(blocks, prompt=True)
+    def read_prompt(self, blocks: Sequence[Sequence[int]], skip: Sequence[int] = ()) -> Reading:
+        """Once, before `read`: the prompt and a block after it. The reading begins at the prompt's last position, or after the first `skip` tokens of
+        each row's block, which stand already."""
+        return self._forward(blocks, prompt=True, skip=skip)
 
     def read(self, blocks: Sequence[Sequence[int]]) -> Reading:
         """At least one token a row."""
@@ -121,7 +124,8 @@ class Inference:
     def _crop(self, length: int) -> None:
         self._cache.crop(length - self._cache.get_seq_length())
 
-    def _forward(self, blocks: Sequence[Sequence[int]], *, prompt: bool) -> Reading:
+    def _forward(self, blocks: Sequence[Sequence[int]], *, prompt: bool, skip: Sequence[int] = ()) -> Reading:
+        self.model.use(self._section)
         llm, trace, positions = self.model.llm, list[AttentionTrace](), None
         lengths = torch.tensor([len(block) for block in blocks], device=self._prompt.device)
         longest = int(lengths.max())
@@ -144,20 +148,36 @@ class Inference:
             past_key_values=self._cache,
             use_cache=True,
             visual=self._call.at(None if all_text else is_text, trace=trace),
-        ).last_hidden_state[:, -(longest + prompt) :]
-        logits = llm.get_output_embeddings()(hidden.flatten(0, 1)).float().unflatten(0, hidden.shape[:2])
-        return Reading(logits, *self._looked(trace, *logits.shape[:2]))
+        ).last_hidden_state
 
-    def _looked(self, trace: list[AttentionTrace], rows: int, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Gates and attention at the last n positions, the class token left out."""
+        def asked(values: Tensor) -> Tensor:
+            return _last(values, longest + prompt, skip)
+
+        hidden = asked(hidden)
+        logits = llm.get_output_embeddings()(hidden.flatten(0, 1)).float().unflatten(0, hidden.shape[:2])
+        return Reading(logits, *self._looked(trace, asked, *logits.shape[:2]))
+
+    def _looked(
+        self, trace: list[AttentionTrace], asked: Callable[[Tensor], Tensor], rows: int, n: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Gates and attention at the n positions that are asked about, the class token left out."""
         vision, told = self.model.config.vision, self._seen.sizes.get(FINDINGS, 0)
         if not trace:  # the hybrid decoder is off: nothing was looked at
             shapes = (rows, n, 0), (rows, n, 0, vision.patches), (rows, n, 0, told)
             return tuple(np.zeros(shape, np.float32) for shape in shapes)  # type: ignore[return-value]
-        last = slice(-n, None)
-        gates = torch.stack([layer.gate[:, last] for layer in trace], 2)
-        attention = self.model.patches(torch.stack([layer.attention[PATCHES][:, last] for layer in trace], 2), -1)
+        gates = torch.stack([asked(layer.gate) for layer in trace], 2)
+        attention = self.model.patches(torch.stack([asked(layer.attention[PATCHES]) for layer in trace], 2), -1)
         on_findings = attention[..., :0]
         if told:
-            on_findings = torch.stack([layer.attention[FINDINGS][:, last] for layer in trace], 2)
+            on_findings = torch.stack([asked(layer.attention[FINDINGS]) for layer in trace], 2)
         return tuple(part.float().cpu().numpy() for part in (gates, attention, on_findings))  # type: ignore[return-value]
+
+
+def _last(values: Tensor, length: int, skip: Sequence[int]) -> Tensor:
+    """Of (rows, l, …) the last `length` positions, without the first `skip` of each row; what a row then lacks at its end means nothing."""
+    last = values[:, -length:]
+    if not any(skip):
+        return last
+    first = torch.tensor(skip, device=values.device).unsqueeze(1)
+    places = (first + torch.arange(length - min(skip), device=values.device)).clamp_max(length - 1)
+    return last[torch.arange(len(last), device=values.device).unsqueeze(1), places]

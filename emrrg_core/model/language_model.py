@@ -83,6 +83,8 @@ PRESETS = {
         ),
     ),
     "llama2-7b": LanguagePreset(hub_id="meta-llama/Llama-2-7b-chat-hf"),
+    # Med-CXRGen's; version 1.5, as LLaVA-1.5 has it. Where its authors' weights are pickles, save them as safetensors and name that folder
+    "vicuna-7b": LanguagePreset(hub_id="lmsys/vicuna-7b-v1.5"),
 }
 
 

@@ -1,12 +1,15 @@
 """How a report is put to the language model: two sections under their headings, and no sentence twice in one of them."""
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from emrrg_core.text.labeler import sentences
 
 FINDINGS, IMPRESSION = "Findings: ", "\nImpression: "
+SECTIONS = ("findings", "impression")
 _NUMBER = re.compile(r"^\(?\d{1,2}[.)](?:\s+|$)")  # of a list
+_HEADING = re.compile(r"(?:^|\s)Impression:\s*")
 
 
 def compose(findings: str, impression: str) -> str:
@@ -24,10 +27,15 @@ def split(text: str, *, partial: bool = False) -> dict[str, tuple[int, int]]:
     end = _unbroken(text) if partial else len(text)
     body = text[:end]
     first = re.match(r"\s*Findings:\s*", body)
-    second = re.search(r"(?:^|\s)Impression:\s*", body)
+    second = _HEADING.search(body)
     findings = (first.end() if first else 0, second.start() if second else end)
     impression = (second.end(), end) if second else (end, end)
     return {"findings": _trim(text, *findings), "impression": _trim(text, *impression)}
+
+
+def has_impression(text: str) -> bool:
+    """Whether the heading of the Impression stands in a text."""
+    return _HEADING.search(text) is not None
 
 
 def _unbroken(text: str) -> int:
@@ -56,13 +64,15 @@ class Repeat:
     start: int  # its own first character
 
 
-def first_repeat(text: str, *, over: bool) -> Repeat | None:
+def first_repeat(text: str, *, over: bool, within: Collection[str] = SECTIONS) -> Repeat | None:
     """The first sentence that says again what its section has said, word for word; case, spaces, punctuation and list numbers do not count.
 
-    over: the text is whole. Otherwise its last sentence counts only if it ends there whatever may follow.
+    over: the text is whole. Otherwise its last sentence counts only if it ends there whatever may follow. within: sections that are looked at.
     """
     spans = split(text)
     for section, (begin, end) in spans.items():
+        if section not in within:
+            continue
         body = text[begin:end]
         closed = over or (section == "findings" and spans["impression"][0] < spans["impression"][1])
         # a word in lower case would go on with a sentence that can go on: "a nodule of 2 cm. in"
