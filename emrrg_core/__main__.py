@@ -18,7 +18,6 @@ from emrrg_core.errors import CheckpointError, ConfigError, DataError, EmrrgErro
 from emrrg_core.model.threads import wait_quietly
 
 if TYPE_CHECKING:
-    from emrrg_core.config import StudyConfig
     from emrrg_core.films.film import Film
     from emrrg_core.memory.cases import Memory
     from emrrg_core.report.draft import Draft
@@ -57,7 +56,19 @@ def _parser() -> argparse.ArgumentParser:
     draft.add_argument(
         "films", nargs="+", metavar="FILE", help=f"its 1 to {MOST_FILMS} films: DICOM, PNG, JPEG or TIFF"
     )
+    draft.add_argument(
+        "--sections",
+        choices=("joint", "separate"),
+        help="both in one go, or the Impression anew from the Findings; default: as the checkpoint was trained",
+    )
     draft.add_argument("--maps", type=Path, metavar="DIR", help="write each sentence's heat map there, as float32 .npy")
+    draft.add_argument(
+        "--prior",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a film of an earlier study, to compare with; may be given up to four times",
+    )
     draft.add_argument(
         "--why", action="store_true", help="test whether the film, and each map's place, mattered (slow)"
     )
@@ -144,7 +155,10 @@ def _parser() -> argparse.ArgumentParser:
             help="several films: each by itself and averaged, or side by side as one; default: as the checkpoint was trained",
         )
         command.add_argument(
-            "--laterals", action="store_true", help="read lateral films too, which this checkpoint has not learned"
+            "--laterals",
+            action="store_true",
+            default=None,
+            help="read lateral films too; default: only where the checkpoint has learned them",
         )
         command.add_argument(
             "--anyway", action="store_true", help="use films too that a rule refuses which a reader may override"
@@ -216,20 +230,24 @@ def _text(file: str) -> str:
 
 
 def _draft(arguments: argparse.Namespace) -> str:
-    from emrrg_core.config import DecodeConfig
+    from emrrg_core.config import DecodeConfig, Sections
     from emrrg_core.films.film import read_film
     from emrrg_core.reporter import Reporter
 
-    decoding = DecodeConfig(beams=arguments.beams)
+    sections = Sections(arguments.sections) if arguments.sections else None
+    decoding = DecodeConfig(beams=arguments.beams, sections=sections)
     anyway = _anyway(arguments)
     # before the models: what will not do is refused at once
     films = _each(arguments.films, lambda path, name: read_film(path, name=name, anyway=anyway))
+    prior = _each(arguments.prior, lambda path, name: read_film(path, name=name, anyway=anyway), "Prior film")
     if arguments.maps:
         with _writing_to(arguments.maps):
             arguments.maps.mkdir(parents=True, exist_ok=True)
     reporter = Reporter.load(arguments.checkpoint, language_model=arguments.language_model, share_cores=True)
     films = _each(films, lambda film, _: reporter.check(film, anyway=anyway))
-    draft = reporter.draft(films, decoding, _study(arguments))
+    prior = _each(prior, lambda film, _: reporter.check(film, anyway=anyway), "Prior film")
+    study = reporter.study(arguments.views, arguments.laterals)
+    draft = reporter.draft(films, decoding, study, prior=prior)
     maps = _save_maps(draft, arguments.maps) if arguments.maps else {}
     looking = reporter.looking(films, draft) if arguments.why and draft.tokens else None
     why = [reporter.why(films, draft, number) for number in range(len(draft.sentences))] if arguments.why else []
@@ -252,32 +270,25 @@ def _draft(arguments: argparse.Namespace) -> str:
     return "".join([draft.text().rstrip("\n"), "\n" if more else "", *more])
 
 
-def _study(arguments: argparse.Namespace) -> "StudyConfig | None":
-    """What was asked for; None: what the checkpoint's settings say."""
-    from emrrg_core.config import StudyConfig, Views
-
-    if arguments.views is None and not arguments.laterals:
-        return None
-    return StudyConfig(views=Views(arguments.views or "average"), laterals=arguments.laterals)
-
-
 def _anyway(arguments: argparse.Namespace) -> frozenset[str]:
     from emrrg_core.films.film import OVERRIDABLE
 
     return OVERRIDABLE if arguments.anyway else frozenset()
 
 
-def _each(films: Sequence[T], read: "Callable[[T, str], Film]") -> "list[Film]":
+def _each(films: Sequence[T], read: "Callable[[T, str], Film]", called: str = "Film") -> "list[Film]":
     """The films under neutral names: a path or a header may hold a patient's."""
     if len(films) > MOST_FILMS:
         raise FilmError(f"One study has at most {MOST_FILMS} films here; {len(films)} were given. Leave some out.")
     done = []
     for number, film in enumerate(films, 1):
         try:
-            done.append(read(film, f"Film {number}"))
+            done.append(read(film, f"{called} {number}"))
         except FilmError as error:
             hint = " If you know better, add --anyway." if error.overridable else ""
-            raise FilmError(f"Film {number}: {error}{hint}", rule=error.rule, overridable=error.overridable) from error
+            raise FilmError(
+                f"{called} {number}: {error}{hint}", rule=error.rule, overridable=error.overridable
+            ) from error
     return done
 
 
@@ -352,7 +363,8 @@ def _batch(arguments: argparse.Namespace) -> tuple[str, int]:
             out,
             load,
             decoding=decoding,
-            settings=_study(arguments),
+            views=arguments.views,
+            laterals=arguments.laterals,
             tokens=arguments.tokens,
             label=arguments.label,
             hashed=arguments.names == "hash",

@@ -42,7 +42,24 @@ class Views(StrEnum):
     """How several films of a study become what the tower sees."""
 
     AVERAGE = "average"  # each film by itself, the tokens averaged, as EMRRG does (docs/method.md 5.1)
-    STITCH = "stitch"  # one canvas, the films side by side, as Med-CXRGen does (docs/method.md 9)
+    STITCH = "stitch"  # one canvas, the films side by side, as Med-CXRGen does (docs/method.md 8.3)
+
+
+class Tower(StrEnum):
+    """Which network reads the film."""
+
+    MAMBA = "mamba"  # the published one (docs/method.md 1)
+    SWIN = "swin"  # AM-MRG's first stage (docs/method.md 8.1)
+    CLIP = "clip"  # Med-CXRGen's (docs/method.md 8.3)
+
+
+class Former(StrEnum):
+    """The Q-Former by which the disease queries read the tower's tokens."""
+
+    OWN = "own"  # ours, pre-norm, as wide as the tower
+    BLIP2 = (
+        "blip2"  # transformers' Blip2QFormerModel, 768 wide, cross-attention in every second layer (docs/method.md 8.2)
+    )
 
 
 class Stem(StrEnum):
@@ -52,6 +69,29 @@ class Stem(StrEnum):
     CONVOLUTION = (
         "convolution"  # strided convolutions with residual blocks: learns from thousands of films, not millions
     )
+
+
+class Projector(StrEnum):
+    """How a tower's token becomes one of the language model's width; a LayerNorm follows."""
+
+    LINEAR = "linear"  # one matrix (docs/method.md 5.1)
+    MLP = "mlp2x_gelu"  # two with a GELU between them, as Med-CXRGen has it (docs/method.md 8.3)
+
+
+class Section(StrEnum):
+    """A part of a report."""
+
+    FINDINGS = "findings"
+    IMPRESSION = "impression"
+
+
+class Sections(StrEnum):
+    """Who writes the sections of a report."""
+
+    JOINT = "joint"  # one model, both in one go
+    # the Findings first, then the Impression from them; where a checkpoint says so, each with a LoRA and a projector of its own, as Med-CXRGen does
+    # (docs/method.md 8.3)
+    SEPARATE = "separate"
 
 
 class PromptTokens(StrEnum):
@@ -118,7 +158,18 @@ def _require(condition: bool, message: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class VisionConfig(Settings):
-    """The tower (docs/method.md 1.1). Expansion is 1: the scans are as wide as the model."""
+    """The tower (docs/method.md 1.1). A Mamba's expansion is 1: the scans are as wide as the model.
+
+    The sizes of other towers, which transformers builds (emrrg_core.model.other_towers):
+
+    swin  patch_size is that of the last stage, 8 times the first (Swin-L: 32, from 4), d_model its width, 8 times the first (1536, from 192), and
+          depth the third stage's (18; the others have 2). Heads are 32 wide; below d_model 256, which serves tests, the first stage has one of its
+          own width.
+    clip  ViT-L/14-336: image_size 336, patch_size 14, d_model 1024, depth 24. The tokens are those of the last layer but one, so the last is not
+          built. Heads are 64 wide; below d_model 64 there is one.
+
+    d_state and d_conv are a Mamba's only, and CLIP has no drop_path.
+    """
 
     image_size: Count = 224  # pixels, square
     patch_size: Count = 16  # pixels, square
@@ -128,6 +179,7 @@ class VisionConfig(Settings):
     d_conv: Count = 4
     drop_path: Share = 0.1  # of the last layer; rises linearly from 0
     stem: Stem = Stem.PATCH
+    tower: Tower = Tower.MAMBA
 
     def __post_init__(self) -> None:
         _require(
@@ -143,6 +195,27 @@ class VisionConfig(Settings):
             _require(
                 self.d_model % widest == 0,
                 f"a convolutional stem needs d_model in steps of {widest}, not {self.d_model}",
+            )
+            _require(
+                self.tower is Tower.MAMBA,
+                f'only a Mamba tower has a convolutional stem: set stem to "patch" for tower = "{self.tower}"',
+            )
+        if self.tower is Tower.SWIN:
+            _require(
+                self.patch_size % 8 == 0,
+                f"a Swin tower merges patches three times: patch_size {self.patch_size} is no multiple of 8",
+            )
+            _require(
+                self.d_model % 8 == 0 and (self.d_model <= 256 or self.d_model % 256 == 0),
+                f"a Swin tower needs d_model in steps of 256, or below that of 8, not {self.d_model}",
+            )
+        if self.tower is Tower.CLIP:
+            _require(
+                self.d_model <= 64 or self.d_model % 64 == 0,
+                f"a CLIP tower above d_model 64 needs it in steps of 64, not {self.d_model}",
+            )
+            _require(
+                self.depth >= 2, f"a CLIP tower gives the tokens of the last layer but one: depth {self.depth} has none"
             )
 
     @property
@@ -245,7 +318,7 @@ class HybridConfig(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class PromptConfig(Settings):
-    """What the language model reads before it writes (docs/method.md 5.1)."""
+    """What the language model reads before it writes (docs/method.md 5.1). Where sections are separate, "{section}" stands for the section's name."""
 
     before: str = "Human: <Img>"
     after: str = "</Img> Generate a comprehensive and detailed diagnosis report for this chest xray image. \nAssistant:"
@@ -258,13 +331,30 @@ class QueryConfig(Settings):
     """The disease queries (emrrg_core.model.disease_queries) and the finding tokens that the hybrid layers see. depth 0 turns both off."""
 
     depth: OrOff = 0  # layers of the Q-Former
-    heads: Count = 4
+    former: Former = Former.OWN
+    heads: Count = 4  # BLIP-2's: 12
     hidden: Count = 256  # width of the heads' hidden layer
     stem: bool = False  # the heads also read what a convolutional stem saw
     # what all patches weigh beside all finding tokens in a hybrid layer's attention before anything is learned
     patches: Positive = 1.0
     # of training films whose finding tokens are hidden, so that the language model learns to look at the patches too
     dropout: Share = 0.0
+    # the hybrid layers see a finding token a finding: what was read, bound to its place; False: the disease tokens themselves, as in AM-MRG
+    told: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryConfig(Settings):
+    """AM-MRG's associative memory (emrrg_core.model.associative_memory; docs/method.md 8.2). It asks with the disease tokens, so it needs queries."""
+
+    visual: OrOff = 0  # patterns of regions of training films; 0 turns this memory off
+    report: OrOff = 0  # patterns of training reports
+    report_width: Count = 576  # of a report's pattern
+    heads: Count = 6
+    head_width: Count = 64  # published: 1024
+    beta: Positive = 4.0  # inverse temperature
+    steps: Count = 1  # times that the memory is asked
+    dropout: Share = 0.1  # on what each pattern gives, while training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,20 +373,41 @@ class ModelConfig(Settings):
     adapters: AdapterConfig = field(default_factory=AdapterConfig)
     hybrid: HybridConfig = field(default_factory=HybridConfig)
     queries: QueryConfig = field(default_factory=QueryConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
     study: StudyConfig = field(default_factory=StudyConfig)  # what a draft does where it is not told otherwise
     language: str = "smollm2-135m"  # a preset of emrrg_core.model.language_model, or a folder
     language_lora: LanguageLoraConfig = field(default_factory=LanguageLoraConfig)
+    projector: Projector = Projector.LINEAR
+    sections: Sections = Sections.JOINT
 
     def __post_init__(self) -> None:
+        if self.sections is Sections.SEPARATE:
+            _require(
+                self.language_lora.rank > 0,
+                'sections = "separate" gives each section a LoRA of its own in the language model, and this has none: set language_lora.rank above 0',
+            )
+            _require(
+                self.prompt.tokens is not PromptTokens.NONE or self.hybrid.every_n > 0,
+                "no section would see the film: set prompt.tokens to pooled or all, or hybrid.every_n above 0",
+            )
         _require(
             self.prompt.tokens is not PromptTokens.POOLED or self.vision.grid % self.prompt.pooled_grid == 0,
             f"pooled_grid {self.prompt.pooled_grid} does not divide the tower's grid of {self.vision.grid}",
         )
         _require(
+            self.queries.depth > 0 or not (self.memory.visual or self.memory.report),
+            "the associative memory is asked by disease tokens: set queries.depth, or memory.visual and memory.report to 0",
+        )
+        _require(
             not self.queries.stem or self.vision.stem is Stem.CONVOLUTION,
             "queries.stem lets the heads read a convolutional stem, and this tower has a patch stem: "
             'turn queries.stem off, or set vision.stem to "convolution"',
+        )
+        _require(
+            self.vision.tower is Tower.MAMBA or not self.adapters.low_rank(),
+            f"adapters are updates of a Mamba's projections, and this tower is a {self.vision.tower}: set the ranks of adapters.x and "
+            "adapters.in_proj to 0 (AdapterConfig.only()), which freezes the tower, and adapters.full to true where it is to learn",
         )
 
 
@@ -305,10 +416,11 @@ class DecodeConfig(Settings):
     """How a draft is written. No forced minimum length: a draft ends where the model ends it."""
 
     beams: int = 1  # 1 is greedy
-    max_new_tokens: Count = 160
+    max_new_tokens: Count = 160  # of a draft; of each section where sections are separate
     length_penalty: float = 1.0  # beams are ranked by log-probability / length ** length_penalty
     repetition_penalty: Positive = 1.0  # 1 is off; the published settings use 2.0
     seed: int = 0  # recorded with the draft; greedy and beam search draw no random numbers
+    sections: Sections | None = None  # None: as the checkpoint's settings say
 
     def __post_init__(self) -> None:
         _require(1 <= self.beams <= 16, f"beams must be from 1 to 16, not {self.beams}")

@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from emrrg_core.config import MOST_FILMS, DecodeConfig, PromptTokens, StudyConfig, Views
+from emrrg_core.config import MOST_FILMS, DecodeConfig, PromptTokens, Sections, StudyConfig, Views
 from emrrg_core.errors import ConfigError, EmrrgError, FilmError
 from emrrg_core.explain.faithfulness import (
     FEWEST_PLACES,
@@ -30,10 +30,12 @@ from emrrg_core.films.film import Film, model_input, read_film
 from emrrg_core.films.film_check import Detector, FilmCheck
 from emrrg_core.films.views import stitch
 from emrrg_core.model import checkpoint as checkpoints
+from emrrg_core.model import prior_film
 from emrrg_core.model.disease_queries import Seen
 from emrrg_core.model.emrrg import Emrrg, FilmTokens
 from emrrg_core.model.engine import Engine
-from emrrg_core.model.finding_tokens import Finding, Presence, finding_maps, ratios_of
+from emrrg_core.model.finding_tokens import Finding, Presence, finding_maps, ratios_of, select_findings
+from emrrg_core.model.generation import sections_of
 from emrrg_core.model.language_model import LanguageModel
 from emrrg_core.model.parameter_count import Counts, count
 from emrrg_core.model.proposals import Phrasebook, Proposer
@@ -41,6 +43,7 @@ from emrrg_core.model.threads import use_free_cores
 from emrrg_core.model.writing import Writing
 from emrrg_core.report.draft import Draft, FilmRecord, Sentence, sections
 from emrrg_core.report.told import told
+from emrrg_core.text.changes import Change, changes
 from emrrg_core.text.labeler import LABELS, NO_FINDING, Status, read_findings
 from emrrg_core.text.sections import split
 
@@ -67,6 +70,7 @@ class _Noted:
     checks: Sequence[FilmCheck]
     films: tuple[FilmRecord, ...]
     at: float  # when, by time.perf_counter
+    prior: tuple[FilmRecord, ...] = ()
 
 
 class Reporter:
@@ -120,12 +124,27 @@ class Reporter:
             )
         if detector:
             names["looks_sha256"] = detector.sha256
+        if model.prior is not None:
+            names["prior_sha256"] = prior_film.fingerprint(directory)
+        elif (directory / prior_film.FILE).is_file():
+            cautions.append(
+                "Prior films are not read: the prior.safetensors beside the checkpoint is that of other weights."
+            )
         book = Phrasebook.load(directory, model.tokenizer)
         return cls(model, names=names, cautions=cautions, detector=detector, proposer=book, share_cores=share_cores)
 
     def parameters(self) -> Counts:
         """The loaded model's parameters by part, counted on its tensors: all, and those that fine-tuning trained."""
         return count(self._model, self._model.learns)
+
+    def study(self, views: Views | str | None = None, laterals: bool | None = None) -> StudyConfig:
+        """Which films are read and how they are put together, as the checkpoint's settings say, but for what is given.
+
+        Raises ConfigError for views that there are not.
+        """
+        given = {"views": views, "laterals": laterals}
+        changed = {name: value for name, value in given.items() if value is not None}
+        return StudyConfig.from_dict(self._model.config.study.to_dict() | changed)
 
     def read(self, path: Path | str, *, name: str | None = None, anyway: Collection[str] = ()) -> Film:
         """Read a film, and check what it looks like. Raises FilmError with the reason, in words for a radiologist, when it is not one.
@@ -155,21 +174,33 @@ class Reporter:
         """What a film looks like: frontal, lateral, upside down, sideways, mirrored, or no chest film. None where the checkpoint has no detector."""
         if self._detector is None:
             return None
-        images = torch.from_numpy(self._images([film])).unsqueeze(0).to(self._model.llama_proj.weight.device)
+        images = torch.from_numpy(self._images([film])).unsqueeze(0).to(self._model.device)
         return self._engine.run(lambda: self._looks(self._model.see(images).tokens)[0])
 
     def _looks(self, tokens: torch.Tensor) -> list[FilmCheck]:
         """Of what the model saw of each film; empty without a detector."""
         return self._detector(self._model.patches(tokens)) if self._detector else []
 
+    @property
+    def reads_prior(self) -> bool:
+        """Whether the checkpoint has learned to compare with a prior film (emrrg_core.model.prior_film)."""
+        return "prior_sha256" in self.names
+
     def draft(
-        self, films: Sequence[Film], decoding: DecodeConfig | None = None, study: StudyConfig | None = None
+        self,
+        films: Sequence[Film],
+        decoding: DecodeConfig | None = None,
+        study: StudyConfig | None = None,
+        *,
+        prior: Sequence[Film] = (),
     ) -> Draft:
         """Findings and Impression for one to four films of one study. study: which are read and how they are put together; None: as the checkpoint's
-        settings say. Raises FilmError for none or more than four, or where none is to be read.
+        settings say. prior: films of one earlier study of the patient, with which what is read is compared.
+        Raises FilmError for none or more than four, where none is to be read, or for a prior film that is one of the study's; ConfigError where the
+        checkpoint cannot write the sections as `decoding` asks.
         """
         draft: Draft | None = None
-        for draft in self.stream(films, decoding, study):  # noqa: B007 — the last one is wanted
+        for draft in self.stream(films, decoding, study, prior=prior):  # noqa: B007 — the last one is wanted
             pass
         if draft is None:
             raise EmrrgError("No draft was written.")
@@ -181,6 +212,7 @@ class Reporter:
         decoding: DecodeConfig | None = None,
         study: StudyConfig | None = None,
         *,
+        prior: Sequence[Film] = (),
         stopped: Callable[[], bool] = lambda: False,
     ) -> Iterator[Draft]:
         """As `draft`, but yields the draft so far after every pass of the language model; the last one is whole and carries timings and warnings.
@@ -188,23 +220,26 @@ class Reporter:
         stopped: whether the reader has stopped it, asked at any time and from any thread; the drafts then end, even before the first.
         """
         decoding, study = decoding or DecodeConfig(), study or self._model.config.study
+        decoding = replace(decoding, sections=sections_of(self._model, decoding))
         _counted(films)
+        _counted_prior(prior, films)
         begun = time.perf_counter()
         images = self._images(films)
         noted: list[_Noted] = []
 
         def see() -> FilmTokens:
-            tokens, note = self._see(films, images, study)
+            tokens, note = self._see(films, images, study, prior)
             noted.append(note)
             return tokens
 
         writing: Writing | None = None
-        for writing in self._engine.stream(see, decoding, self._proposer, stopped):
+        for writing in self._engine.stream(see, decoding, self._proposer, stopped, retell=self._retell):
             yield self._draft(writing, noted[0], decoding, partial=True)
         if writing is not None and not stopped():
             now, (note,) = time.perf_counter(), noted
             timings = {"encode": note.at - begun, "write": now - note.at, "total": now - begun}
             warnings = (*self._cautions, *_film_warnings(films, note.films, note.checks))
+            warnings += tuple(_prior_warnings(note, self.reads_prior))
             if note.ratio is not None and note.read:
                 warnings += tuple(_heart_warnings(films, note.read))
             yield self._draft(writing, note, decoding, partial=False, timings=timings, warnings=warnings)
@@ -216,15 +251,14 @@ class Reporter:
         _, note = self._engine.run(lambda: self._see(films, images, study or self._model.config.study))
         return note.read
 
-    def _see(self, films: Sequence[Film], images: np.ndarray, study: StudyConfig) -> tuple[FilmTokens, _Noted]:
+    def _see(
+        self, films: Sequence[Film], images: np.ndarray, study: StudyConfig, prior: Sequence[Film] = ()
+    ) -> tuple[FilmTokens, _Noted]:
         """What the language model may see of a study, and what is noted of it. images: the films as the tower takes them, (w, 3, s, s)."""
-        device = self._model.llama_proj.weight.device
+        device = self._model.device
         seen = self._model.see(torch.from_numpy(images).unsqueeze(1).to(device))  # each film as a study of its own
         checks = self._looks(seen.tokens)
-        lateral = [
-            film.view == "LATERAL" or (bool(checks) and checks[i].kind == "lateral") for i, film in enumerate(films)
-        ]
-        rows = [i for i in range(len(films)) if study.laterals or not lateral[i]]
+        rows = [i for i, film in enumerate(films) if study.laterals or not _is_lateral(film, checks, i)]
         if not rows:
             raise FilmError(
                 "There is no frontal film among these, and this checkpoint has not learned lateral ones: add the frontal film, or choose "
@@ -236,11 +270,13 @@ class Reporter:
             stitched = stitch([films[i].pixels for i in rows], [films[i].view for i in rows])
             for i, place in zip(rows, stitched.places, strict=True):
                 records[i] = replace(records[i], place=place)
-            whole = self._model.see(torch.from_numpy(self._images([stitched.pixels])).unsqueeze(1).to(device))
-            tokens, maps_of = self._model.project(whole), [0] * len(rows)
+            whole = as_one = self._model.see(torch.from_numpy(self._images([stitched.pixels])).unsqueeze(1).to(device))
+            maps_of = [0] * len(rows)
         else:
             whole = seen.select(torch.tensor(rows, device=device))
-            tokens, maps_of = self._model.project(whole.study()), list(range(len(rows)))
+            as_one, maps_of = whole.study(), list(range(len(rows)))
+        compared, before = self._compared(as_one, prior, study) if prior else (None, ())
+        tokens = self._model.project(as_one, compared)
         read = with_maps_of(tokens.findings[0], whole) if tokens.findings else None
         if read is not None:  # a map of every film, of nothing where it was not read
             where = {row: maps_of[n] for n, row in enumerate(rows)}
@@ -250,35 +286,59 @@ class Reporter:
                 for f in read
             )
         ratio = ratio_of([films[i] for i in rows], seen.select(torch.tensor(rows, device=device)))
-        return tokens, _Noted(read, ratio, checks, tuple(records), time.perf_counter())
+        return tokens, _Noted(read, ratio, checks, tuple(records), time.perf_counter(), before)
+
+    def _compared(
+        self, now: Seen, prior: Sequence[Film], study: StudyConfig
+    ) -> tuple[list[tuple[Finding, ...]] | None, tuple[FilmRecord, ...]]:
+        """What is read in a study and how it has changed since the prior films; None where they are not read. With their records."""
+        if not self.reads_prior:
+            return None, tuple(_record(film, read=False) for film in prior)
+        device = self._model.device
+        seen = self._model.see(torch.from_numpy(self._images(prior)).unsqueeze(1).to(device))
+        checks = self._looks(seen.tokens)
+        rows = [i for i, film in enumerate(prior) if study.laterals or not _is_lateral(film, checks, i)]
+        records = tuple(_record(film, read=i in rows) for i, film in enumerate(prior))
+        if not rows:
+            return None, records
+        return self._model.compare(now, seen.select(torch.tensor(rows, device=device)).study()), records
+
+    def _retell(self, read: Sequence[Finding], text: str) -> Sequence[Finding]:
+        return told(read, text, changes_too=self.reads_prior)[0]
 
     def impression(self, films: Sequence[Film], draft: Draft, findings: str) -> Summary:
         """*Impression from these findings*: the Impression that the model writes when the findings are those of a reader's text.
 
         The finding tokens say what the text states and denies (`report.told`); the words are the model's own. So what the text says beyond them is
-        not in it. films: those of the draft, in any order. Raises FilmError for other films; EmrrgError for a draft of another model, a checkpoint
-        that reads no findings, a text without words, or where the model writes none.
+        not in it. A checkpoint with a model of its own for the Impression reads the text itself, word for word.
+
+        films: those of the draft, in any order. Raises FilmError for other films; EmrrgError for a draft of another model, a checkpoint that neither
+        reads findings nor has such a model, a text without words, or where the model writes none.
         """
         films = self._as_drafted(films, draft)
-        if draft.read is None:
+        separate = self._model.config.sections is Sections.SEPARATE
+        if draft.read is None and not separate:
             raise EmrrgError("This checkpoint reads no findings: it cannot write an Impression from them.")
         if not findings.strip():
             raise EmrrgError("Write the Findings first: the Impression is made from them.")
-        said, unknown = told(draft.read, findings)
+        said, unknown = told(draft.read or (), findings, changes_too=self.reads_prior)
         images = torch.from_numpy(self._of_study([film.pixels for film in films], draft))
-        device = self._model.llama_proj.weight.device
+        device = self._model.device
 
         def see() -> FilmTokens:
             return self._model.project(self._model.see(images.unsqueeze(0).to(device)), [said])
 
         writing: Writing | None = None
-        for writing in self._engine.stream(see, DecodeConfig(), self._proposer):  # noqa: B007 — the last one is wanted
+        after = findings if separate else None
+        for writing in self._engine.stream(see, DecodeConfig(), self._proposer, after=after):  # noqa: B007 — the last one is wanted
             pass
         whole = writing.text if writing else ""
         text = whole[slice(*split(whole)["impression"])]
+        if separate and writing:  # the reader's own text may have such a heading
+            text = "".join(token.text for token in writing.tokens if not token.forced).strip()
         if not text:
             raise EmrrgError("The model wrote no Impression from these Findings: write it yourself.")
-        return Summary(text, unknown)
+        return Summary(text, () if separate else unknown)
 
     # -- did the film matter? -----------------------------------------------------------------------------------------
 
@@ -317,7 +377,7 @@ class Reporter:
         elsewhere, wrapped = places(region, regions, np.random.default_rng(seed))
         images = self._of_study([film.pixels for film in films], draft)
         hidden = [np.zeros_like(region), region, *elsewhere]
-        seen = self._encode([masked(images, mask) for mask in hidden])
+        seen = self._encode([masked(images, mask) for mask in hidden], draft)
         found = self._read(seen, draft, progress, first=first, last=last).sum(1)
         own, drop = float(found[0]), found[0] - found[1:]
         whole = float(drop[0])
@@ -335,16 +395,16 @@ class Reporter:
     def looking(
         self, films: Sequence[Film], draft: Draft, *, seed: int = 0, progress: Progress | None = None
     ) -> DependenceTest:
-        """*Is it looking?*: what the draft loses under a blank film, noise and another chest. Read as for `why`; raises alike, and
-        EmrrgError for a draft without words.
+        """*Is it looking?*: what the draft loses under a blank film, noise and another chest. Read as for `why`; without hybrid layers the prompt is
+        each film's own, for it holds all that is seen. Raises alike, and EmrrgError for a draft without words.
         """
         films = self._as_drafted(films, draft)
         counted = sum(not token.forced for token in draft.tokens)
         if not counted:
             raise EmrrgError("The draft is empty: there are no words that could depend on the film.")
         others = stand_ins(self._model.config.vision.image_size, np.random.default_rng(seed))
-        seen = self._encode([self._of_study([film.pixels for film in films], draft), *others[:, None]])
-        found = self._read(seen, draft, progress).sum(1)
+        seen = self._encode([self._of_study([film.pixels for film in films], draft), *others[:, None]], draft)
+        found = self._read(seen, draft, progress, prompt=not self._model.hybrid.indices()).sum(1)
         blank, noise, swapped = ((found[0] - found[1:]) / counted).tolist()
         return DependenceTest(blank, noise, swapped, gate_strength(draft.tokens), counted)
 
@@ -371,7 +431,7 @@ class Reporter:
         own = self._of_study([film.pixels for film in ordered], draft)
         other = self._of_study([np.asarray(pixels, np.float32) for pixels in changed], draft)
         studies = ([] if earlier else [own]) + ([] if np.array_equal(own, other) else [other])
-        found = self._read(self._encode(studies), draft, progress, prompt=True) if studies else np.zeros((0, 0))
+        found = self._read(self._encode(studies, draft), draft, progress, prompt=True) if studies else np.zeros((0, 0))
         spans = [slice(*sentence.tokens) for sentence in draft.sentences]
         readings = [tuple(float(row[span].sum()) for span in spans) for row in found]
         before = earlier.before if earlier else readings.pop(0)
@@ -401,12 +461,20 @@ class Reporter:
         size = self._model.config.vision.image_size
         return np.stack([model_input(film, size) for film in films])
 
-    def _encode(self, studies: Sequence[np.ndarray]) -> FilmTokens:
-        """What the language model may see of each study (views, 3, s, s)."""
-        device = self._model.llama_proj.weight.device
+    def _encode(self, studies: Sequence[np.ndarray], draft: Draft) -> FilmTokens:
+        """What the language model may see of each study (views, 3, s, s). What it saw of a prior film for this draft, it sees in all of them."""
+        device = self._model.device
+        earlier = {finding.name: finding.earlier for finding in draft.read or () if finding.earlier}
+
+        def look(some: Sequence[np.ndarray]) -> FilmTokens:
+            seen = self._model.see(torch.from_numpy(np.stack(some)).to(device))
+            if not earlier:
+                return self._model.project(seen)
+            read = select_findings(seen, self._model.calibration)
+            return self._model.project(seen, [[replace(f, earlier=earlier.get(f.name)) for f in mine] for mine in read])
 
         def see(some: Sequence[np.ndarray]) -> FilmTokens:
-            return self._engine.run(lambda: self._model.encode(torch.from_numpy(np.stack(some)).to(device)))
+            return self._engine.run(lambda: look(some))
 
         alike = (list(some) for _, some in groupby(studies, key=len))  # studies of as many views
         return FilmTokens.join([see(some[i : i + _TOGETHER]) for some in alike for i in range(0, len(some), _TOGETHER)])
@@ -425,7 +493,7 @@ class Reporter:
 
         Only what the hybrid layers see is each study's own; what stands in the prompt is the first one's, unless `prompt`.
         """
-        device = self._model.llama_proj.weight.device
+        device = self._model.device
         tokens = draft.tokens[:last]
         ids = torch.tensor([[token.id for token in tokens]], device=device)
         chosen = torch.tensor([not token.forced for token in tokens], device=device)
@@ -474,6 +542,7 @@ class Reporter:
             closed=writing.closed,
             read=noted.read,
             ratio=noted.ratio,
+            prior=noted.prior,
         )
 
 
@@ -492,6 +561,20 @@ def _counted(films: Sequence[Film]) -> None:
         raise FilmError("Choose a chest film first.")
     if len(films) > MOST_FILMS:
         raise FilmError(f"A study may have at most {MOST_FILMS} films here; {len(films)} were given. Leave some out.")
+
+
+def _counted_prior(prior: Sequence[Film], films: Sequence[Film]) -> None:
+    if len(prior) > MOST_FILMS:
+        raise FilmError(f"At most {MOST_FILMS} prior films are read here; {len(prior)} were given. Leave some out.")
+    for film in prior:
+        if film.sha256 in {one.sha256 for one in films}:
+            raise FilmError(
+                f"{film.name} is given as a prior film and is a film of this study too: a film cannot be earlier than itself."
+            )
+
+
+def _is_lateral(film: Film, checks: Sequence[FilmCheck], number: int) -> bool:
+    return film.view == "LATERAL" or (bool(checks) and checks[number].kind == "lateral")
 
 
 def with_maps_of(findings: Sequence[Finding], seen: Seen) -> tuple[Finding, ...]:
@@ -539,7 +622,35 @@ def differences(read: Sequence[Finding], sentences: Sequence[Sentence]) -> list[
     absent = {f.label for f in read if f.presence is Presence.ABSENT} | {NO_FINDING, "Pneumonia"}
     found += [f"Denied by the draft, but not ruled out by what was read: {label}." for label in LABELS
               if label in denied - absent]  # fmt: skip
-    return found
+    return found + list(_changed_otherwise(read, sentences))
+
+
+def _changed_otherwise(read: Sequence[Finding], sentences: Sequence[Sentence]) -> Iterator[str]:
+    """Where a draft says otherwise than was read how a finding has changed since the prior film."""
+    said: dict[str, set[Change]] = {}
+    for sentence in sentences:
+        for label, change in changes(sentence.text):
+            said.setdefault("Lung Opacity" if label == "Pneumonia" else label, set()).add(change)
+    for finding in read:
+        told = said.pop(finding.label, set())
+        if finding.change and told != {finding.change}:
+            but = "does not say so" if not told else f"says: {', '.join(sorted(told))}"
+            yield f"Compared with the prior film: {finding} is {finding.change}. The draft {but}."
+        elif told and not finding.change:
+            yield f"The draft says of {finding.label}: {', '.join(sorted(told))}. No change of it was read."
+    for label, told in said.items():
+        yield f"The draft says of {label}: {', '.join(sorted(told))}. No change of it was read."
+
+
+def _prior_warnings(note: _Noted, reads: bool) -> Iterator[str]:
+    if not note.prior:
+        return
+    if not reads:
+        yield "The prior film was not given to the model: this checkpoint has not learned to compare with one."
+    elif not any(film.read for film in note.prior):
+        yield "No prior film was read: lateral films are not."
+    elif not any(finding.change for finding in note.read or ()):
+        yield "Compared with the prior film: no change was read surely enough to be told."
 
 
 def _heart_warnings(films: Sequence[Film], read: Sequence[Finding]) -> Iterator[str]:

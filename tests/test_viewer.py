@@ -168,7 +168,7 @@ def test_a_prior_film_is_labelled_and_said_to_be_unread() -> None:
     assert "prior" not in first
     assert "film-1 rr-prior" in second
     assert "Film 2 · prior" in second
-    assert second.count("prior film, not read by the model") == 2, "for eyes, and in the picture's description"
+    assert second.count("prior film · ") == 2, "for eyes, and in the picture's description"
     named = viewer.figures([a_film("Prior film", 200, 200)], prior={0})
     assert "Prior film · prior<" not in named, "a name that says so is not said twice"
 
@@ -296,7 +296,7 @@ def open_page(
 def press(page, name: str) -> None:
     """Have the server render something, and wait until the viewer has taken it up."""
     page.click(f"#do-{name}")
-    shown = {"one": "Film 1", "two": "Film 2", "prior": "not read by the model", "second": "Film 2"}.get(name, "")
+    shown = {"one": "Film 1", "two": "Film 2", "prior": "prior film ·", "second": "Film 2"}.get(name, "")
     page.wait_for_function(
         """([name, shown]) => {
             const text = document.querySelector('#films').textContent, viewer = document.querySelector('.rr-viewer');

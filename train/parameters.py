@@ -23,7 +23,7 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-from emrrg_core.config import VISION_PRESETS, ModelConfig
+from emrrg_core.config import VISION_PRESETS, ModelConfig, Tower
 from emrrg_core.errors import ConfigError, EmrrgError
 from emrrg_core.model.emrrg import Emrrg
 from emrrg_core.model.language_model import find_language_model
@@ -54,6 +54,7 @@ LANGUAGE: dict[str, dict[str, Any]] = {  # published sizes of the presets of emr
         "tie_word_embeddings": False,
     },
 }
+LANGUAGE["vicuna-7b"] = LANGUAGE["llama2-7b"]  # Llama 2, taught to converse
 
 
 def variants(recipe: dict[str, Any]) -> dict[str, ModelConfig]:
@@ -108,6 +109,9 @@ def designs(config: ModelConfig) -> dict[str, tuple[str, ModelConfig]]:
 
 
 def _possible(config: ModelConfig, design: str) -> bool:
+    """The combined design needs hybrid layers; adapters, its own and those of most rows, a Mamba."""
+    if config.vision.tower is not Tower.MAMBA and design not in ("llm", "projector", "full"):
+        return False
     return design != "combined" or bool(config.hybrid.every_n)
 
 

@@ -7,6 +7,11 @@
     patches_other       the hybrid layers see another film's patches and the film's own findings
     findings_other      the hybrid layers see another film's findings and the film's own patches
     findings_withheld   the hybrid layers see the patches only
+    disease_other       the hybrid layers see another film's disease tokens, of a model that sees these (AM-MRG)
+    memory_other        the associative memory answers another film's disease tokens
+    memory_off          the associative memory answers nothing
+    prior_other         the hybrid layers see what was read in another study's prior film (train/prior.py)
+    prior_withheld      no prior film was given
 
 The other film is abnormal for a normal film, and normal for an abnormal one; it comes from the same source where that has both kinds.
 Scores of each change:
@@ -39,7 +44,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def shut(model: Emrrg) -> Iterator[None]:
-    """Every gate of the hybrid layers is exactly 0 inside, and afterwards what it was."""
+    """Every gate of the hybrid layers, those of a prior film too, is exactly 0 inside, and afterwards what it was."""
     kept: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def put(parameter: torch.Tensor, value: float) -> None:
@@ -47,7 +52,7 @@ def shut(model: Emrrg) -> Iterator[None]:
         parameter.fill_(value)
 
     with torch.no_grad():
-        for _, layer in model.hybrid.items():
+        for _, layer in [*model.hybrid.items(), *(model.prior.items() if model.prior is not None else ())]:
             if layer.gate.has_warmup:
                 put(layer.warm_up_gate, 0.0)
                 continue
@@ -95,7 +100,7 @@ def changes(own: FilmTokens, other: FilmTokens) -> dict[str, FilmTokens]:
     result = {
         "own": own,
         "gates_zero": own,
-        "hybrid_other": own.exchanged(other, patches=True, findings=True),
+        "hybrid_other": own.exchanged(other, patches=True, findings=True, disease=True, memory=True, prior=True),
         "prompt_other": own.exchanged(other, prompt=True),
     }
     if own.finding_tokens is not None:
@@ -104,6 +109,12 @@ def changes(own: FilmTokens, other: FilmTokens) -> dict[str, FilmTokens]:
             "findings_other": own.exchanged(other, findings=True),
             "findings_withheld": own.without_findings(),
         }
+    if own.disease is not None:
+        result["disease_other"] = own.exchanged(other, disease=True)
+    if own.remembered is not None:
+        result |= {"memory_other": own.exchanged(other, memory=True), "memory_off": own.without_memory()}
+    if own.prior_tokens is not None:
+        result |= {"prior_other": own.exchanged(other, prior=True), "prior_withheld": own.without_prior()}
     return result
 
 

@@ -1,13 +1,14 @@
 """Writes findings as a report in the words of radiologists: exactly what the finding tokens say.
 
 Few films come with their own report. For the others, what is read is put into words here, with other wordings at every step: first what is present,
-then what may be denied, in the order of finding_tokens.NAMES. Findings that are open or not assessed are left out. The wordings are in
-report_templates.toml.
+then what has resolved since the prior film, where there is one, then what may be denied, in the order of finding_tokens.NAMES. Findings that are open
+or not assessed are left out. The wordings are in report_templates.toml.
 """
 
 import re
 import tomllib
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -15,7 +16,19 @@ from typing import Any
 import numpy as np
 
 from emrrg_core.errors import ConfigError
-from emrrg_core.model.finding_tokens import ABNORMAL, NAMES, PLACED_BY, SEVERITIES, SIDES, ZONES, Finding, Presence
+from emrrg_core.model.finding_tokens import (
+    ABNORMAL,
+    NAMES,
+    PLACED_BY,
+    SEVERITIES,
+    SIDES,
+    ZONES,
+    Earlier,
+    Finding,
+    Presence,
+)
+from emrrg_core.model.prior_film import COMPARED, POSSIBLE
+from emrrg_core.text.changes import Change, resolved, with_change
 from emrrg_core.text.labeler import NO_FINDING, Status, is_abnormal, labels, read_findings
 
 SIZES = {"effusion": ("", "small", "moderate", "large"), "heart": ("", "mildly", "moderately", "severely")}
@@ -115,11 +128,18 @@ def tell(findings: Sequence[Finding], rng: np.random.Generator) -> tuple[list[st
     said, concluded = [], []
     for finding in present:
         body, short = wordings(finding)
-        said.append(fill(one(body), finding))
-        concluded.append(fill(one(short), finding))
+        told = fill(one(body), finding), fill(one(short), finding)
+        if finding.change is not None:
+            told = with_change(told[0], finding.change, "findings"), with_change(told[1], finding.change, "impression")
+        said.append(told[0])
+        concluded.append(told[1])
     if not present and whole is not None and whole.presence is Presence.PRESENT:
         said.append(one(table[ABNORMAL]["findings"]))
         concluded.append(one(table[ABNORMAL]["impression"]))
+    for finding in findings:
+        if finding.change is Change.RESOLVED and finding.earlier is not None:
+            said.append(resolved(finding.name, finding.earlier.side, "findings"))
+            concluded.append(resolved(finding.name, finding.earlier.side, "impression"))
     done: set[str] = set()
     for row in table["denial"]:
         # of a group, the widest words that are true: those that need the most findings to be absent stand first
@@ -173,4 +193,23 @@ def made_up(
     return tuple(found)
 
 
-__all__ = ["NO_FINDING", "fill", "made_up", "place_of", "tell", "templates", "wordings"]
+def with_prior(findings: Sequence[Finding], rng: np.random.Generator) -> tuple[Finding, ...]:
+    """Findings with a prior film that nobody has seen, and changes that go with both; for one finding in five no change is told."""
+    found = []
+    for finding in findings:
+        then = Presence(str(rng.choice([*Presence], p=[0.45, 0.3, 0.25])))
+        side = str(rng.choice(SIDES, p=[0.1, 0.3, 0.3, 0.3])) if finding.name in PLACED_BY else ""
+        here = finding.presence is Presence.PRESENT
+        if here and finding.side and rng.random() < 0.8:
+            side = finding.side
+        change = None
+        if finding.name in COMPARED and rng.random() < 0.8:
+            if here:
+                change = Change(str(rng.choice([*POSSIBLE[then]])))
+            elif finding.presence is Presence.ABSENT and then is Presence.PRESENT:
+                change = Change.RESOLVED
+        found.append(replace(finding, earlier=Earlier(then, side if then is Presence.PRESENT else "", "", change)))
+    return tuple(found)
+
+
+__all__ = ["NO_FINDING", "fill", "made_up", "place_of", "tell", "templates", "with_prior", "wordings"]

@@ -29,6 +29,11 @@ _PATHS = {  # change -> what it is
     "patches_other": "patches: another film",
     "findings_other": "finding tokens: another film",
     "findings_withheld": "finding tokens removed",
+    "disease_other": "disease tokens: another film",
+    "memory_other": "memory: asked by another film",
+    "memory_off": "memory: off",
+    "prior_other": "prior film: another study's",
+    "prior_withheld": "prior film: none",
 }
 _OF_A_PATH = {
     "labels_kept": "labels kept",

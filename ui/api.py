@@ -53,10 +53,12 @@ class Endpoints:
         repetition_penalty: float = 1.0,
         seed: int = 0,
         anyway: list[Rule] | None = None,
-        views: Literal["average", "stitch"] = "average",
-        laterals: bool = False,
+        views: Literal["average", "stitch"] | None = None,
+        laterals: bool | None = None,
+        prior: list[gr.FileData] | None = None,
     ) -> dict[str, Any]:
-        """Draft a report on the one to four films of one study."""
+        """Draft a report on the one to four films of one study. views, laterals: None where the checkpoint's settings say. prior: films of an
+        earlier study, with which it is compared."""
         asked = {
             "beams": beams,
             "max_new_tokens": max_new_tokens,
@@ -67,13 +69,15 @@ class Endpoints:
         decoding = core().DecodeConfig.from_dict(asked)
         if decoding.max_new_tokens > MOST_TOKENS:
             raise core().ConfigError(f"max_new_tokens may be at most {MOST_TOKENS} here, not {max_new_tokens}.")
-        study = core().StudyConfig.from_dict({"views": views, "laterals": laterals})
         read = [held.film for held in _films(films, anyway or ())]
+        before = [held.film for held in _films(prior or [], anyway or ())]
         model = self._reporter.result()
+        study = model.study(views, laterals)
         for number, film in enumerate(read):
             with _called(number + 1):
                 read[number] = model.check(film, anyway=anyway or ())
-        made = model.draft(read, decoding, study)
+        before = [model.check(film, anyway=anyway or ()) for film in before]
+        made = model.draft(read, decoding, study, prior=before)
         return made.to_dict() | {"kept": _kept(made)}
 
     def why(self, films: list[gr.FileData], draft: dict[str, Any], sentence: int) -> dict[str, Any] | None:
@@ -87,6 +91,12 @@ class Endpoints:
         """Whether the draft depends on its films: what it loses under a blank, a noise and another film."""
         found = self._reporter.result().looking([held.film for held in _films(films)], _draft_of(draft))
         return found.to_dict()
+
+    def impression(self, films: list[gr.FileData], draft: dict[str, Any], findings: str) -> dict[str, Any]:
+        """The Impression that the model writes when the findings are those of a text, and the labels of the text that it does not know."""
+        asked, text = _draft_of(draft), _text(findings, "findings")
+        found = self._reporter.result().impression([held.film for held in _films(films)], asked, text)
+        return {"schema": "emrrg.impression/1", "impression": found.text, "unknown": list(found.unknown)}
 
     def heat_map(self, film: gr.FileData, draft: dict[str, Any], sentence: int, opacity: float = 0.5) -> gr.FileData:
         """The film with the map of one sentence of the draft laid over it, on the film's own pixels: a PNG file."""
@@ -169,7 +179,7 @@ class Endpoints:
 def endpoints(demo: gr.Blocks, reporter: "Future[Reporter]") -> None:
     """Add the endpoints to `demo`, which is open. reporter may still be loading: a call that needs the model waits for it."""
     work = Endpoints(reporter)
-    alone: tuple[Callable[..., Any], ...] = (work.draft, work.why, work.looking)
+    alone: tuple[Callable[..., Any], ...] = (work.draft, work.impression, work.why, work.looking)
     beside: tuple[Callable[..., Any], ...] = (work.heat_map, work.label, work.check, work.export, work.about)
     for one in alone:
         _add(demo, one, **IN_LINE)

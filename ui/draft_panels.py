@@ -157,7 +157,17 @@ def where_of(finding: "Finding") -> str:
     """Side, zone and severity in plain words; empty where none is named."""
     place = str(finding)[len(name_of(finding)) :].removeprefix(", ")
     size = _SIZES.get(finding.name, {}).get(finding.severity, finding.severity)
-    return ", ".join(part for part in (place, size, "may be pneumonia" if finding.pneumonia else "") if part)
+    may_be = "may be pneumonia" if finding.pneumonia else ""
+    return ", ".join(part for part in (place, size, may_be, since(finding)) if part)
+
+
+def since(finding: "Finding") -> str:
+    """How a finding has changed since the prior film, and how sure that is; empty where it is not told."""
+    if finding.earlier is None or finding.change is None:
+        return ""
+    word = finding.change.value
+    than = " than on the prior film" if word in ("larger", "smaller") else " since the prior film"
+    return f"{word}{than} ({percent(finding.earlier.sure)} sure)"
 
 
 def _read_row(finding: "Finding", *, pressed: bool) -> str:
@@ -281,6 +291,7 @@ def about_html(draft: "Draft", sentence: "Sentence") -> str:
         return ""
     found = [
         f"{html.escape(name_of(each.finding))} {_likely(each.finding)}{each.departs}"
+        + (f", {html.escape(changed)}" if (changed := since(each.finding)) else "")
         for each in said_of(draft, sentence)
     ]
     mentioned = dict.fromkeys(label for label, _ in _mentions(sentence.text)[0])

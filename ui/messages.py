@@ -84,7 +84,7 @@ def chips(state: SessionState) -> str:
             tools += button("mark", label, f'{given} aria-label="{name}: {label}"', id=f"mark-{number + 1}")
         if state.draft is None or held.prior:
             tools += button("remove", "Remove", f'{given} aria-label="Remove {name}"', id=f"remove-{number + 1}")
-        about = " <small>shown, not given to the model</small>" if held.prior else ""
+        about = " <small>earlier: the draft may say what has changed since</small>" if held.prior else ""
         if tools:
             rows.append(f"<li><b>{name}</b>{about} {tools}</li>")
     return f'<ul class="rr-chips" aria-label="Films">{"".join(rows)}</ul>' if rows else ""

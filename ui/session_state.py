@@ -98,6 +98,11 @@ class SessionState:
         return [held.film for held in self.held if not held.prior]
 
     @property
+    def earlier_films(self) -> "list[Film]":
+        """Those that the reader marked as prior."""
+        return [held.film for held in self.held if held.prior]
+
+    @property
     def shown(self) -> "list[Film]":
         """All of them, the prior ones last."""
         return [held.film for held in self.held]
@@ -236,7 +241,7 @@ class SessionState:
         with self.lock:
             self.waiting = ()
             for held in self.held:
-                if held.prior:
+                if held.prior and not reporter.reads_prior:
                     continue
                 try:
                     reporter.check(held.film)

@@ -84,7 +84,7 @@ def _figure(number: int, film: "Film", *, prior: bool) -> str:
     name, about = html.escape(film.name), html.escape(describe(film))
     steps = html.escape(" → ".join(film.steps) or "none")
     spread = html.escape(json.dumps([(round(each.level, 4), round(each.width, 4)) for each in windows(film.pixels)]))
-    kind = "prior film, not read by the model · " if prior else ""
+    kind = "prior film · " if prior else ""
     badge = name if not prior or "prior" in name.lower() else f"{name} · prior"
     return (
         f'<figure class="rr-film film-{number}{" rr-prior" if prior else ""}" data-film="{html.escape(film.sha256)}" '

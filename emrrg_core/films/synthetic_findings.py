@@ -75,18 +75,21 @@ def zone_of(lung: np.ndarray, row: float) -> Zone:
     return Zone.UPPER if third < 1 / 3 else Zone.MID if third < 2 / 3 else Zone.LOWER
 
 
-def draw(film: np.ndarray, lungs: np.ndarray, sign: Sign, rng: np.random.Generator) -> tuple[np.ndarray, Drawn]:
+def draw(
+    film: np.ndarray, lungs: np.ndarray, sign: Sign, rng: np.random.Generator, growth: float = 1.0
+) -> tuple[np.ndarray, Drawn]:
     """A film (s, s) in [0, 255] with one finding drawn on it, float32, and what was drawn. lungs: its lung mask (s, s).
 
-    Raises ValueError when the mask does not show two lungs.
+    growth: factor on its width (an effusion's height): two generators of one seed draw the same finding, smaller and larger. Raises ValueError when
+    the mask does not show two lungs.
     """
     right, left = split_lungs(lungs)
     grey = film.astype(np.float32)
     if sign is Sign.HEART:
-        made, drawn = _heart(grey, right, left, rng)
+        made, drawn = _heart(grey, right, left, rng, growth)
     else:
         side = Side.RIGHT if rng.random() < 0.5 else Side.LEFT
-        made, drawn = _DRAWERS[sign](grey, right if side is Side.RIGHT else left, side, rng)
+        made, drawn = _DRAWERS[sign](grey, right if side is Side.RIGHT else left, side, rng, growth)
     return made.astype(np.float32), replace(drawn, mask=np.clip(drawn.mask, 0, 1).astype(np.float32))
 
 
@@ -117,10 +120,13 @@ def _edge(beyond: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(np.clip(beyond, -40, 40)))
 
 
-def _nodule(grey: np.ndarray, lung: np.ndarray, side: Side, rng: np.random.Generator) -> tuple[np.ndarray, Drawn]:
+def _nodule(
+    grey: np.ndarray, lung: np.ndarray, side: Side, rng: np.random.Generator, growth: float
+) -> tuple[np.ndarray, Drawn]:
     size = grey.shape[0]
     radius = size * rng.uniform(0.018, 0.055)
     row, column = _centre(lung, radius, rng)
+    radius *= growth
     distance = _distance(size, row, column, rng.uniform(1, 1.4), rng.uniform(0, np.pi))
     distance = distance * (1 + 0.08 * _noise(size, radius / 2, rng))
     shape = _edge((distance - radius) / (radius * rng.uniform(0.10, 0.25)))
@@ -128,10 +134,13 @@ def _nodule(grey: np.ndarray, lung: np.ndarray, side: Side, rng: np.random.Gener
     return film, Drawn(Sign.NODULE, side, zone_of(lung, row), float(shape.sum() / lung.sum()), shape)
 
 
-def _opacity(grey: np.ndarray, lung: np.ndarray, side: Side, rng: np.random.Generator) -> tuple[np.ndarray, Drawn]:
+def _opacity(
+    grey: np.ndarray, lung: np.ndarray, side: Side, rng: np.random.Generator, growth: float
+) -> tuple[np.ndarray, Drawn]:
     size = grey.shape[0]
     radius = size * rng.uniform(0.06, 0.17)
     row, column = _centre(lung, 0.5 * radius, rng)
+    radius *= growth
     distance = _distance(size, row, column, rng.uniform(1, 1.8), rng.uniform(0, np.pi))
     distance = distance * (1 + 0.25 * _noise(size, radius / 2.5, rng))
     soft = cv2.GaussianBlur(lung.astype(np.float32), (0, 0), 0.012 * size)
@@ -141,11 +150,13 @@ def _opacity(grey: np.ndarray, lung: np.ndarray, side: Side, rng: np.random.Gene
     return film, Drawn(Sign.OPACITY, side, zone_of(lung, row), float(shape.sum() / lung.sum()), shape)
 
 
-def _effusion(grey: np.ndarray, lung: np.ndarray, side: Side, rng: np.random.Generator) -> tuple[np.ndarray, Drawn]:
+def _effusion(
+    grey: np.ndarray, lung: np.ndarray, side: Side, rng: np.random.Generator, growth: float
+) -> tuple[np.ndarray, Drawn]:
     size = grey.shape[0]
     rows, columns = np.flatnonzero(lung.any(1)), np.flatnonzero(lung.any(0))
     top, bottom = rows[0], rows[-1]
-    height = (bottom - top) * rng.uniform(0.12, 0.5)
+    height = (bottom - top) * rng.uniform(0.12, 0.5) * growth
     y, x = np.mgrid[:size, :size].astype(np.float32)
     # the meniscus climbs towards the chest wall: away from the midline
     outward = (columns[-1] - x if side is Side.RIGHT else x - columns[0]) / max(np.ptp(columns), 1)
@@ -159,7 +170,9 @@ def _effusion(grey: np.ndarray, lung: np.ndarray, side: Side, rng: np.random.Gen
     return film, Drawn(Sign.EFFUSION, side, None, float((shape * lung).sum() / lung.sum()), shape)
 
 
-def _heart(grey: np.ndarray, right: np.ndarray, left: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, Drawn]:
+def _heart(
+    grey: np.ndarray, right: np.ndarray, left: np.ndarray, rng: np.random.Generator, growth: float
+) -> tuple[np.ndarray, Drawn]:
     size = grey.shape[0]
     rows = np.flatnonzero((right | left).any(1))
     # between the lungs, in their lower half, a little to the patient's left
@@ -171,7 +184,7 @@ def _heart(grey: np.ndarray, right: np.ndarray, left: np.ndarray, rng: np.random
     start, end = float(np.median(inner_right)), float(np.median(inner_left))
     column, row = (start + end) / 2, rows[0] + 0.72 * len(rows)
     half = max((end - start) / 2, 0.08 * size)
-    factor = rng.uniform(1.3, 1.65)
+    factor = 1 + (rng.uniform(1.3, 1.65) - 1) * growth
     y, x = np.mgrid[:size, :size].astype(np.float32)
     reach, tall = half * factor * 1.5, 0.30 * len(rows)
     nearness = np.exp(-(((x - column) / reach) ** 4) - ((y - row) / (1.4 * tall)) ** 4)

@@ -1,4 +1,4 @@
-"""The films of one study side by side on one canvas, as Med-CXRGen gives them to its tower (docs/method.md 9)."""
+"""The films of one study side by side on one canvas, as Med-CXRGen gives them to its tower (docs/method.md 8.3)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -21,6 +21,7 @@ from emrrg_core.config import ModelConfig
 from emrrg_core.errors import CheckpointError, ConfigError
 from emrrg_core.model.emrrg import Emrrg
 from emrrg_core.model.language_model import LanguageModel, load_language_model
+from emrrg_core.model.prior_film import PriorFilm
 
 SCHEMA = "emrrg.checkpoint/3"
 _EARLIER = ("emrrg.checkpoint/1", "emrrg.checkpoint/2")
@@ -127,6 +128,11 @@ def load(
             f"{directory} cannot be built beside {language.name}: {str(error).rstrip('.')}."
         ) from error
     restore(model, directory)
+    if config.queries.depth:
+        weights = fingerprint(directory)
+        width = language.model.config.hidden_size
+        model.prior = PriorFilm.load(directory, width, model.hybrid, config.hybrid, weights=weights)
+        model.to(device)
     model.requires_grad_(False)
     return model.eval(), language
 

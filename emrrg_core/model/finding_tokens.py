@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from emrrg_core.model.disease_queries import Seen
+from emrrg_core.text.changes import Change
 from emrrg_core.text.labeler import LABELS, NO_FINDING
 
 # what can be told, in the order in which it is told, and the label that is read for it; ABNORMAL is the film as a whole
@@ -73,12 +74,28 @@ class Presence(StrEnum):
 
 
 @dataclass(frozen=True)
+class Earlier:
+    """What was read of a finding in the prior film, and how it has changed since.
+
+    side: of SIDES, zone: of ZONES, as in a Finding. change: None where it is not told, for it was not read surely enough. sure: the probability of
+    that change (emrrg_core.model.prior_film), 0 where none is told.
+    """
+
+    presence: Presence
+    side: str = ""
+    zone: str = ""
+    change: Change | None = None
+    sure: float = 0.0
+
+
+@dataclass(frozen=True)
 class Finding:
     """What was read of one finding in one study.
 
     name: of NAMES. probability: calibrated, 0 to 1. threshold: from which it is stated. side: of SIDES, zone: of ZONES, severity: of SEVERITIES,
     "" where none is named or none makes sense. pneumonia: of an opacity that may be one. map: share of every patch (g²,), sum 1, per film of
-    the study: what the finding's logit is made of where it is present, where it was looked for otherwise.
+    the study: what the finding's logit is made of where it is present, where it was looked for otherwise. earlier: of the prior film, None
+    where none was given.
     """
 
     name: str
@@ -90,6 +107,12 @@ class Finding:
     severity: str = ""
     pneumonia: bool = False
     maps: tuple[np.ndarray, ...] = field(default=(), compare=False, repr=False)
+    earlier: Earlier | None = None
+
+    @property
+    def change(self) -> Change | None:
+        """Since the prior film; None where none was given, or none is told."""
+        return self.earlier.change if self.earlier else None
 
     @property
     def label(self) -> str:

@@ -98,6 +98,11 @@ class AttentionTrace:
         kept = {name: weights[:, positions] for name, weights in self.attention.items()}
         return AttentionTrace(self.layer, self.gate[:, positions], kept)
 
+    def where(self, late: Tensor, other: "AttentionTrace") -> "AttentionTrace":
+        """The same layer in two calls: this one's look, and the other's where late (b, l) bool says so."""
+        kept = {n: torch.where(late[..., None], other.attention[n], mine) for n, mine in self.attention.items()}
+        return AttentionTrace(self.layer, torch.where(late, other.gate, self.gate), kept)
+
 
 @dataclass(frozen=True)
 class Visual:
@@ -107,15 +112,17 @@ class Visual:
     without any is left as the plain language model. prior: (v,), added to every score before the softmax; None: nothing is added.
     text: (b, l) bool of the current call, True where a position is prompt or report text; None: all are, as while decoding.
     trace: a list of the current call's own; every hybrid layer notes what it looked at there, once.
+    beside: what further layers, of another HybridLayer each, see and add through gates of their own: the prior film. Not traced.
     """
 
-    hybrid: "HybridDecoder"
+    hybrid: "HybridLayers"
     keys_values: dict[int, tuple[Tensor, Tensor]]  # layer -> (b, kv_heads, v, k) each
     sizes: dict[str, int]
     mask: Tensor | None = None
     text: Tensor | None = None
     prior: Tensor | None = None
     trace: list[AttentionTrace] | None = field(default=None, compare=False)
+    beside: "Visual | None" = None
 
     def at(self, text: Tensor | None = None, *, trace: list[AttentionTrace] | None = None) -> "Visual":
         """The same film for one call: which positions are text, and where to note what was looked at."""
@@ -129,16 +136,30 @@ class Visual:
     def select(self, rows: Tensor) -> "Visual":
         """The samples at `rows` (n,), in that order."""
         kept = {i: (k.index_select(0, rows), v.index_select(0, rows)) for i, (k, v) in self.keys_values.items()}
-        return replace(self, keys_values=kept, mask=None if self.mask is None else self.mask.index_select(0, rows))
+        mask = None if self.mask is None else self.mask.index_select(0, rows)
+        beside = None if self.beside is None else self.beside.select(rows)
+        return replace(self, keys_values=kept, mask=mask, beside=beside)
 
     @classmethod
     def join(cls, some: Sequence["Visual"]) -> "Visual":
-        """The samples of several, one after the other. All must be of one model, with the same groups."""
+        """The samples of several, one after the other. All must be of one model, with the same groups; some may have nothing beside."""
         first = some[0]
         layers = {i: [one.keys_values[i] for one in some] for i in first.keys_values}
         kept = {i: (torch.cat([k for k, _ in each]), torch.cat([v for _, v in each])) for i, each in layers.items()}
         masks = [one.mask for one in some if one.mask is not None]
-        return replace(first, keys_values=kept, mask=torch.cat(masks) if masks else None, text=None, trace=None)
+        like, beside = next((one.beside for one in some if one.beside is not None), None), None
+        if like is not None:
+            beside = cls.join([one.beside or like.unseen(one._batch()) for one in some])
+        mask = torch.cat(masks) if masks else None
+        return replace(first, keys_values=kept, mask=mask, text=None, trace=None, beside=beside)
+
+    def unseen(self, b: int) -> "Visual":
+        """The same groups for b samples that may see none of it."""
+        kept = {
+            i: (k.new_zeros(b, *k.shape[1:]), v.new_zeros(b, *v.shape[1:])) for i, (k, v) in self.keys_values.items()
+        }
+        shape = b, sum(self.sizes.values())
+        return replace(self, keys_values=kept, mask=torch.zeros(shape, dtype=torch.bool, device=self._device()))
 
     def _batch(self) -> int:
         return next(iter(self.keys_values.values()))[0].shape[0] if self.keys_values else 0
@@ -147,29 +168,10 @@ class Visual:
         return next(iter(self.keys_values.values()))[0].device if self.keys_values else torch.device("cpu")
 
 
-class HybridDecoder(nn.Module):
-    """The new parameters of all hybrid layers, beside a language model whose attention they join.
+class HybridLayers(nn.Module):
+    """The new parameters of some hybrid layers, by the number of the language model's layer."""
 
-    With `every_n` 0 there are none, and the language model runs as it is. Raises ValueError when it cannot take an attention function of ours.
-    """
-
-    def __init__(self, llm: PreTrainedModel, config: HybridConfig) -> None:
-        super().__init__()
-        c = llm.config
-        head_dim = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
-        indices = range(0, c.num_hidden_layers, config.every_n) if config.every_n else ()
-        self.layers = nn.ModuleDict(
-            {
-                str(i): HybridLayer(c.hidden_size, c.num_attention_heads, c.num_key_value_heads, head_dim, config)
-                for i in indices
-            }
-        )
-        if config.keys_from_llm:
-            self._copy_keys(llm)
-        self.to(llm.device, llm.dtype)
-        llm.set_attn_implementation(ATTENTION)
-        if llm.config._attn_implementation != ATTENTION:
-            raise ValueError(f"{type(llm).__name__} does not take its attention from transformers' attention interface")
+    layers: nn.ModuleDict
 
     def indices(self) -> list[int]:
         """Numbers of the language model's layers that look at the film."""
@@ -195,10 +197,34 @@ class HybridDecoder(nn.Module):
         if any(group.weight is not None for group in groups):
             sizes = [g.tokens.shape[1] for g in groups]
             each = [math.log(g.weight / n) if g.weight is not None else 0.0 for g, n in zip(groups, sizes, strict=True)]
-            prior = torch.tensor(each, device=tokens.device).repeat_interleave(
-                torch.tensor(sizes, device=tokens.device)
-            )
+            device = groups[0].tokens.device
+            prior = torch.tensor(each, device=device).repeat_interleave(torch.tensor(sizes, device=device))
         return Visual(self, kv, {group.name: group.tokens.shape[1] for group in groups}, mask, prior=prior)
+
+
+class HybridDecoder(HybridLayers):
+    """The new parameters of all hybrid layers, beside a language model whose attention they join.
+
+    With `every_n` 0 there are none, and the language model runs as it is. Raises ValueError when it cannot take an attention function of ours.
+    """
+
+    def __init__(self, llm: PreTrainedModel, config: HybridConfig) -> None:
+        super().__init__()
+        c = llm.config
+        head_dim = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+        indices = range(0, c.num_hidden_layers, config.every_n) if config.every_n else ()
+        self.layers = nn.ModuleDict(
+            {
+                str(i): HybridLayer(c.hidden_size, c.num_attention_heads, c.num_key_value_heads, head_dim, config)
+                for i in indices
+            }
+        )
+        if config.keys_from_llm:
+            self._copy_keys(llm)
+        self.to(llm.device, llm.dtype)
+        llm.set_attn_implementation(ATTENTION)
+        if llm.config._attn_implementation != ATTENTION:
+            raise ValueError(f"{type(llm).__name__} does not take its attention from transformers' attention interface")
 
     @torch.no_grad()
     def _copy_keys(self, llm: PreTrainedModel) -> None:
@@ -245,28 +271,36 @@ def hybrid_attention(
     index: int = module.layer_idx  # type: ignore[assignment]
     if index not in visual.keys_values:
         return a, None
-    layer = visual.hybrid.layers[str(index)]
-    assert isinstance(layer, HybridLayer)
-    keys, values = visual.keys_values[index]
-    if keys.shape[0] != query.shape[0]:
-        raise RuntimeError(f"{query.shape[0]} sequences look at {keys.shape[0]} films: repeat the films for the beams")
     drop = dropout if module.training else 0.0
-    ctx, weights = grouped_film(query, keys, values, layer.head_dim**-0.5, visual.mask, drop, visual.prior)
-    mixed, gate = layer.mix(a, ctx.transpose(1, 2))  # (b, l, heads, k), (b, l, heads)
-    sees = _sees_film(visual, a)
-    if sees is not None:
-        mixed = torch.where(sees[..., None, None], mixed, a)
-        gate = gate * sees[..., None]
+    mixed, gate, weights = _look(index, query, a, visual, drop)
+    if visual.beside is not None and index in visual.beside.keys_values:
+        mixed = mixed + (_look(index, query, a, replace(visual.beside, text=visual.text), drop)[0] - a)
     if visual.trace is not None:
         strength = gate.float().abs()
         share = strength / strength.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-        share = torch.where(strength.sum(-1, keepdim=True) > 0, share, torch.full_like(share, 1 / layer.heads))
+        share = torch.where(strength.sum(-1, keepdim=True) > 0, share, torch.full_like(share, 1 / share.shape[-1]))
         seen = torch.einsum("blh,bhlv->blv", share, weights)  # differentiable: training may guide where sentences look
         groups = dict(zip(visual.sizes, seen.split(list(visual.sizes.values()), -1), strict=True))
         # a layer that is computed again, for its gradient, has been noted
         if all(looked.layer != index for looked in visual.trace):
             visual.trace.append(AttentionTrace(index, gate.float().mean(-1), groups))
     return mixed.to(a.dtype), None
+
+
+def _look(index: int, query: Tensor, a: Tensor, visual: Visual, drop: float) -> tuple[Tensor, Tensor, Tensor]:
+    """One look of layer `index`: what o_proj receives (b, l, heads, k), the gate (b, l, heads), the weights (b, heads, l, v)."""
+    layer = visual.hybrid.layers[str(index)]
+    assert isinstance(layer, HybridLayer)
+    keys, values = visual.keys_values[index]
+    if keys.shape[0] != query.shape[0]:
+        raise RuntimeError(f"{query.shape[0]} sequences look at {keys.shape[0]} films: repeat the films for the beams")
+    ctx, weights = grouped_film(query, keys, values, layer.head_dim**-0.5, visual.mask, drop, visual.prior)
+    mixed, gate = layer.mix(a, ctx.transpose(1, 2))
+    sees = _sees_film(visual, a)
+    if sees is not None:
+        mixed = torch.where(sees[..., None, None], mixed, a)
+        gate = gate * sees[..., None]
+    return mixed, gate, weights
 
 
 def grouped_self(

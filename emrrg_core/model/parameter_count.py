@@ -16,10 +16,14 @@ PARTS = {  # of a model, by the first word of a parameter's name
     "visual_encoder": "tower",
     "llama_proj": "projector",
     "layer_norm": "projector",
+    "llama_proj_impression": "projector",
+    "layer_norm_impression": "projector",
     "hybrid": "hybrid",
     "disease": "queries",
     "lungs": "queries",
     "finding_tokens": "finding tokens",
+    "memory": "associative memory",
+    "prior": "prior film",
     "llm": "LLM",
 }
 
@@ -27,7 +31,7 @@ PARTS = {  # of a model, by the first word of a parameter's name
 @dataclass(frozen=True)
 class Counts:
     """Parameters of one built model by part: tower, adapters, projector (with its norm), hybrid, queries (with the lung borders), finding
-    tokens, LLM, LLM LoRA. The calibration has no parameters: its numbers are fitted, not trained.
+    tokens, associative memory, prior film, LLM, LLM LoRA. The calibration has no parameters: its numbers are fitted, not trained.
 
     all        every part that the model has
     trainable  of these, what learns; a part where nothing does is left out

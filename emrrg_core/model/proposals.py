@@ -15,12 +15,14 @@ from transformers import PreTrainedTokenizerBase
 
 from emrrg_core.errors import CheckpointError
 from emrrg_core.model.finding_tokens import ABNORMAL, NAMES, SIDES, Finding, Presence
+from emrrg_core.text.changes import Change, resolved, with_change
 from emrrg_core.text.labeler import read_findings, sentences
 from emrrg_core.text.sections import FINDINGS, IMPRESSION, split
 
 FILE, SCHEMA = "phrases.json", "emrrg.phrases/1"
 WORDINGS = 3  # of a key that are kept, the most frequent
 BOTH = SIDES[3]
+_GONE = "resolved"
 
 
 class Proposer(Protocol):
@@ -32,16 +34,18 @@ class Proposer(Protocol):
 
 
 def keys(findings: Sequence[Finding]) -> dict[str, list[str]]:
-    """What each part of a draft speaks of, in its order, by section: every present finding a sentence, and at last what is denied, or the film as
-    a whole."""
+    """What each part of a draft speaks of, in its order, by section: every present finding a sentence, with its change since the prior film behind a
+    bar, every one that has resolved, and at last what is denied, or the film as a whole."""
     there = [f for f in findings if f.presence is Presence.PRESENT and f.name != ABNORMAL]
     absent = "+".join(f.name for f in findings if f.presence is Presence.ABSENT and f.name != ABNORMAL)
     whole = next((f.presence.value for f in findings if f.name == ABNORMAL), "")
     stated = ["/".join((f.name, f.side, f.zone, f.severity, "pneumonia"[: 9 * f.pneumonia])) for f in there]
+    stated = [f"{key}|{f.change}" if f.change else key for key, f in zip(stated, there, strict=True)]
+    gone = [f"{_GONE}/{f.name}/{f.earlier.side}" for f in findings if f.change is Change.RESOLVED and f.earlier]
     alone = "" if there else whole
     return {
-        "findings": [*stated, f"without {absent}/{alone}"],
-        "impression": stated or [f"whole/{alone}"],
+        "findings": [*stated, *gone, f"without {absent}/{alone}"],
+        "impression": [*stated, *gone] or [f"whole/{alone}"],
     }
 
 
@@ -111,7 +115,14 @@ class Phrasebook:
         return guess, True
 
     def _known(self, section: str, key: str) -> list[str]:
-        """The wordings of a key, then those of the same finding at other places, moved to its own."""
+        """The wordings of a key, then those of the same finding at other places, moved to its own. How a finding has changed is added in the words
+        that drafts are taught."""
+        if key.startswith(f"{_GONE}/"):
+            _, name, side = key.split("/")
+            return [resolved(name, side, section)]
+        key, _, change = key.partition("|")
+        if change:
+            return [with_change(wording, Change(change), section) for wording in self._known(section, key)]
         found = list(self.wordings.get(f"{section}: {key}", ()))
         name, *place = key.split("/")
         if len(place) == 4:

@@ -9,8 +9,9 @@ from typing import Any, Self
 import numpy as np
 
 from emrrg_core.errors import EmrrgError
-from emrrg_core.model.finding_tokens import NAMES, Finding, Presence
+from emrrg_core.model.finding_tokens import NAMES, Earlier, Finding, Presence
 from emrrg_core.model.writing import Token, Writing
+from emrrg_core.text.changes import Change
 from emrrg_core.text.labeler import LABELS, NO_FINDING, read_findings
 from emrrg_core.text.labeler import sentences as sentence_spans
 from emrrg_core.text.sections import compose as compose
@@ -77,6 +78,7 @@ class Draft:
     # what was read of every finding that is assessed, in the order of finding_tokens.NAMES; None: a checkpoint that reads none
     read: tuple[Finding, ...] | None = None
     ratio: float | None = None  # cardiothoracic ratio, by the lung borders that the tower sees
+    prior: tuple[FilmRecord, ...] = ()  # earlier films that it was compared with
 
     @property
     def not_assessed(self) -> tuple[str, ...]:
@@ -118,6 +120,7 @@ class Draft:
             "schema": SCHEMA,
             "notice": DISCLAIMER,
             "films": [dataclasses.asdict(film) for film in self.films],
+            "prior": [dataclasses.asdict(film) for film in self.prior],
             "findings": self.findings,
             "impression": self.impression,
             "sentences": rows,
@@ -147,7 +150,7 @@ class Draft:
         Everything comes back exactly but attention and maps, kept as float16: within 0.05 % of each weight above 6e-5, and 3e-8 below.
         """
         record = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "tokens"}
-        record |= {name: [dataclasses.asdict(row) for row in record[name]] for name in ("films", "sentences")}
+        record |= {name: [dataclasses.asdict(row) for row in record[name]] for name in ("films", "sentences", "prior")}
         record["read"] = None if self.read is None else [_without_maps(finding) for finding in self.read]
         tokens = [
             {n: v for n, v in vars(t).items() if n not in ("attention", "on_findings", "gates", "log_prob")}
@@ -184,21 +187,31 @@ class Draft:
                     for row, (log_prob, mine, patches, told) in zip(record["tokens"], behind, strict=True)
                 )
             values = {name: _frozen(value) for name, value in record.items() if name != "schema"}
-            films = tuple(FilmRecord(**_frozen_row(row)) for row in record["films"])
+            films, prior = (
+                tuple(FilmRecord(**_frozen_row(row)) for row in rows)
+                for rows in (record["films"], record.get("prior", ()))
+            )
             found = tuple(Sentence(**_frozen_row(row)) for row in record["sentences"])
             read = None
             if record["read"] is not None:
-                read = tuple(
-                    Finding(**row | {"presence": Presence(row["presence"]), "maps": tuple(mine)})
-                    for row, mine in zip(record["read"], maps, strict=True)
-                )
-            return cls(**values | {"tokens": tokens, "films": films, "sentences": found, "read": read})
+                read = tuple(_finding(row, mine) for row, mine in zip(record["read"], maps, strict=True))
+            return cls(**values | {"tokens": tokens, "films": films, "sentences": found, "read": read, "prior": prior})
         except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise EmrrgError(f"The kept draft cannot be read ({error}): draft the report anew.") from error
 
 
 def _without_maps(finding: Finding) -> dict[str, Any]:
-    return {f.name: getattr(finding, f.name) for f in dataclasses.fields(finding) if f.name != "maps"}
+    row = {f.name: getattr(finding, f.name) for f in dataclasses.fields(finding) if f.name != "maps"}
+    return row | {"earlier": None if finding.earlier is None else dataclasses.asdict(finding.earlier)}
+
+
+def _finding(row: dict[str, Any], maps: np.ndarray) -> Finding:
+    """From what `_without_maps` gave; drafts of before a prior film was read have no word of it."""
+    earlier = row.get("earlier")
+    if earlier is not None:
+        change = earlier["change"]
+        earlier = Earlier(**earlier | {"presence": Presence(earlier["presence"]), "change": change and Change(change)})
+    return Finding(**row | {"presence": Presence(row["presence"]), "maps": tuple(maps), "earlier": earlier})
 
 
 def _frozen(value: Any) -> Any:

@@ -53,8 +53,13 @@ def not_now(state: SessionState) -> str:
     return ""
 
 
-def draft_report(state: SessionState, beams: float, views: str, laterals: bool, context: Context) -> Iterator[Shown]:
-    """Draft, and show the words as they come. What the reader wrote or edited is never thrown away: it moves to "Your earlier text"."""
+def draft_report(
+    state: SessionState, beams: float, views: str, laterals: bool, compare: bool, context: Context
+) -> Iterator[Shown]:
+    """Draft, and show the words as they come. What the reader wrote or edited is never thrown away: it moves to "Your earlier text".
+
+    views: empty, and laterals: False, where the checkpoint's settings say. compare: with the prior films.
+    """
     if not state.wanted:  # it could not begin
         yield {}
         return
@@ -71,8 +76,10 @@ def draft_report(state: SessionState, beams: float, views: str, laterals: bool, 
         begun = True
         yield put_earlier_text_away(state, context)
         decoding = core().DecodeConfig(beams=int(beams))
-        study = core().StudyConfig.from_dict({"views": views, "laterals": laterals})
-        for latest in context.reporter.result().stream(state.films, decoding, study, stopped=lambda: state.stop):
+        reporter = context.reporter.result()
+        study = reporter.study(views or None, laterals or None)
+        prior = state.earlier_films if compare else []
+        for latest in reporter.stream(state.films, decoding, study, prior=prior, stopped=lambda: state.stop):
             if state.stop:
                 break
             if time.monotonic() - shown < SHOWN:

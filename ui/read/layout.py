@@ -34,6 +34,7 @@ class Parts:
     beams: gr.Slider
     views: gr.Radio
     laterals: gr.Checkbox
+    compare: gr.Checkbox
     status: gr.HTML
     looked: gr.HTML
     report: gr.HTML
@@ -95,18 +96,21 @@ def _report() -> dict[str, Any]:
     with gr.Accordion("Options", open=False):
         more = "1 is quickest; more weigh several wordings against each other."
         beams = gr.Slider(1, 4, 1, step=1, label="Beams", info=more)
-        one = "Averaged: each film by itself. Side by side: all as one picture, which this model has not learned."
-        views = gr.Radio(
-            [("Averaged", "average"), ("Side by side", "stitch")], value="average", label="Several films", info=one
-        )
-        why = "They are shown, and not read, because this model has not learned them."
+        one = "Averaged: each film by itself. Side by side: all as one picture. As trained: what the model has learned."
+        # the model may still be loading: what its settings say is not known here
+        ways = [("As trained", ""), ("Averaged", "average"), ("Side by side", "stitch")]
+        views = gr.Radio(ways, value="", label="Several films", info=one)
+        why = "Unless the model has learned them, they are shown and not read."
         laterals = gr.Checkbox(False, label="Read lateral films too", info=why)
+        since = "What has changed since may then be said, finding by finding. Off: the prior film is shown only."
+        compare = gr.Checkbox(True, label="Compare with the prior film", info=since)
     return {
         "write": write,
         "stop": stop,
         "beams": beams,
         "views": views,
         "laterals": laterals,
+        "compare": compare,
         "status": gr.HTML(say("The model is loading…", busy=True), elem_id="status"),
         "looked": gr.HTML("", elem_id="looked"),
         "report": gr.HTML(editor.html_of(None, None), elem_id="report", js_on_load=SCRIPT),
