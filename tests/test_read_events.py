@@ -214,7 +214,7 @@ def test_a_draft_streams_its_words_and_ends_as_an_unreviewed_report_that_is_kept
     state = SessionState()
     state.take(pictures[:1], first=1)
     screen.show(drafting.begin, state)
-    first, *middle, last = screen.steps(drafting.draft_report, state, 1, "average", False, True)
+    first, *middle, last = screen.steps(drafting.draft_report, state, 1, "average", False, True, "")
     assert first["kept_id"]
     assert first["earlier"]["visible"] == "hidden"
     assert any("Drafting…" in step["status"] and FINDINGS[0] in step["report"] for step in middle)
@@ -223,7 +223,7 @@ def test_a_draft_streams_its_words_and_ends_as_an_unreviewed_report_that_is_kept
     assert idle(last)
     assert not state.busy
     assert store.load(last["kept_id"]).report.findings == " ".join(FINDINGS)
-    assert screen.steps(drafting.draft_report, state, 1, "average", False, True) == [{}], (
+    assert screen.steps(drafting.draft_report, state, 1, "average", False, True, "") == [{}], (
         "nothing was asked for any more"
     )
 
@@ -233,7 +233,7 @@ def test_stop_keeps_what_was_written_so_far(screen: Screen, model: Model, pictur
     state.take(pictures[:1], first=1)
     screen.show(drafting.begin, state)
     model.meanwhile = state.halt
-    last = screen.steps(drafting.draft_report, state, 1, "average", False, True)[-1]
+    last = screen.steps(drafting.draft_report, state, 1, "average", False, True, "")[-1]
     assert "Stopped. What was written so far is kept." in last["status"]
     assert model.stopped
     assert idle(last)
@@ -251,7 +251,7 @@ def test_films_are_put_together_as_the_checkpoint_says_unless_the_reader_chooses
     state = SessionState()
     state.take(pictures[:2], first=1)
     screen.show(drafting.begin, state)
-    screen.show(drafting.draft_report, state, 1, *chosen, True)
+    screen.show(drafting.draft_report, state, 1, *chosen, True, "")
     assert model.asked == [asked, "as asked"]
 
 
@@ -266,7 +266,7 @@ def test_a_draft_that_fails_says_so_and_never_leaves_the_screen_locked(
     bug = isinstance(error, RuntimeError)
     steps = []
     with pytest.raises(RuntimeError, match="a bug") if bug else nullcontext():  # a bug goes on to the server's console
-        for step in drafting.draft_report(state, 1, "average", False, True, screen.context):
+        for step in drafting.draft_report(state, 1, "average", False, True, "", screen.context):
             steps.append(step)
     expected = "the server&#x27;s console says more" if bug else "The disk is full."
     assert expected in steps[-1]["status"]
@@ -281,7 +281,7 @@ def test_a_film_that_the_model_refuses_leaves_the_former_report_and_offers_to_us
     state.report = state.report.edit(0, OWN)
     screen.show(drafting.begin, state)
     model.refused = FilmError("This does not look like a chest film.", rule="looks", overridable=True)
-    shown = screen.show(drafting.draft_report, state, 1, "average", False, True)
+    shown = screen.show(drafting.draft_report, state, 1, "average", False, True, "")
     assert "Not drafted: a film was refused" in shown["status"]
     assert 'data-action="use"' in shown["notice"]
     assert state.report.lines[0].text == OWN
@@ -292,7 +292,7 @@ def test_a_film_that_the_model_refuses_leaves_the_former_report_and_offers_to_us
 def test_what_the_reader_wrote_moves_to_the_earlier_text_when_drafted_anew(screen: Screen, state: SessionState) -> None:
     state.report = state.report.edit(0, OWN)
     screen.show(drafting.begin, state)
-    shown = screen.show(drafting.draft_report, state, 1, "average", False, True)
+    shown = screen.show(drafting.draft_report, state, 1, "average", False, True, "")
     assert shown["earlier"]["visible"] is True
     assert shown["earlier"]["value"].startswith(f"Findings: {OWN}")
     assert "granuloma" not in shown["report"]
@@ -525,7 +525,7 @@ def with_draft(screen: Screen, pictures: list[Path]) -> SessionState:
     state = SessionState()
     state.take(pictures[:1], first=1)
     screen.show(drafting.begin, state)
-    screen.show(drafting.draft_report, state, 1, "average", False, True)
+    screen.show(drafting.draft_report, state, 1, "average", False, True, "")
     return state
 
 

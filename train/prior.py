@@ -185,17 +185,22 @@ def fit(reader: ChangeReader, learn: tuple[Tensor, Tensor], develop: tuple[Tenso
     reader.requires_grad_(True)
     optimizer = torch.optim.AdamW(reader.layers.parameters(), lr=3e-3, weight_decay=0.05)
     best, kept = float("inf"), reader.state_dict()
-    for _ in range(steps):
-        noisy = found + 0.1 * reader.spread * torch.randn_like(found)
-        loss = F.cross_entropy(reader(noisy), target, label_smoothing=0.05)
+    for step in range(steps):
+        rows = torch.randint(len(found), (min(512, len(found)),))
+        noisy = found[rows] + 0.1 * reader.spread * torch.randn(len(rows), found.shape[1])
+        loss = F.cross_entropy(reader.train()(noisy), target[rows], label_smoothing=0.05)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        if step % 10:
+            continue
+        reader.eval()
         with torch.no_grad():
             held = float(F.cross_entropy(reader(develop[0]), develop[1]))
         if held < best:
             best, kept = held, {name: value.clone() for name, value in reader.state_dict().items()}
     reader.load_state_dict(kept)
+    reader.eval()
     with torch.no_grad():
         sure, said = reader(develop[0]).softmax(-1).max(-1)
     right = (said == develop[1]).float()
@@ -228,14 +233,19 @@ class Lessons:
 
     def loss(self, part: Part) -> tuple[Tensor, Numbers]:
         rng = np.random.default_rng([self._run.seed, part.step])
+        changed = False
         chosen = rng.integers(len(self._films.tokens), size=self._run.batch)
         seen = self._films.select(torch.tensor(part.of(chosen.tolist())))
         read = select_findings(seen, self._model.calibration)
         findings, told = [], []
         for mine in read:
             own = made_up(self._assessed, rng, self._deniable) if rng.random() < 0.85 else mine
-            # without a prior film nothing here is seen, and nothing can be learned
             own = with_prior(own, rng)
+            while not changed and not any(
+                f.change for f in own
+            ):  # without any, nothing is seen, and nothing can be learned
+                own = with_prior(made_up(self._assessed, rng, self._deniable), rng)
+            changed = True
             findings.append(own)
             told.append(tell(own, rng))
         rows = [self._encoded(*text) for text in told]

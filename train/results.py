@@ -1,6 +1,7 @@
 """Tables for people from the card that train.evaluate --json wrote, and from the results of train.ablation.
 
-python -m train.results docs/results/small.json --ablation docs/results/ablation > docs/results.md
+python -m train.results docs/results/small.json --compare docs/results/compare.json --prior docs/results/prior.json \\
+    --ablation docs/results/ablation > docs/results.md
 python -m train.results docs/results/small.json --into MODEL_CARD.md --brief-into README.md   # a summary, between their two marks
 python -m train.results docs/results/small.json --reliability docs/reliability.svg   # how often what is given a probability is there
 """
@@ -15,7 +16,8 @@ from typing import Any
 
 from emrrg_core.errors import ConfigError
 from emrrg_core.model.partial_lora import DESIGNS
-from train import ablation
+from emrrg_core.text.changes import Change
+from train import ablation, compare
 
 MARKS = ("<!-- results -->", "<!-- /results -->")
 FEW = 20  # films of a source, before it has a row on the page
@@ -299,6 +301,50 @@ differs.{further}
 {tables(card)}"""
 
 
+def ways_page(card: Mapping[str, Any]) -> str:
+    """Ways to write a report, side by side (train.compare)."""
+    return f"""## Ways to write a report
+
+The sister methods and the baselines at one small budget, on the same films (docs/training.md has the commands). But for EMRRG, whose finding tokens
+are told in sentences of ours, all learned report texts that agree with a film's labels, 1,600 films each.
+
+{compare.table(card)}"""
+
+
+def prior_page(card: Mapping[str, Any]) -> str:
+    """What is told of change with a prior film (train.prior --score)."""
+    drawn = card["drawn"]
+    lines = ["| change | told | right, where told |", "|---|---|---|"]
+    for change in Change:
+        lines.append(f"| {change} | {cell(drawn[f'told_{change}'])} | {cell(drawn[f'right_{change}'])} |")
+    lines.append(f"| **all** | {cell(drawn['told'])} | **{cell(drawn['right'])}** |")
+    rows = ["| changed | the same changes told | the other pair's | none |", "|---|---|---|---|"]
+    titles = {
+        "prior_other": "another pair's prior film",
+        "prior_withheld": "no prior film",
+        "gates_zero": "all gates shut",
+    }
+    for name, row in drawn["paths"].items():
+        rows.append(f"| {titles[name]} | {' | '.join(plain(row[score]) for score in ('kept', 'of_other', 'none'))} |")
+    count = next(iter(drawn["paths"].values()))["kept"]["n"] if drawn["paths"] else 0
+    table_ = "\n".join(lines)
+    paths = "\n".join(rows)
+    return f"""## With a prior film
+
+{card["pairs"]} drawn pairs of validation films, in which it is known how one finding has changed (`train/prior.py`). No film here says how a real one
+has. In {plain(drawn["read"])} of the pairs the drawn finding is read at all; of these, {plain(drawn["told_of_read"])} have a change that is told.
+
+{table_}
+
+- Drafts that tell exactly the changes of their tokens: {cell(drawn["follows"])}
+- Drafts of two normal films of one patient, with no drawing, that call something new, larger, smaller or resolved: {cell(card["still"])}
+- Drafts without a prior film that have a word of change: {cell(card["unpaired"])}
+
+The {count} drafts that tell a change, written again:
+
+{paths}"""
+
+
 def ablation_page(results: Mapping[tuple[str, int], ablation.Result]) -> str:
     """The rows of the ablation beside the paper's, and what agrees. train.ablation --report prints all scores."""
     settings = next(iter(results.values()))["settings"]
@@ -471,6 +517,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--ablation", type=Path, help="folder of train.ablation, whose rows then follow those of the card"
     )
+    parser.add_argument("--compare", type=Path, help="card of train.compare, whose table then follows")
+    parser.add_argument("--prior", type=Path, help="card of train.prior --score, whose table then follows")
     parser.add_argument("--reliability", type=Path, help="where to draw the reliability diagram, as SVG")
     parser.add_argument("--into", type=Path, nargs="+", default=[], help="pages to put the summary into")
     parser.add_argument("--brief-into", type=Path, nargs="+", default=[], help="pages to put the shortest summary into")
@@ -480,6 +528,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.reliability.write_text(reliability(card))
     elif not (args.into or args.brief_into):
         print(page(card))
+        if args.compare:
+            print(f"\n{ways_page(json.loads(args.compare.read_text()))}")
+        if args.prior:
+            print(f"\n{prior_page(json.loads(args.prior.read_text()))}")
         if args.ablation:
             print(f"\n{ablation_page(ablation.read_results(args.ablation))}")
     for paths, words in ((args.into, summary), (args.brief_into, brief)):

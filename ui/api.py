@@ -56,15 +56,17 @@ class Endpoints:
         views: Literal["average", "stitch"] | None = None,
         laterals: bool | None = None,
         prior: list[gr.FileData] | None = None,
+        sections: Literal["joint", "separate"] | None = None,
     ) -> dict[str, Any]:
-        """Draft a report on the one to four films of one study. views, laterals: None where the checkpoint's settings say. prior: films of an
-        earlier study, with which it is compared."""
+        """Draft a report on the one to four films of one study. views, laterals, sections: None where the checkpoint's settings say. prior:
+        films of an earlier study, with which it is compared."""
         asked = {
             "beams": beams,
             "max_new_tokens": max_new_tokens,
             "length_penalty": length_penalty,
             "repetition_penalty": repetition_penalty,
             "seed": seed,
+            "sections": sections,
         }
         decoding = core().DecodeConfig.from_dict(asked)
         if decoding.max_new_tokens > MOST_TOKENS:

@@ -296,7 +296,7 @@ class Emrrg(nn.Module):
         rows = codes(told).to(film.patches.device)
         tokens = self.finding_tokens(rows).to(film.patches.dtype)
         film = replace(film, finding_tokens=tokens, assessed=rows[..., 0] > 0)
-        if self.prior is None or not any(finding.earlier for mine in told for finding in mine):
+        if self.prior is None or not any(finding.change for mine in told for finding in mine):
             return film
         earlier, shown = self.prior.tokens(told)
         return replace(film, prior_tokens=earlier.to(film.patches.dtype), prior_read=shown)

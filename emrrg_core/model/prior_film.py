@@ -6,7 +6,7 @@ Both films go through the tower, and both are read by the same thresholds. Of th
 changed, from numbers about one finding in both films: its logit, how wide it is, how strongly the patches speak for it. A change is told only from a
 probability on, and only where it agrees with what was read: what is new was not read as present before, what has resolved may be denied now.
 
-Every finding of the prior film is a token of its own: what it is, whether it was there, on which side, and how it has changed. The language model
+Every finding whose change is told is a token of its own: what it is, whether it was there, on which side, and how it has changed. The language model
 sees these tokens through hybrid layers of their own, beside the film's: keys, values and gates that learn after all else has. So a draft without a
 prior film is what it would be without all this, and one with a prior film differs by these layers alone. Through the film's own gates hardly any
 change was told: they open where a finding is named, not where its change is (docs/experiments.md 33). The prior film's patches are not among the
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Self
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -38,8 +39,10 @@ from emrrg_core.text.labeler import LABELS
 FILE, SCHEMA = "prior.safetensors", "emrrg.prior/1"
 COMPARED = ("opacity", "nodule", "effusion")  # findings that can be drawn smaller and larger, so that change is known
 CHANGES = tuple(Change)
+_RANKS = (0, 2, 4, 8, 16, 32)  # of a film's patches, the strongest first, that tell how a finding fades out
+_WINDOW = 5  # patches along a side, of the place that is compared
 _OF_ONE = 5  # numbers about a finding in one film
-NUMBERS = 3 * _OF_ONE + 1 + len(COMPARED)
+NUMBERS = 3 * _OF_ONE + 1 + len(COMPARED) + 2 * (len(_RANKS) + 2) + 1
 _NOW = (Change.NEW, Change.LARGER, Change.SMALLER, Change.UNCHANGED)  # of what is there now
 POSSIBLE = {  # by what was read in the prior film, of what is there now
     Presence.PRESENT: (Change.LARGER, Change.SMALLER, Change.UNCHANGED),
@@ -53,9 +56,29 @@ def numbers(now: Seen, before: Seen, calibration: Calibration) -> Tensor:
     rows = torch.tensor([LABELS.index(NAMES[name]) for name in COMPARED], device=now.logits.device)
     here, there = (_of_one(seen, calibration, rows) for seen in (now, before))
     map_now, map_before = (seen.evidence[:, rows].float().sigmoid() for seen in (now, before))
-    alike = torch.nn.functional.cosine_similarity(map_now, map_before, dim=-1)[..., None]
+    alike = F.cosine_similarity(map_now, map_before, dim=-1)[..., None]
     which = torch.eye(len(COMPARED), device=here.device).expand(len(here), -1, -1)
-    return torch.cat([here, there, here - there, alike, which], -1)
+    evidence_now, evidence_before = (seen.evidence[:, rows].float() for seen in (now, before))
+    return torch.cat([here, there, here - there, alike, which, shapes(evidence_now, evidence_before)], -1)
+
+
+def shapes(now: Tensor, before: Tensor) -> Tensor:
+    """How large a finding is in both films, by every patch's own logit (…, g²) each: (…, 2 · (len(_RANKS) + 2) + 1).
+
+    The strongest patches by their rank; the sum of probabilities in a window where both films together show most, and where each shows most; and how
+    far the last two differ.
+    """
+    maps = [logits.sigmoid() for logits in (now, before)]
+    grid = round(now.shape[-1] ** 0.5)
+    ranks = [min(rank, now.shape[-1] - 1) for rank in _RANKS]
+    strongest = [each.sort(-1, descending=True).values[..., ranks].logit(1e-4) for each in maps]
+    planes = [each.reshape(-1, 1, grid, grid) for each in maps]
+    kernel = torch.ones(1, 1, _WINDOW, _WINDOW, device=now.device)
+    sums = [F.conv2d(plane, kernel, padding=_WINDOW // 2).view(now.shape) for plane in planes]
+    place = (sums[0] + sums[1]).argmax(-1, keepdim=True)
+    at_place = [each.gather(-1, place).log1p() for each in sums]
+    most = [each.amax(-1, keepdim=True).log1p() for each in sums]
+    return torch.cat([*strongest, *at_place, *most, most[0] - most[1]], -1)
 
 
 def _of_one(seen: Seen, calibration: Calibration, rows: Tensor) -> Tensor:
@@ -83,7 +106,12 @@ class ChangeReader(nn.Module):
         self.register_buffer("spread", torch.ones(NUMBERS))
         self.register_buffer("least", torch.tensor(0.5))
         self.layers = nn.Sequential(
-            nn.Linear(NUMBERS, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, len(CHANGES))
+            nn.Linear(NUMBERS, hidden),
+            nn.GELU(),
+            nn.Dropout(0.2),
+            nn.Linear(hidden, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, len(CHANGES)),
         )
 
     def forward(self, found: Tensor) -> Tensor:
@@ -99,7 +127,7 @@ class PriorFilm(HybridLayers):
         """hybrid, config: of the film's hybrid layers."""
         super().__init__()
         self.reader = ChangeReader()
-        sizes = (1 + len(NAMES), len(Presence), len(SIDES), 1 + len(CHANGES))
+        sizes = (1 + len(NAMES), len(Presence), len(SIDES), len(CHANGES))
         self.tables = nn.ModuleList(nn.Embedding(size, width) for size in sizes)
         self.layers = nn.ModuleDict()
         for i, layer in hybrid.items():
@@ -115,7 +143,7 @@ class PriorFilm(HybridLayers):
             nn.init.ones_(own.gate_proj.bias)  # open everywhere alike: where to look is to be learned
             if own.gate.has_warmup:
                 own.warm_up_gate.fill_(0.5)
-        words = [",", *(f" {change}" for change in CHANGES)]
+        words = [f" {change}" for change in CHANGES]
         for n, table in enumerate(self.tables):
             assert isinstance(table, nn.Embedding)
             if n < 3:
@@ -129,13 +157,13 @@ class PriorFilm(HybridLayers):
         first.weight += embedding_of(" earlier")
 
     def tokens(self, findings: Sequence[Sequence[Finding]]) -> tuple[Tensor, Tensor]:
-        """(b, s, h), and (b, s) bool: which are to be seen. Of studies without a prior film none is."""
+        """(b, s, h), and (b, s) bool: which are to be seen, those whose change is told. Of studies without a prior film none is."""
         device = next(self.parameters()).device
         codes = torch.zeros(len(findings), len(NAMES), 4, dtype=torch.long)
         places = {name: i for i, name in enumerate(NAMES)}
         for row, mine in enumerate(findings):
             for finding in mine:
-                if finding.earlier is not None:
+                if finding.earlier is not None and finding.change is not None:
                     codes[row, places[finding.name]] = torch.tensor(_code(finding.name, finding.earlier))
         codes = codes.to(device)
         parts = [table(codes[..., i]) for i, table in enumerate(self.tables)]
@@ -213,8 +241,9 @@ def fingerprint(directory: Path) -> str:
 
 
 def _code(name: str, earlier: Earlier) -> tuple[int, int, int, int]:
-    """The name 0 is no token, the change 0 none."""
-    change = 0 if earlier.change is None else 1 + CHANGES.index(earlier.change)
+    """The name 0 is no token."""
+    assert earlier.change is not None
+    change = CHANGES.index(earlier.change)
     return 1 + list(NAMES).index(name), list(Presence).index(earlier.presence), SIDES.index(earlier.side), change
 
 

@@ -54,11 +54,11 @@ def not_now(state: SessionState) -> str:
 
 
 def draft_report(
-    state: SessionState, beams: float, views: str, laterals: bool, compare: bool, context: Context
+    state: SessionState, beams: float, views: str, laterals: bool, compare: bool, sections: str, context: Context
 ) -> Iterator[Shown]:
     """Draft, and show the words as they come. What the reader wrote or edited is never thrown away: it moves to "Your earlier text".
 
-    views: empty, and laterals: False, where the checkpoint's settings say. compare: with the prior films.
+    views, sections: empty, and laterals: False, where the checkpoint's settings say. compare: with the prior films.
     """
     if not state.wanted:  # it could not begin
         yield {}
@@ -75,7 +75,7 @@ def draft_report(
             return
         begun = True
         yield put_earlier_text_away(state, context)
-        decoding = core().DecodeConfig(beams=int(beams))
+        decoding = core().DecodeConfig.from_dict({"beams": int(beams), "sections": sections or None})
         reporter = context.reporter.result()
         study = reporter.study(views or None, laterals or None)
         prior = state.earlier_films if compare else []

@@ -35,6 +35,7 @@ class Parts:
     views: gr.Radio
     laterals: gr.Checkbox
     compare: gr.Checkbox
+    sections: gr.Radio
     status: gr.HTML
     looked: gr.HTML
     report: gr.HTML
@@ -102,6 +103,9 @@ def _report() -> dict[str, Any]:
         views = gr.Radio(ways, value="", label="Several films", info=one)
         why = "Unless the model has learned them, they are shown and not read."
         laterals = gr.Checkbox(False, label="Read lateral films too", info=why)
+        parts = "One after the other: the Impression is written anew, from the Findings as they stand."
+        choices = [("As trained", ""), ("In one go", "joint"), ("One after the other", "separate")]
+        sections = gr.Radio(choices, value="", label="Findings and Impression", info=parts)
         since = "What has changed since may then be said, finding by finding. Off: the prior film is shown only."
         compare = gr.Checkbox(True, label="Compare with the prior film", info=since)
     return {
@@ -111,6 +115,7 @@ def _report() -> dict[str, Any]:
         "views": views,
         "laterals": laterals,
         "compare": compare,
+        "sections": sections,
         "status": gr.HTML(say("The model is loading…", busy=True), elem_id="status"),
         "looked": gr.HTML("", elem_id="looked"),
         "report": gr.HTML(editor.html_of(None, None), elem_id="report", js_on_load=SCRIPT),

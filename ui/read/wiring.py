@@ -69,7 +69,7 @@ def _drafting(parts: Parts, handlers: Handlers) -> None:
     cleared = ("status", "looked", "report", "reading", "near", "words", *shown.BUTTONS, *shown.EVIDENCE)
     parts.write.click(of(drafting.begin), parts.state, components("state", *shown.FILMS, *cleared), **_HIDDEN).then(
         of(drafting.draft_report),
-        [parts.state, parts.beams, parts.views, parts.laterals, parts.compare],
+        [parts.state, parts.beams, parts.views, parts.laterals, parts.compare, parts.sections],
         components("state", "status", *shown.FILMS, *shown.REPORT, *shown.BUTTONS),
         **_MODEL,
     ).then(of(drafting.measure_dependence), parts.state, components("looked", "kept_id", "notice"), **_MODEL)

@@ -1,0 +1,186 @@
+"""One card of several ways to write a report, on the same films: what their drafts say, how much of each learned, how long a draft takes.
+
+    python -m train.compare --films FILMS.jsonl --reports REPORTS.jsonl --json \\
+        "EMRRG=assets/checkpoints/small" "projector alone=runs/projector/checkpoint" "AM-MRG=runs/am_mrg/checkpoint" \\
+        > docs/results/compare.json
+
+The first model's tower also finds the nearest training film, whose report is one of the baselines that need no training; another says the same of every
+film (train/evaluate.py). Films are spread evenly over sources, normal and abnormal. Every model drafts greedily, without guesses, in batches; where a
+checkpoint sees finding tokens, they are those that it reads. `seconds` is of one film alone, from pixels to the end of the text, the median of a few,
+all models in this one run and on the same films; `times` is that over the first model's.
+
+`paths` of a model with disease tokens: what its drafts lose without its memory, with another film's memory, or disease tokens (train/paths.py).
+Intervals are bootstrap 95 % over films. `train.results --compare` makes the table.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from emrrg_core.config import DecodeConfig
+from emrrg_core.data.studies import Study, read_reports, read_studies
+from emrrg_core.errors import ConfigError, DataError
+from emrrg_core.model import checkpoint
+from emrrg_core.model.emrrg import Emrrg
+from emrrg_core.model.generation import write
+from emrrg_core.model.parameter_count import count
+from train.evaluate import Judge, _fast, baselines, cleaning_of, load_films, summarise_texts, text_columns
+from train.paths import paths, spread
+
+SCHEMA = "emrrg.compare/1"
+COLUMNS = {
+    "normal_balanced_accuracy": "normal/abnormal",
+    "label_micro_f1": "micro-F1",
+    "label_macro_f1": "macro-F1",
+    "prior_words": "words of a prior",
+}
+UNTRAINED = {"nearest": "report of the nearest film", "constant": "the same report always"}
+TIMED = 5  # films
+_PATHS = ("own", "gates_zero", "disease_other", "memory_other", "memory_off")
+
+
+def seconds_of(model: Emrrg, films: Sequence[np.ndarray]) -> float:
+    """Median seconds of one draft alone, without guesses. films: (3, s, s) each."""
+    found = []
+    for film in films:
+        begun = time.perf_counter()
+        with _fast():
+            seen = model.encode(torch.from_numpy(film)[None, None])
+            write(model, seen, DecodeConfig())
+        found.append(time.perf_counter() - begun)
+    return float(np.median(found))
+
+
+def drafts_of(model: Emrrg, name: str, studies: Sequence[Study], redrafts: int, seed: int) -> dict[str, Any]:
+    """A model's texts, and what is told of it beside them."""
+    judge = Judge(model)
+    films = load_films(studies, model.config.vision.image_size)
+    film = judge.see(films)
+    drafts = judge.write(film, seed, progress=name)
+    found: dict[str, Any] = {"texts": [d.text for d in drafts], "seconds": seconds_of(model, films[:TIMED])}
+    if film.disease is not None:
+        rows = paths(judge, studies, film, drafts, range(len(studies)), redrafts, seed)
+        found["paths"] = {change: rows[change] for change in _PATHS if change in rows}
+    return found
+
+
+def compare(
+    models: Mapping[str, Path], studies: Sequence[Study], args: argparse.Namespace, language_model: str | None
+) -> dict[str, Any]:
+    """The card."""
+    reports, rows, untrained = (
+        read_reports(args.reports, "train"),
+        dict[str, dict[str, Any]](),
+        dict[str, dict[str, Any]](),
+    )
+    tokenizer: Any = None
+    for name, folder in models.items():
+        model, _ = checkpoint.load(folder, language_model=language_model)
+        tokenizer = tokenizer or model.tokenizer
+        found = drafts_of(model, name, studies, args.paths, args.seed)
+        counts = count(model, model.learns)
+        rows[name] = {**found, "trainable": counts.learned, "checkpoint": checkpoint.fingerprint(folder)}
+        if len(rows) == 1:
+            judge = Judge(model)
+            film = judge.see(load_films(studies, model.config.vision.image_size))
+            learn = [s for path in args.films for s in read_studies(path, "train")]
+            texts = baselines(judge, studies, film, learn, reports, neighbours=args.neighbours, seed=args.seed)
+            untrained = {title: {"texts": texts[key]} for key, title in UNTRAINED.items() if key in texts}
+    rows |= untrained
+    every = np.arange(len(studies))
+    for row in rows.values():
+        columns = text_columns(row.pop("texts"), studies)
+        row["scores"] = summarise_texts(columns, studies, every, tokenizer, cleaning_of(studies))
+    return {"schema": SCHEMA, "split": args.split, "films": len(studies), "seed": args.seed, "rows": rows}
+
+
+def table(card: Mapping[str, Any]) -> str:
+    """In Markdown."""
+    first = next(iter(card["rows"].values()))
+    heads = ["way", *COLUMNS.values(), "parameters that learned", "a draft"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for name, row in card["rows"].items():
+        cells = [_cell(row["scores"][score]) for score in COLUMNS]
+        learned = f"{row['trainable']:,}" if "trainable" in row else "0"
+        times = f"{row['seconds'] / first['seconds']:.1f} ×" if "seconds" in row else "–"
+        lines.append(f"| {name} | {' | '.join(cells)} | {learned} | {times} |")
+    said = [
+        f"{card['films']} films of {card['split']}. Drafts are not guessed here, so each costs more than in the app."
+    ]
+    for name, row in card["rows"].items():
+        if "paths" in row:
+            said.append(_paths(name, row["paths"]))
+    return "\n".join(lines) + "\n\n" + "\n\n".join(said)
+
+
+def _paths(name: str, rows: Mapping[str, Any]) -> str:
+    titles = {
+        "own": "nothing",
+        "gates_zero": "all gates shut",
+        "disease_other": "disease tokens: another film's",
+        "memory_other": "memory: asked by another film",
+        "memory_off": "memory: off",
+    }
+    lines = [f"Which path carries *{name}*:", ""]
+    lines += ["| changed | labels kept | labels of the other film | nats a token lost |", "|---|---|---|---|"]
+    for change, row in rows.items():
+        cells = [f"{row[score]['value']:.2f}" for score in ("labels_kept", "labels_of_other", "nats")]
+        lines.append(f"| {titles[change]} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(score: Mapping[str, Any]) -> str:
+    if score["value"] is None:
+        return "–"
+    return f"{score['value']:.2f} ({score['low']:.2f}–{score['high']:.2f})"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    torch.set_num_threads(args.threads)
+    models = dict(_named(text) for text in args.models)
+    if not models or not args.films or not args.reports:
+        raise ConfigError("Name the films, the report texts, and at least one model as NAME=FOLDER.")
+    held = [s for path in args.films for s in read_studies(path, args.split)]
+    if not held:
+        raise DataError(f"There are no films of the split {args.split!r}.")
+    studies = [held[i] for i in spread(held, range(len(held)), args.count)]
+    card = compare(models, studies, args, args.language_model)
+    print(json.dumps(card, indent=1) if args.json else table(card))
+    return 0
+
+
+def _named(text: str) -> tuple[str, Path]:
+    name, found, folder = text.partition("=")
+    if not found or not name or not folder:
+        raise ConfigError(f"A model is named as NAME=FOLDER, not {text!r}.")
+    return name, Path(folder)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", metavar="NAME=FOLDER", help="checkpoints; the first finds nearest films")
+    parser.add_argument("--films", type=Path, nargs="+", default=[])
+    parser.add_argument("--reports", type=Path, help="report texts of the training split")
+    parser.add_argument("--split", default="val")
+    parser.add_argument("--count", type=int, default=320, help="films at most")
+    parser.add_argument("--paths", type=int, default=80, help="films whose drafts are written again")
+    parser.add_argument(
+        "--neighbours", type=int, default=600, help="training films among which the nearest is looked for"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true", help="print the card instead of the table")
+    parser.add_argument("--language-model", default=None)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
