@@ -4,10 +4,10 @@
         "EMRRG=assets/checkpoints/small" "projector alone=runs/projector/checkpoint" "AM-MRG=runs/am_mrg/checkpoint" \\
         > docs/results/compare.json
 
-The first model's tower also finds the nearest training film, whose report is one of the baselines that need no training; another says the same of every
-film (train/evaluate.py). Films are spread evenly over sources, normal and abnormal. Every model drafts greedily, without guesses, in batches; where a
-checkpoint sees finding tokens, they are those that it reads. `seconds` is of one film alone, from pixels to the end of the text, the median of a few,
-all models in this one run and on the same films; `times` is that over the first model's.
+The first model's tower also finds the nearest training film, whose report is one of the baselines that need no training; another says the same of
+every film (train/evaluate.py). Films are spread evenly over sources, normal and abnormal. Every model drafts greedily, without guesses, in batches;
+where a checkpoint sees finding tokens, they are those that it reads. `seconds` is of one film alone, from pixels to the end of the text, the median
+of a few, all models in this one run and on the same films.
 
 `paths` of a model with disease tokens: what its drafts lose without its memory, with another film's memory, or disease tokens (train/paths.py).
 Intervals are bootstrap 95 % over films. `train.results --compare` makes the table.

@@ -18,6 +18,7 @@ Scores (--score), of drawn pairs of `val`, with bootstrap 95 % intervals over pa
     read            share of pairs in which the drawn finding was read in the film that has it
     follows         share of drafts that tell exactly the changes of their tokens
     paths           the same drafts under another pair's prior film, without any, and with all gates shut: share that tell the same changes
+    real            see `real_pairs`; of `val` and development films
     still           of two films of one patient, share of drafts that call anything new, larger, smaller or resolved, for films that both are
                     labelled normal; `unpaired` the words of change in drafts without a prior film
 """
@@ -386,6 +387,33 @@ def still_pairs(studies: Sequence[Study], cache: FilmCache) -> list[Pair]:
     return [Pair(cache[a].astype(np.float32), cache[b].astype(np.float32), None, None) for a, b in two.values()]
 
 
+def real_pairs(model: Emrrg, studies: Sequence[Study], cache: FilmCache) -> dict[str, dict[str, int]]:
+    """Two films of one patient whose labels of a finding are both known, in both orders: how often the finding is read as new, resolved, or as no
+    change of these, by what the labels say. From what is read, not from drafts. The labels are those of the films, many of them text-mined."""
+    by_patient: dict[str, list[Study]] = {}
+    for study in studies:
+        by_patient.setdefault(study.patient, []).append(study)
+    pairs = [(a, b) for films in by_patient.values() for a in films[:4] for b in films[:4] if a is not b]
+    counts: dict[str, dict[str, int]] = {}
+    for i in range(0, len(pairs), 32):
+        some = pairs[i : i + 32]
+        films = [(cache[a].astype(np.float32), cache[b].astype(np.float32)) for a, b in some]
+        now, before = seen_pairs(model, [Pair(*both, None, None) for both in films])
+        for (a, b), findings in zip(some, model.compare(now, before), strict=True):
+            for finding in findings:
+                known = (b.labels.get(finding.label), a.labels.get(finding.label))
+                if finding.name not in COMPARED or None in known:
+                    continue
+                labelled = {(0, 1): "new", (1, 0): "resolved", (1, 1): "present in both", (0, 0): "absent in both"}[
+                    known
+                ]
+                told = finding.change if finding.change in (Change.NEW, Change.RESOLVED) else "neither"
+                row = counts.setdefault(labelled, {"pairs": 0, "new": 0, "resolved": 0, "neither": 0})
+                row["pairs"] += 1
+                row[str(told)] += 1
+    return counts
+
+
 def unpaired(model: Emrrg, studies: Sequence[Study], cache: FilmCache, book: Phrasebook | None) -> dict[str, Any]:
     """Share of drafts without a prior film that have a word of change."""
     texts: list[str] = []
@@ -442,6 +470,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     card: dict[str, Any] = {"schema": "emrrg.prior-card/1", "checkpoint": checkpoint.fingerprint(args.checkpoint)}
     card |= {"pairs": len(drawn.pairs), "drawn": scores(model, drawn, book)}
     card["still"] = _still(draft_pairs(model, still_pairs(held, cache), book))
+    _, develop = development([s for s in studies if s.split == "train"])
+    card["real"] = real_pairs(model, [*held, *develop], cache)
     card["unpaired"] = unpaired(model, held, cache, book)
     print(json.dumps(card, indent=1) if args.json else _lines(card))
 
@@ -452,6 +482,7 @@ def _still(drafted: Drafted) -> dict[str, Any]:
 
 
 def _lines(card: dict[str, Any]) -> str:
+    print(json.dumps(card["real"]), file=sys.stderr)
     rows = {**card["drawn"], "still": card["still"], "unpaired": card["unpaired"]}
     rows |= {f"{n} {k}": v for n, row in rows.pop("paths").items() for k, v in row.items()}
     return "\n".join(f"{name}: {s['value']} ({s['low']}–{s['high']}; n {s['n']})" for name, s in rows.items())
