@@ -401,12 +401,10 @@ def real_pairs(model: Emrrg, studies: Sequence[Study], cache: FilmCache) -> dict
         now, before = seen_pairs(model, [Pair(*both, None, None) for both in films])
         for (a, b), findings in zip(some, model.compare(now, before), strict=True):
             for finding in findings:
-                known = (b.labels.get(finding.label), a.labels.get(finding.label))
-                if finding.name not in COMPARED or None in known:
+                then, here = b.labels.get(finding.label), a.labels.get(finding.label)
+                if finding.name not in COMPARED or then is None or here is None:
                     continue
-                labelled = {(0, 1): "new", (1, 0): "resolved", (1, 1): "present in both", (0, 0): "absent in both"}[
-                    known
-                ]
+                labelled = (("absent in both", "new"), ("resolved", "present in both"))[then][here]
                 told = finding.change if finding.change in (Change.NEW, Change.RESOLVED) else "neither"
                 row = counts.setdefault(labelled, {"pairs": 0, "new": 0, "resolved": 0, "neither": 0})
                 row["pairs"] += 1
