@@ -33,6 +33,7 @@ import emrrg_core
 from emrrg_core import DISCLAIMER, DecodeConfig, Draft, Film, Reporter, Sessions, heat_map, overlay, read_film
 from emrrg_core.config import MOST_FILMS as CORE_MOST_FILMS
 from emrrg_core.explain.heat_map import patch_weights
+from emrrg_core.films.synthetic_findings import Sign, draw
 from emrrg_core.model.language_model import cache_home
 from emrrg_core.reporter import DEFAULT_CHECKPOINT
 from tests.phantom import make_phantom
@@ -558,6 +559,45 @@ def test_a_sentence_of_a_study_of_four_films_has_its_map_on_the_third(
         assert float(shown.evaluate("map => getComputedStyle(map).opacity")) > 0
         assert shown.evaluate("map => getComputedStyle(map).backgroundSize") == "100% 100%"
         assert shown.bounding_box() == third.locator("img").bounding_box(), "it covers its film"
+        assert wrong == []
+
+
+@pytest.mark.parametrize("compare", [True, False])
+def test_what_is_new_since_a_prior_film_is_said_where_it_is_compared(
+    compare: bool, server: Server, tmp_path: Path
+) -> None:
+    phantom = make_phantom(2, height=512, width=512, lesion=None)
+    before = phantom.pixels.astype(np.float32) / phantom.pixels.max() * 255
+    now, _ = draw(before, phantom.lungs > 0, Sign.OPACITY, np.random.default_rng(2), 1.5)
+    for name, film in (("a", before), ("b", now)):
+        Image.fromarray(film.round().clip(0, 255).astype(np.uint8)).save(tmp_path / f"{name}.png")
+    with browser_page(1440, 900) as (page, wrong, expect):
+        page.goto(server.address)
+        expect(page.locator("#status")).to_contain_text("Ready")
+        page.set_input_files("#drop input[type=file]", [str(tmp_path / "a.png"), str(tmp_path / "b.png")])
+        expect(page.locator(".film-1")).to_contain_text("Film 2")
+        page.click("#mark-1")
+        expect(page.locator(".film-1")).to_contain_text("Prior film")
+        expect(page.locator("#chips")).to_contain_text("the draft may say what has changed since")
+        if not compare:
+            page.get_by_role("button", name="Options").click()
+            page.get_by_role("checkbox", name="Compare with the prior film").uncheck()
+        page.click("#write")
+        expect(page.locator("#status")).to_contain_text("Draft done")
+        report = page.locator("#report")
+        draft = server.draft(page.evaluate("sessionStorage.getItem('emrrg-session')"))
+        opacity = draft.finding("opacity")
+        assert opacity is not None
+        if compare:
+            expect(report).to_contain_text("new since the prior film")
+            assert opacity.change == "new"
+            assert [film.read for film in draft.prior] == [True]
+            page.locator("#report .rr-item .rr-item-text").first.click()
+            expect(page.locator("#caption")).to_contain_text("new since the prior film")
+        else:
+            expect(report).to_contain_text("opacity")
+            expect(report).not_to_contain_text("prior film")
+            assert draft.prior == ()
         assert wrong == []
 
 

@@ -6,8 +6,8 @@
 
 The first model's tower also finds the nearest training film, whose report is one of the baselines that need no training; another says the same of
 every film (train/evaluate.py). Films are spread evenly over sources, normal and abnormal. Every model drafts greedily, without guesses, in batches;
-where a checkpoint sees finding tokens, they are those that it reads. `seconds` is of one film alone, from pixels to the end of the text, the median
-of a few, all models in this one run and on the same films.
+where a checkpoint sees finding tokens, they are those that it reads. `times` is what a draft of one film alone costs, from pixels to the end of the
+text, over the first model's: medians of a few films in one run. --add goes on with an earlier card of the same films; name its first model first.
 
 `paths` of a model with disease tokens: what its drafts lose without its memory, with another film's memory, or disease tokens (train/paths.py).
 Intervals are bootstrap 95 % over films. `train.results --compare` makes the table.
@@ -74,42 +74,54 @@ def drafts_of(model: Emrrg, name: str, studies: Sequence[Study], redrafts: int, 
 def compare(
     models: Mapping[str, Path], studies: Sequence[Study], args: argparse.Namespace, language_model: str | None
 ) -> dict[str, Any]:
-    """The card."""
-    reports, rows, untrained = (
-        read_reports(args.reports, "train"),
-        dict[str, dict[str, Any]](),
-        dict[str, dict[str, Any]](),
-    )
-    tokenizer: Any = None
+    """The card. Raises ConfigError where `args.add` is the card of other films."""
+    card: dict[str, Any] = {"schema": SCHEMA, "split": args.split, "films": len(studies), "seed": args.seed}
+    rows: dict[str, dict[str, Any]] = {}
+    if args.add:
+        earlier = json.loads(args.add.read_text(encoding="utf-8"))
+        rows = earlier.pop("rows")
+        if earlier != card:
+            raise ConfigError(f"{args.add} is the card of other films than these: {earlier}, not {card}.")
+    first = 0.0
     for name, folder in models.items():
         model, _ = checkpoint.load(folder, language_model=language_model)
-        tokenizer = tokenizer or model.tokenizer
-        found = drafts_of(model, name, studies, args.paths, args.seed)
-        counts = count(model, model.learns)
-        rows[name] = {**found, "trainable": counts.learned, "checkpoint": checkpoint.fingerprint(folder)}
+        if name in rows:  # timed again, for the others are measured against it
+            films = load_films(studies[:TIMED], model.config.vision.image_size)
+            first = first or seconds_of(model, films)
+            continue
+        row = drafts_of(model, name, studies, args.paths, args.seed)
+        first = first or row["seconds"]
+        row |= {"times": row.pop("seconds") / first, "trainable": count(model, model.learns).learned}
+        rows[name] = _scored(row, studies, model) | {"checkpoint": checkpoint.fingerprint(folder)}
         if len(rows) == 1:
-            judge = Judge(model)
-            film = judge.see(load_films(studies, model.config.vision.image_size))
-            learn = [s for path in args.films for s in read_studies(path, "train")]
-            texts = baselines(judge, studies, film, learn, reports, neighbours=args.neighbours, seed=args.seed)
-            untrained = {title: {"texts": texts[key]} for key, title in UNTRAINED.items() if key in texts}
-    rows |= untrained
+            rows |= _untrained(model, studies, args)
+    return card | {"rows": rows}
+
+
+def _untrained(model: Emrrg, studies: Sequence[Study], args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    judge = Judge(model)
+    film = judge.see(load_films(studies, model.config.vision.image_size))
+    learn = [s for path in args.films for s in read_studies(path, "train")]
+    reports = read_reports(args.reports, "train")
+    texts = baselines(judge, studies, film, learn, reports, neighbours=args.neighbours, seed=args.seed)
+    return {title: _scored({"texts": texts[key]}, studies, model) for key, title in UNTRAINED.items() if key in texts}
+
+
+def _scored(row: dict[str, Any], studies: Sequence[Study], model: Emrrg) -> dict[str, Any]:
+    """With scores in place of the texts."""
+    columns = text_columns(row.pop("texts"), studies)
     every = np.arange(len(studies))
-    for row in rows.values():
-        columns = text_columns(row.pop("texts"), studies)
-        row["scores"] = summarise_texts(columns, studies, every, tokenizer, cleaning_of(studies))
-    return {"schema": SCHEMA, "split": args.split, "films": len(studies), "seed": args.seed, "rows": rows}
+    return row | {"scores": summarise_texts(columns, studies, every, model.tokenizer, cleaning_of(studies))}
 
 
 def table(card: Mapping[str, Any]) -> str:
     """In Markdown."""
-    first = next(iter(card["rows"].values()))
     heads = ["way", *COLUMNS.values(), "parameters that learned", "a draft"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for name, row in card["rows"].items():
+    for name, row in sorted(card["rows"].items(), key=lambda item: "times" not in item[1]):
         cells = [_cell(row["scores"][score]) for score in COLUMNS]
         learned = f"{row['trainable']:,}" if "trainable" in row else "0"
-        times = f"{row['seconds'] / first['seconds']:.1f} ×" if "seconds" in row else "–"
+        times = f"{row['times']:.1f} ×" if "times" in row else "–"
         lines.append(f"| {name} | {' | '.join(cells)} | {learned} | {times} |")
     said = [
         f"{card['films']} films of {card['split']}. Drafts are not guessed here, so each costs more than in the app."
@@ -176,6 +188,7 @@ def _parser() -> argparse.ArgumentParser:
         "--neighbours", type=int, default=600, help="training films among which the nearest is looked for"
     )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--add", type=Path, metavar="CARD", help="go on with this card")
     parser.add_argument("--json", action="store_true", help="print the card instead of the table")
     parser.add_argument("--language-model", default=None)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

@@ -55,7 +55,7 @@ from emrrg_core.text.changes import Change, changes
 from emrrg_core.text.labeler import LABELS, prior_words
 from emrrg_core.text.metrics import bootstrap
 from train.finetune import pad, tokens_of
-from train.loop import Numbers, Part, Run, train
+from train.loop import Numbers, Part, Run, load_trained, train
 from train.paths import shut
 from train.report_templates import made_up, tell, with_prior
 from train.targets import lungs_of
@@ -442,8 +442,10 @@ def teach(model: Emrrg, learn: Sequence[Study], develop: Sequence[Study], cache:
     rng = np.random.default_rng(0)
     films = with_tokens(model, [cache[learn[i]].astype(np.float32) for i in rng.permutation(len(learn))[:160]])
     films = replace(films, **{name: getattr(films, name).clone() for name in ("tokens", "logits")})
-    run = replace(RUN, steps=args.steps)
-    train(model, run, Lessons(model, films, run).loss, args.out / "words")
+    run = replace(RUN, steps=args.steps, seed=len(args.begin))
+    for earlier in args.begin:
+        load_trained(model, earlier / "last.pt")
+    train(model, run, Lessons(model, films, run).loss, args.out / "words-more" if args.begin else args.out / "words")
     model.eval()
 
 
@@ -456,6 +458,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     studies = [s for path in args.films for s in read_studies(path)]
     cache = FilmCache(studies, args.cache, model.config.vision.image_size)
     if not args.score:
+        torch.manual_seed(0)
         model.prior = PriorFilm(model.llm.config.hidden_size, model.hybrid, model.config.hybrid)
         model.prior.start(model.hybrid, model.finding_tokens, lambda word: _embedding(model, word))
         learn, develop = development([s for s in studies if s.split == "train"])
@@ -499,6 +502,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"))
     parser.add_argument("--pairs", type=int, default=2000, help="drawn pairs; a fifth as many are for development")
     parser.add_argument("--steps", type=int, default=RUN.steps, help="of the words")
+    parser.add_argument(
+        "--begin",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="the folder `words` of an earlier run, to go on from its end with other cases",
+    )
     parser.add_argument("--score", action="store_true", help="measure on val instead of teaching; --pairs: how many")
     parser.add_argument("--json", action="store_true", help="print the scores as JSON")
     parser.add_argument("--language-model", default=None)

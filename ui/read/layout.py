@@ -104,7 +104,7 @@ def _report() -> dict[str, Any]:
         why = "Unless the model has learned them, they are shown and not read."
         laterals = gr.Checkbox(False, label="Read lateral films too", info=why)
         parts = "One after the other: the Impression is written anew, from the Findings as they stand."
-        choices = [("As trained", ""), ("In one go", "joint"), ("One after the other", "separate")]
+        choices = [("As taught", ""), ("In one go", "joint"), ("One after the other", "separate")]
         sections = gr.Radio(choices, value="", label="Findings and Impression", info=parts)
         since = "What has changed since may then be said, finding by finding. Off: the prior film is shown only."
         compare = gr.Checkbox(True, label="Compare with the prior film", info=since)
