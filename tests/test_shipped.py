@@ -1,6 +1,7 @@
 """What README and model card say of the shipped checkpoint, asked of that checkpoint itself, on a film of pydicom-data and a drawn one."""
 
 import re
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -13,10 +14,12 @@ from emrrg_core.explain.heat_map import look_on_findings
 from emrrg_core.films.film import model_input, read_film
 from emrrg_core.model import checkpoint
 from emrrg_core.model.emrrg import Emrrg, FilmTokens
-from emrrg_core.model.finding_tokens import NAMES, SEVERITIES, SIDES, ZONES, Finding, Presence
+from emrrg_core.model.finding_tokens import NAMES, SEVERITIES, SIDES, ZONES, Earlier, Finding, Presence
 from emrrg_core.model.generation import stream, write
+from emrrg_core.model.prior_film import COMPARED
 from emrrg_core.model.proposals import Phrasebook
 from emrrg_core.reporter import DEFAULT_CHECKPOINT, Reporter
+from emrrg_core.text.changes import Change, changes
 from emrrg_core.text.labeler import LABELS, is_abnormal
 from tests.phantom import make_phantom
 from tests.rounding import additions, rounding
@@ -53,7 +56,9 @@ def texts(model, film) -> list[str]:
 def test_with_every_gate_shut_all_films_have_the_same_draft(model, film, texts):
     assert texts[0] != texts[1]
     assert is_abnormal(texts[0])
-    gates = {name: p for name, p in model.named_parameters() if name.endswith("warm_up_gate")}
+    gates = {
+        name: p for name, p in model.named_parameters() if name.startswith("hybrid.") and name.endswith("warm_up_gate")
+    }
     kept = {name: p.clone() for name, p in gates.items()}
     try:
         with torch.inference_mode():
@@ -143,3 +148,31 @@ def test_its_phrasebook_holds_what_is_to_be_said(model):
         name = key.split(": ")[1].split("/")[0]
         if name in NAMES:
             assert all(is_abnormal(text) for text in texts), key
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_it_tells_what_has_changed_since_a_prior_film_and_nothing_without_one(model, film, name):
+    """Every change of one finding, told by made-up readings: it is the tokens that are followed, not the film."""
+    assert model.prior is not None
+    denied = {n for n in NAMES if model.calibration.thresholds[LABELS.index(NAMES[n]), 2] > 0}
+    told = []
+    for change in Change:
+        gone = change is Change.RESOLVED
+        findings = [Finding("abnormal", Presence.ABSENT if gone else Presence.PRESENT, 0.9, 0.5)]
+        for other in (n for n in NAMES if n != "abnormal" and model.calibration.assessed(n)):
+            if other != name:
+                findings.append(Finding(other, Presence.ABSENT if other in denied else Presence.OPEN, 0.1, 0.5))
+                continue
+            then = Earlier(Presence.ABSENT if change is Change.NEW else Presence.PRESENT, "right", "", change, 0.9)
+            here = Presence.ABSENT if gone else Presence.PRESENT
+            findings.append(Finding(name, here, 0.9, 0.5, "" if gone else "right", earlier=then))
+        told.append(findings)
+    one = film.select([0] * len(told))
+    book = Phrasebook.load(DEFAULT_CHECKPOINT, model.tokenizer)
+    with torch.inference_mode():
+        texts = [w.text for w in write(model, model.retold(one, told), SHORT, book)]
+    said = [dict(changes(text)).get(NAMES[name]) for text in texts]
+    assert sum(a is b for a, b in zip(said, Change, strict=True)) >= 4, texts
+    plain = [[replace(finding, earlier=None) for finding in mine] for mine in told]
+    with torch.inference_mode():
+        assert not any(changes(w.text) for w in write(model, model.retold(one, plain), SHORT, book))

@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from emrrg_core.config import DecodeConfig
 from emrrg_core.data.studies import FilmCache, Study, augment, development, normalise, read_studies
@@ -175,6 +175,30 @@ def examples(model: Emrrg, pairs: Iterator[Pair]) -> tuple[Tensor, Tensor]:
     return torch.stack(rows), torch.tensor(targets)
 
 
+def _standard(reader: ChangeReader, found: Tensor) -> Tensor:
+    return (found - reader.mean) / reader.spread
+
+
+def _fit(member: nn.Module, found: Tensor, target: Tensor, held: Tensor, truth: Tensor, steps: int) -> None:
+    """One network of a reader, on standard numbers; of its steps the one that is best on `held` stays."""
+    optimizer = torch.optim.AdamW(member.parameters(), lr=3e-3, weight_decay=0.05)
+    best, kept = float("inf"), member.state_dict()
+    for step in range(steps):
+        rows = torch.randint(len(found), (min(512, len(found)),))
+        noisy = found[rows] + 0.1 * torch.randn(len(rows), found.shape[1])
+        loss = F.cross_entropy(member.train()(noisy), target[rows], label_smoothing=0.05)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step % 10:
+            continue
+        with torch.no_grad():
+            now = float(F.cross_entropy(member.eval()(held), truth))
+        if now < best:
+            best, kept = now, {name: value.clone() for name, value in member.state_dict().items()}
+    member.load_state_dict(kept)
+
+
 def fit(reader: ChangeReader, learn: tuple[Tensor, Tensor], develop: tuple[Tensor, Tensor], steps: int = 1500) -> dict[str, float]:  # fmt: skip
     """Fit the reader to examples; of all steps the one that is best on `develop` stays. Sets from which probability a change is told: the lowest
     from which RIGHT of the development changes are right."""
@@ -184,23 +208,8 @@ def fit(reader: ChangeReader, learn: tuple[Tensor, Tensor], develop: tuple[Tenso
         reader.mean.copy_(found.mean(0))
         reader.spread.copy_(found.std(0).clamp_min(1e-3))
     reader.requires_grad_(True)
-    optimizer = torch.optim.AdamW(reader.layers.parameters(), lr=3e-3, weight_decay=0.05)
-    best, kept = float("inf"), reader.state_dict()
-    for step in range(steps):
-        rows = torch.randint(len(found), (min(512, len(found)),))
-        noisy = found[rows] + 0.1 * reader.spread * torch.randn(len(rows), found.shape[1])
-        loss = F.cross_entropy(reader.train()(noisy), target[rows], label_smoothing=0.05)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if step % 10:
-            continue
-        reader.eval()
-        with torch.no_grad():
-            held = float(F.cross_entropy(reader(develop[0]), develop[1]))
-        if held < best:
-            best, kept = held, {name: value.clone() for name, value in reader.state_dict().items()}
-    reader.load_state_dict(kept)
+    for member in reader.members:
+        _fit(member, _standard(reader, learn[0]), target, _standard(reader, develop[0]), develop[1], steps)
     reader.eval()
     with torch.no_grad():
         sure, said = reader(develop[0]).softmax(-1).max(-1)
@@ -212,7 +221,7 @@ def fit(reader: ChangeReader, learn: tuple[Tensor, Tensor], develop: tuple[Tenso
     reader.least.fill_(least)
     return {
         "pairs": len(target),
-        "nll": best,
+        "nll": float(F.nll_loss(reader(develop[0]), develop[1])),
         "right": float(right.mean()),
         "least": least,
         "told": float((sure >= least).float().mean()),

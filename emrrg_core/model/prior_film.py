@@ -40,6 +40,7 @@ FILE, SCHEMA = "prior.safetensors", "emrrg.prior/1"
 COMPARED = ("opacity", "nodule", "effusion")  # findings that can be drawn smaller and larger, so that change is known
 CHANGES = tuple(Change)
 _RANKS = (0, 2, 4, 8, 16, 32)  # of a film's patches, the strongest first, that tell how a finding fades out
+MEMBERS = 5  # networks of the reader
 _WINDOW = 5  # patches along a side, of the place that is compared
 _OF_ONE = 5  # numbers about a finding in one film
 NUMBERS = 3 * _OF_ONE + 1 + len(COMPARED) + 2 * (len(_RANKS) + 2) + 1
@@ -94,7 +95,8 @@ def _of_one(seen: Seen, calibration: Calibration, rows: Tensor) -> Tensor:
 
 
 class ChangeReader(nn.Module):
-    """From numbers about one finding in two films to how it has changed. least: probability from which a change is told."""
+    """From numbers about one finding in two films to how it has changed, by a few small networks together. least: probability from which a change is
+    told."""
 
     mean: Tensor
     spread: Tensor
@@ -105,19 +107,23 @@ class ChangeReader(nn.Module):
         self.register_buffer("mean", torch.zeros(NUMBERS))
         self.register_buffer("spread", torch.ones(NUMBERS))
         self.register_buffer("least", torch.tensor(0.5))
-        self.layers = nn.Sequential(
-            nn.Linear(NUMBERS, hidden),
-            nn.GELU(),
-            nn.Dropout(0.2),
-            nn.Linear(hidden, hidden),
-            nn.GELU(),
-            nn.Linear(hidden, len(CHANGES)),
-        )
+        self.members = nn.ModuleList(_member(hidden) for _ in range(MEMBERS))
 
     def forward(self, found: Tensor) -> Tensor:
-        """`numbers` (…, k) to logits (…, changes)."""
-        logits: Tensor = self.layers((found - self.mean) / self.spread)
-        return logits
+        """`numbers` (…, k) to logarithms of probabilities (…, changes): of the members' mean."""
+        standard = (found - self.mean) / self.spread
+        return torch.stack([member(standard).softmax(-1) for member in self.members]).mean(0).clamp_min(1e-9).log()
+
+
+def _member(hidden: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(NUMBERS, hidden),
+        nn.GELU(),
+        nn.Dropout(0.2),
+        nn.Linear(hidden, hidden),
+        nn.GELU(),
+        nn.Linear(hidden, len(CHANGES)),
+    )
 
 
 class PriorFilm(HybridLayers):
