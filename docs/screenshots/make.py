@@ -12,10 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pydicom
 from PIL import Image
 
 from app import example_film
+from emrrg_core.films.synthetic_findings import Sign, draw
 from emrrg_core.reporter import DEFAULT_CHECKPOINT
 from tests.phantom import make_phantom
 from tests.test_app import Server, browser_page
@@ -112,17 +114,22 @@ def read(page: Any, expect: Any, address: str, folder: Path) -> None:
 
 
 def films(page: Any, expect: Any, address: str, folder: Path) -> None:
-    """Two films and a prior one side by side; a film that is refused, and one with letters burned in."""
+    """A film and a prior one side by side, with what is new; a film that is refused, and one with letters burned in."""
     ready(page, expect, address)
-    paths = []
-    for seed, lesion in ((3, "nodule"), (5, None)):
-        paths.append(folder / f"{seed}.png")
-        make_phantom(seed, height=720, width=600, lesion=lesion).save_png(paths[-1])
+    phantom, paths = make_phantom(2, height=640, width=640, lesion=None), [folder / "now.png", folder / "before.png"]
+    before = phantom.pixels.astype(np.float32) / phantom.pixels.max() * 255
+    now, _ = draw(before, phantom.lungs > 0, Sign.OPACITY, np.random.default_rng(2), 1.5)
+    for path, film in zip(paths, (now, before), strict=True):
+        Image.fromarray(film.round().clip(0, 255).astype(np.uint8)).save(path)
     page.set_input_files("#drop input[type=file]", [str(path) for path in paths])
     expect(page.locator(".film-1")).to_be_visible()
     page.click("#mark-2")
     expect(page.locator("#films")).to_contain_text("Prior film")
     page.locator("#films [data-do=show][data-value=all]").click()
+    page.click("#write")
+    expect(page.locator("#status")).to_contain_text("Draft done")
+    page.locator("#report .rr-item .rr-item-text").first.click()
+    expect(page.locator("#caption")).to_contain_text("new since the prior film")
     shoot(page, "prior", "#viewer", dark=True)
 
     hand = pydicom.dcmread(example_film())
