@@ -297,7 +297,7 @@ def test_the_one_command_runs_every_stage_once_with_options_that_it_has(command,
     modules = [line.split()[1] for line in asked]
     assert [m for i, m in enumerate(modules) if m not in modules[:i]] == [
         f"train.{stage}"
-        for stage in ("contrast", "tower", "finetune", "calibrate", "film_check", "phrases", "evaluate")
+        for stage in ("contrast", "tower", "finetune", "calibrate", "film_check", "phrases", "prior", "evaluate")
     ]
     sections = tomllib.loads(SHIPPED.read_text())
     for line in asked:

@@ -70,7 +70,7 @@ _CHANGING = re.compile(
     r"(?:, (?:new|larger|smaller|unchanged|resolved)[^.,]*|(?<=[a-z])[.,]|The[^.]*of the prior film has resolved)"
 )
 RUN = Run(
-    steps=240,
+    steps=280,
     batch=8,
     learning_rates={"prior.tables": 2e-3, "prior.layers": 8e-4},
     warmup=10,

@@ -66,7 +66,10 @@ stage calibrate "$runs/small" "$python" -m train.calibrate --checkpoint "$runs/t
 stage "detector of chest films" "$runs/small/looks.safetensors" "$python" -m train.film_check --checkpoint "$runs/small" --films "$data/films.jsonl" \
     --cache "$runs/cache"
 stage phrasebook "$runs/small/phrases.json" "$python" -m train.phrases --checkpoint "$runs/small" --films "$data/films.jsonl"
-stage "prior film" "$runs/small/prior.safetensors" "$python" -m train.prior --checkpoint "$runs/small" --films "$data/films.jsonl" --cache "$runs/cache" \
-    --out "$runs/prior"
+prior=("$python" -m train.prior --checkpoint "$runs/small" --films "$data/films.jsonl" --cache "$runs/cache" --out "$runs/prior" --pairs 1600)
+mark=$runs/prior/done
+stage "prior film" "$mark" finish "${prior[@]}"
+mark=$runs/prior/done-more
+stage "prior film, more" "$mark" finish "${prior[@]}" --steps 200 --begin "$runs/prior/words"
 stage evaluate "$runs/small.json" bash -c '"$1" -m train.evaluate --checkpoint "$2/small" --films "$3/films.jsonl" "$3/films_more.jsonl" \
     --radiologists "$3/radiologists.jsonl" --split val --json > "$2/small.part" && mv "$2/small.part" "$2/small.json"' _ "$python" "$runs" "$data"
