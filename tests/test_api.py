@@ -349,6 +349,10 @@ def refused(films, findings):
     except AppError as error:
         return str(error)
 
+def prior(**asked):
+    made = client.predict(films=films[:1], max_new_tokens=24, api_name="/draft", **asked)
+    return {"films": [film["read"] for film in made["prior"]], "known": [row["earlier"] is not None for row in made["read"]]}
+
 draft = client.predict(films=films, api_name="/draft")
 record, numbers = json.loads(draft["kept"])
 own = reporter.impression([reporter.read(path) for path in (one, two)], Draft.load(record, base64.b64decode(numbers)), text)
@@ -356,6 +360,8 @@ Path(out).write_text(json.dumps({
     "own": [own.text, list(own.unknown)],
     "written": client.predict(films=films[::-1], draft=draft, findings=text, api_name="/impression"),
     "refused": {"empty": refused(films, "  "), "other films": refused(films[:1], text), "no text": refused(films, 5)},
+    "prior": {"given": prior(prior=films[1:]), "none": prior()},
+    "sections": client.predict(films=films[:1], sections="separate", api_name="/draft")["decoding"]["sections"],
     "places": {"own": places(), "laterals": places(laterals=True), "average": places(views="average")},
 }))
 client.close()
@@ -389,6 +395,13 @@ def test_an_impression_is_that_of_the_reporter(several: dict) -> None:
 )
 def test_an_impression_that_cannot_be_written_is_refused_in_words(what: str, words: str, several: dict) -> None:
     assert words in (several["refused"][what] or "")
+
+
+def test_a_prior_film_is_compared_with_and_sections_are_written_as_asked(several: dict) -> None:
+    assert several["prior"]["given"]["films"] == [True]
+    assert all(several["prior"]["given"]["known"])
+    assert several["prior"]["none"] == {"films": [], "known": [False] * len(several["prior"]["given"]["known"])}
+    assert several["sections"] == "separate"
 
 
 def test_without_views_and_laterals_films_are_put_together_as_the_checkpoint_says(several: dict) -> None:

@@ -80,6 +80,7 @@ def test_a_card_is_gone_on_with_on_the_same_films_only(
     more = json.loads(capsys.readouterr().out)
     assert [*more["rows"]] == [*card["rows"], "another"]
     assert more["rows"]["plain"] == card["rows"]["plain"]
+    assert more["rows"]["another"]["times"] > 0
     assert more["rows"]["another"]["scores"] == card["rows"]["plain"]["scores"]
     with pytest.raises(ConfigError, match="other films"):
         compare.main([*arguments, "--count", "6", *models])
@@ -119,7 +120,9 @@ def test_the_page_of_a_prior_film_says_what_is_told_and_what_is_right():
     drawn["paths"] = {
         name: {k: score(0.1, 20) for k in ("kept", "of_other", "none")} for name in ("prior_other", "gates_zero")
     }
-    page = prior_page({"pairs": 40, "drawn": drawn, "still": score(0.0, 6), "unpaired": score(0.0, 937)})
+    real = {"new": {"pairs": 11, "new": 3, "resolved": 0, "neither": 8}}
+    page = prior_page({"real": real, "pairs": 40, "drawn": drawn, "still": score(0.0, 6), "unpaired": score(0.0, 937)})
     assert "| new | – | – |" in page
     assert "937" in page
+    assert "| new | 11 | 3 | 0 |" in page
     assert "another pair's prior film" in page

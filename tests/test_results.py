@@ -20,10 +20,12 @@ from train.results import (
     insert,
     main,
     page,
+    prior_page,
     reliability,
     summary,
     table,
     tables,
+    ways_page,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,10 +36,18 @@ ABLATION = ROOT / "docs/results/ablation"
 
 
 def test_the_page_of_results_is_what_the_command_prints(capsys):
-    main([str(ROOT / "docs/results/small.json"), "--ablation", str(ABLATION)])
+    compare, prior = (ROOT / "docs/results" / name for name in ("compare.json", "prior.json"))
+    more = ["--compare", str(compare), "--prior", str(prior), "--ablation", str(ABLATION)]
+    main([str(ROOT / "docs/results/small.json"), *more])
     printed = capsys.readouterr().out
     assert printed == (ROOT / "docs/results.md").read_text()
-    assert printed == f"{page(CARD)}\n\n{ablation_page(read_results(ABLATION))}\n"
+    pages = page(CARD), ways_page(json.loads(compare.read_text())), prior_page(json.loads(prior.read_text()))
+    assert printed == "\n\n".join([*pages, ablation_page(read_results(ABLATION))]) + "\n"
+
+
+def test_the_card_of_the_prior_film_is_of_the_checkpoint_that_comes_with_the_project():
+    card = json.loads((ROOT / "docs/results/prior.json").read_text())
+    assert card["checkpoint"] == fingerprint(ROOT / "assets/checkpoints/small")
 
 
 def test_the_card_is_of_the_checkpoint_that_comes_with_the_project():

@@ -7,7 +7,8 @@
 The first model's tower also finds the nearest training film, whose report is one of the baselines that need no training; another says the same of
 every film (train/evaluate.py). Films are spread evenly over sources, normal and abnormal. Every model drafts greedily, without guesses, in batches;
 where a checkpoint sees finding tokens, they are those that it reads. `times` is what a draft of one film alone costs, from pixels to the end of the
-text, over the first model's: medians of a few films in one run. --add goes on with an earlier card of the same films; name its first model first.
+text, over the first model's, turn by turn: the median over a few films. --add goes on with an earlier card of the same films; name its first model
+first. Models that are in it already are timed anew, and not asked again.
 
 `paths` of a model with disease tokens: what its drafts lose without its memory, with another film's memory, or disease tokens (train/paths.py).
 Intervals are bootstrap 95 % over films. `train.results --compare` makes the table.
@@ -30,6 +31,7 @@ from emrrg_core.errors import ConfigError, DataError
 from emrrg_core.model import checkpoint
 from emrrg_core.model.emrrg import Emrrg
 from emrrg_core.model.generation import write
+from emrrg_core.model.language_model import prefers_bfloat16
 from emrrg_core.model.parameter_count import count
 from train.evaluate import Judge, _fast, baselines, cleaning_of, load_films, summarise_texts, text_columns
 from train.paths import paths, spread
@@ -46,16 +48,23 @@ TIMED = 5  # films
 _PATHS = ("own", "gates_zero", "disease_other", "memory_other", "memory_off")
 
 
-def seconds_of(model: Emrrg, films: Sequence[np.ndarray]) -> float:
-    """Median seconds of one draft alone, without guesses. films: (3, s, s) each."""
-    found = []
-    for film in films:
-        begun = time.perf_counter()
-        with _fast():
-            seen = model.encode(torch.from_numpy(film)[None, None])
-            write(model, seen, DecodeConfig())
-        found.append(time.perf_counter() - begun)
-    return float(np.median(found))
+def times_of(model: Emrrg, first: Emrrg, studies: Sequence[Study]) -> float:
+    """What a draft of one film alone costs, without guesses, over what it costs the first model: turn by turn, the median over some films."""
+    if model is first:
+        return 1.0
+    ratios = []
+    for study in studies[:TIMED]:
+        mine, theirs = (_seconds(one, load_films([study], one.config.vision.image_size)[0]) for one in (model, first))
+        ratios.append(mine / theirs)
+    return float(np.median(ratios))
+
+
+def _seconds(model: Emrrg, film: np.ndarray) -> float:
+    """From a film (3, s, s) to the end of its draft."""
+    begun = time.perf_counter()
+    with _fast():
+        write(model, model.encode(torch.from_numpy(film)[None, None]), DecodeConfig())
+    return time.perf_counter() - begun
 
 
 def drafts_of(model: Emrrg, name: str, studies: Sequence[Study], redrafts: int, seed: int) -> dict[str, Any]:
@@ -64,7 +73,7 @@ def drafts_of(model: Emrrg, name: str, studies: Sequence[Study], redrafts: int, 
     films = load_films(studies, model.config.vision.image_size)
     film = judge.see(films)
     drafts = judge.write(film, seed, progress=name)
-    found: dict[str, Any] = {"texts": [d.text for d in drafts], "seconds": seconds_of(model, films[:TIMED])}
+    found: dict[str, Any] = {"texts": [d.text for d in drafts]}
     if film.disease is not None:
         rows = paths(judge, studies, film, drafts, range(len(studies)), redrafts, seed)
         found["paths"] = {change: rows[change] for change in _PATHS if change in rows}
@@ -82,19 +91,19 @@ def compare(
         rows = earlier.pop("rows")
         if earlier != card:
             raise ConfigError(f"{args.add} is the card of other films than these: {earlier}, not {card}.")
-    first = 0.0
+    first: Emrrg | None = None
     for name, folder in models.items():
         model, _ = checkpoint.load(folder, language_model=language_model)
-        if name in rows:  # timed again, for the others are measured against it
-            films = load_films(studies[:TIMED], model.config.vision.image_size)
-            first = first or seconds_of(model, films)
-            continue
-        row = drafts_of(model, name, studies, args.paths, args.seed)
-        first = first or row["seconds"]
-        row |= {"times": row.pop("seconds") / first, "trainable": count(model, model.learns).learned}
-        rows[name] = _scored(row, studies, model) | {"checkpoint": checkpoint.fingerprint(folder)}
-        if len(rows) == 1:
-            rows |= _untrained(model, studies, args)
+        if prefers_bfloat16():
+            model.llm.bfloat16()
+        first = first or model
+        if name not in rows:
+            row = drafts_of(model, name, studies, args.paths, args.seed)
+            row |= {"trainable": count(model, model.learns).learned, "checkpoint": checkpoint.fingerprint(folder)}
+            rows[name] = _scored(row, studies, model)
+            if len(rows) == 1:
+                rows |= _untrained(model, studies, args)
+        rows[name]["times"] = times_of(model, first, studies)
     return card | {"rows": rows}
 
 

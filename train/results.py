@@ -328,6 +328,9 @@ def prior_page(card: Mapping[str, Any]) -> str:
     for name, row in drawn["paths"].items():
         rows.append(f"| {titles[name]} | {' | '.join(plain(row[score]) for score in ('kept', 'of_other', 'none'))} |")
     count = next(iter(drawn["paths"].values()))["kept"]["n"] if drawn["paths"] else 0
+    real = "\n".join(
+        f"| {labelled} | {row['pairs']} | {row['new']} | {row['resolved']} |" for labelled, row in card["real"].items()
+    )
     table_ = "\n".join(lines)
     paths = "\n".join(rows)
     return f"""## With a prior film
@@ -340,6 +343,13 @@ has. In {plain(drawn["read"])} of the pairs the drawn finding is read at all; of
 - Drafts that tell exactly the changes of their tokens: {cell(drawn["follows"])}
 - Drafts of two normal films of one patient, with no drawing, that call something new, larger, smaller or resolved: {cell(card["still"])}
 - Drafts without a prior film that have a word of change: {cell(card["unpaired"])}
+
+Findings in two films of one patient, by their labels, many of them text-mined, and what is read of them (validation and development films, in both
+orders):
+
+| by the labels | comparisons | read as new | read as resolved |
+|---|---|---|---|
+{real}
 
 The {count} drafts that tell a change, written again:
 
