@@ -521,7 +521,7 @@ def test_an_untouched_film_changes_nothing_at_all(reporter, films, draft):
     found = reporter.rescore(films, draft, [film.pixels.copy() for film in films])
     assert found.change == (0.0, 0.0, 0.0)
     assert all(nats < 0 for nats in found.before)
-    twin = reporter._read(reporter._encode([reporter._images(films)] * 2), draft, None)
+    twin = reporter._read(reporter._encode([reporter._images(films)] * 2, draft), draft, None)
     most = but_for_rounding(reporter, twin.flatten())
     assert twin[0] == pytest.approx(twin[1], abs=most), (
         "nor would it, but for rounding, if the same film was read twice"

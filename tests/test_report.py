@@ -277,6 +277,7 @@ def test_a_draft_as_json_has_the_documented_keys():
         "schema",
         "notice",
         "films",
+        "prior",
         "findings",
         "impression",
         "sentences",
@@ -319,6 +320,7 @@ def test_a_draft_as_json_says_of_every_finding_what_was_read_and_where():
         "zone": "upper",
         "severity": "",
         "pneumonia": False,
+        "earlier": None,
         "maps": [[[0.5, 0.25], [0.25, 0.0]]],
     }
     assert (effusion["presence"], effusion["maps"]) == ("absent", [[[0.0, 0.25], [0.25, 0.5]]])

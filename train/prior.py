@@ -212,7 +212,8 @@ def fit(reader: ChangeReader, learn: tuple[Tensor, Tensor], develop: tuple[Tenso
         _fit(member, _standard(reader, learn[0]), target, _standard(reader, develop[0]), develop[1], steps)
     reader.eval()
     with torch.no_grad():
-        sure, said = reader(develop[0]).softmax(-1).max(-1)
+        found = reader(develop[0])
+    sure, said = found.softmax(-1).max(-1)
     right = (said == develop[1]).float()
     order = sure.argsort(descending=True)
     share = right[order].cumsum(0) / torch.arange(1, len(order) + 1)
@@ -221,7 +222,7 @@ def fit(reader: ChangeReader, learn: tuple[Tensor, Tensor], develop: tuple[Tenso
     reader.least.fill_(least)
     return {
         "pairs": len(target),
-        "nll": float(F.nll_loss(reader(develop[0]), develop[1])),
+        "nll": float(F.nll_loss(found, develop[1])),
         "right": float(right.mean()),
         "least": least,
         "told": float((sure >= least).float().mean()),
