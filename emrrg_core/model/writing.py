@@ -13,7 +13,9 @@ class Token:
     text: str  # its characters; the texts of all tokens joined are the draft
     log_prob: float  # natural logarithm, under the model itself (before any penalty)
     gates: tuple[float, ...]  # per hybrid layer: mean over heads
-    attention: np.ndarray  # (hybrid layers, patches) float32, patches in raster order; with on_findings and the class token the weights sum to 1
+    # (hybrid layers, patches) float32, patches in raster order; with on_findings, the class token, and disease and memory tokens where a model has
+    # them, the weights sum to 1
+    attention: np.ndarray
     on_findings: np.ndarray  # (hybrid layers, s) float32: the same of the finding tokens, in the order of finding_tokens.NAMES; s 0: there are none
     forced: bool = False  # not chosen by the model: the heading of the Impression, after Findings that had to be closed
 
