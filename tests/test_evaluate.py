@@ -482,7 +482,7 @@ def test_with_the_gates_shut_the_film_changes_nothing_and_afterwards_all_is_as_b
     assert trace
     plain = model.precompute_keys_values
     nothing = torch.zeros(3, sum(plain(film).sizes.values()), dtype=torch.bool)
-    monkeypatch.setattr(model, "precompute_keys_values", lambda seen: replace(plain(seen), mask=nothing))
+    monkeypatch.setattr(model, "precompute_keys_values", lambda *seen: replace(plain(*seen), mask=nothing))
     torch.testing.assert_close(closed, read(film)[0])
     assert (closed - open_now).abs().max() > 1e-3
     assert all(torch.equal(before[name], value) for name, value in model.hybrid.state_dict().items())
@@ -494,6 +494,7 @@ class Plain:
     def __init__(self) -> None:
         self.model = SimpleNamespace(
             hybrid=SimpleNamespace(items=list),
+            prior=None,
             prompt=lambda film: (film.in_prompt, None),
         )
 
