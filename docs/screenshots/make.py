@@ -114,7 +114,15 @@ def read(page: Any, expect: Any, address: str, folder: Path) -> None:
 
 
 def films(page: Any, expect: Any, address: str, folder: Path) -> None:
-    """A film and a prior one side by side, with what is new; a film that is refused, and one with letters burned in."""
+    """A film that is refused; a film and a prior one side by side, with what is new."""
+    hand = pydicom.dcmread(example_film())
+    hand.BodyPartExamined = "HAND"
+    hand.save_as(folder / "hand.dcm")
+    ready(page, expect, address)
+    page.set_input_files("#drop input[type=file]", str(folder / "hand.dcm"))
+    expect(page.locator("#notice [data-action=use]")).to_be_visible()
+    shoot(page, "refused", "#notice")
+
     ready(page, expect, address)
     phantom, paths = make_phantom(2, height=640, width=640, lesion=None), [folder / "now.png", folder / "before.png"]
     before = phantom.pixels.astype(np.float32) / phantom.pixels.max() * 255
@@ -130,15 +138,7 @@ def films(page: Any, expect: Any, address: str, folder: Path) -> None:
     expect(page.locator("#status")).to_contain_text("Draft done")
     page.locator("#report .rr-item .rr-item-text").first.click()
     expect(page.locator("#caption")).to_contain_text("new since the prior film")
-    shoot(page, "prior", "#viewer", dark=True)
-
-    hand = pydicom.dcmread(example_film())
-    hand.BodyPartExamined = "HAND"
-    hand.save_as(folder / "hand.dcm")
-    ready(page, expect, address)
-    page.set_input_files("#drop input[type=file]", str(folder / "hand.dcm"))
-    expect(page.locator("#notice [data-action=use]")).to_be_visible()
-    shoot(page, "refused", "#notice")
+    shoot(page, "prior", dark=True)
 
 
 def teach(page: Any, expect: Any, address: str, folder: Path) -> None:
