@@ -275,7 +275,12 @@ class Reporter:
         else:
             whole = seen.select(torch.tensor(rows, device=device))
             as_one, maps_of = whole.study(), list(range(len(rows)))
-        compared, before = self._compared(as_one, prior, study) if prior else (None, ())
+        compared: list[tuple[Finding, ...]] | None = None
+        before: tuple[FilmRecord, ...] = ()
+        if prior:
+            # on a canvas every film is smaller than alone, and so would be its findings: the films themselves are compared
+            alone = seen.select(torch.tensor(rows, device=device)).study()
+            compared, before = self._compared(as_one, alone, prior, study)
         tokens = self._model.project(as_one, compared)
         read = with_maps_of(tokens.findings[0], whole) if tokens.findings else None
         if read is not None:  # a map of every film, of nothing where it was not read
@@ -289,9 +294,12 @@ class Reporter:
         return tokens, _Noted(read, ratio, checks, tuple(records), time.perf_counter(), before)
 
     def _compared(
-        self, now: Seen, prior: Sequence[Film], study: StudyConfig
+        self, read: Seen, now: Seen, prior: Sequence[Film], study: StudyConfig
     ) -> tuple[list[tuple[Finding, ...]] | None, tuple[FilmRecord, ...]]:
-        """What is read in a study and how it has changed since the prior films; None where they are not read. With their records."""
+        """What is read in a study and how it has changed since the prior films; None where they are not read. With their records.
+
+        read: what was seen of the study as it is read. now: the same of its films one by one, which is compared.
+        """
         if not self.reads_prior:
             return None, tuple(_record(film, read=False) for film in prior)
         device = self._model.device
@@ -301,7 +309,8 @@ class Reporter:
         records = tuple(_record(film, read=i in rows) for i, film in enumerate(prior))
         if not rows:
             return None, records
-        return self._model.compare(now, seen.select(torch.tensor(rows, device=device)).study()), records
+        before = seen.select(torch.tensor(rows, device=device)).study()
+        return self._model.compare(now, before, select_findings(read, self._model.calibration)), records
 
     def _retell(self, read: Sequence[Finding], text: str) -> Sequence[Finding]:
         return told(read, text, changes_too=self.reads_prior)[0]

@@ -124,6 +124,7 @@ def test_a_draft_is_written_and_a_checkpoint_keeps_the_patterns(remembering, ima
     assert again.memory.visual.shape == (9, remembering.config.vision.d_model)
     torch.testing.assert_close(again.memory.report, remembering.memory.report, rtol=1e-3, atol=1e-3)
     assert len(first) == len(images)
+    assert all(first), "something is written of each film"
 
 
 def test_patterns_of_another_size_are_refused_with_the_right_numbers():

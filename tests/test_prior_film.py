@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from emrrg_core import DecodeConfig, Film, FilmError, Reporter
 from emrrg_core.__main__ import main
+from emrrg_core.config import StudyConfig, Views
 from emrrg_core.errors import CheckpointError, EmrrgError
 from emrrg_core.films.synthetic_findings import Sign, draw
 from emrrg_core.model import checkpoint as checkpoints
@@ -341,6 +342,19 @@ def test_a_draft_with_a_prior_film_names_it_and_says_what_was_read_in_it(reporte
     kept = Draft.load(*(json.loads(json.dumps(part)) if isinstance(part, dict) else part for part in draft.dump()))
     assert kept.read == draft.read
     assert kept.prior == draft.prior
+
+
+def test_stitched_films_are_compared_as_they_are_and_not_smaller_on_their_canvas(reporter, films, monkeypatch):
+    compare, seen_of = reporter._model.compare, []
+
+    def noted(now, *others):
+        seen_of.append(now.logits.clone())
+        return compare(now, *others)
+
+    monkeypatch.setattr(reporter._model, "compare", noted)
+    for views in Views:
+        reporter.draft(films[:2], SHORT, StudyConfig(views=views), prior=films[2:])
+    assert torch.equal(*seen_of)
 
 
 def test_a_draft_kept_before_prior_films_were_read_can_be_opened(reporter, films):

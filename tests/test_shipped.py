@@ -156,7 +156,9 @@ def test_it_tells_what_has_changed_since_a_prior_film_and_nothing_without_one(mo
     assert model.prior is not None
     denied = {n for n in NAMES if model.calibration.thresholds[LABELS.index(NAMES[n]), 2] > 0}
     told = []
-    for change in Change:
+    # what is never denied cannot be told to have resolved
+    possible = [change for change in Change if change is not Change.RESOLVED or name in denied]
+    for change in possible:
         gone = change is Change.RESOLVED
         findings = [Finding("abnormal", Presence.ABSENT if gone else Presence.PRESENT, 0.9, 0.5)]
         for other in (n for n in NAMES if n != "abnormal" and model.calibration.assessed(n)):
@@ -172,7 +174,7 @@ def test_it_tells_what_has_changed_since_a_prior_film_and_nothing_without_one(mo
     with torch.inference_mode():
         texts = [w.text for w in write(model, model.retold(one, told), SHORT, book)]
     said = [dict(changes(text)).get(NAMES[name]) for text in texts]
-    assert sum(a is b for a, b in zip(said, Change, strict=True)) >= 4, texts
+    assert sum(a is b for a, b in zip(said, possible, strict=True)) >= len(possible) - 1, texts
     plain = [[replace(finding, earlier=None) for finding in mine] for mine in told]
     with torch.inference_mode():
         assert not any(changes(w.text) for w in write(model, model.retold(one, plain), SHORT, book))
