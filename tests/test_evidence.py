@@ -1,6 +1,8 @@
 """Evidence lands where the model looked: exactly on the patch's rectangle of the original film, and nothing is lost."""
 
 import io
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -30,6 +32,7 @@ from emrrg_core.explain.heat_map import (
     overlay,
     patch_weights,
 )
+from emrrg_core.explain.likelihood import likelihood
 from emrrg_core.films.film import model_input
 from emrrg_core.model.finding_tokens import NAMES, Finding, Presence
 from emrrg_core.model.writing import Token
@@ -372,6 +375,31 @@ def test_masked_patches_are_filled_from_what_surrounds_them_and_the_rest_stays()
 # ------------------------------------------------------------------------------------------------------------- verdicts
 
 
+@pytest.mark.parametrize(
+    ("lost", "said"),
+    [
+        (0.0, "as likely"),
+        (-0.004, "as likely"),
+        (0.02, "1.02 times less likely"),
+        (math.log(1.4), "1.4 times less likely"),
+        (-math.log(1.2), "1.2 times more likely"),
+        (math.log(9.96), "10 times less likely"),
+        (-math.log(12.4), "12 times more likely"),
+        (math.log(1001), "more than 1000 times less likely"),
+        (-5000.0, "more than 1000 times more likely"),
+    ],
+)
+def test_nats_are_told_as_how_many_times_less_or_more_likely(lost, said):
+    assert likelihood(lost) == said
+    assert likelihood(lost, "×") == said.replace("times", "×")
+
+
+def test_no_verdict_speaks_of_nats_or_layers():
+    verdicts = [one.verdict for one in (why(2.1, *[0.3] * 19), why(-0.2, *[0.1] * 19))]
+    verdicts += [DependenceTest(*[lost] * 3, 0.1, 40).verdict for lost in (0.0, 0.4, -0.4)]
+    assert not re.search(r"\bnats?\b|layer|token", " ".join(verdicts))
+
+
 def why(drop: float, *random: float) -> Why:
     return Why(0, -9.0, drop, random, (5,), 0)
 
@@ -387,21 +415,24 @@ def test_a_place_matters_when_it_costs_more_than_nearly_all_others_and_enough():
 
 
 def test_the_verdict_on_a_sentence_says_the_numbers_and_what_they_mean():
-    said = why(2.1, *[0.3] * 19).verdict
-    assert "Hiding the highlighted place lowers the sentence by 2.10 nats" in said
-    assert "random places of the same shape lower it by 0.30 on average, and 0 of 19 cost it at least as much" in said
-    assert said.endswith("The place matters for this sentence.")
-    said = why(-0.2, *[-0.1] * 18, -0.4).verdict
-    assert "random places of the same shape raise it by 0.12" in said
-    assert "raises the sentence by 0.20 nats" in said
-    assert "18 of 19" in said
-    assert said.endswith("the map does not explain this sentence.")
+    assert why(math.log(1.5), *[0.05] * 19, 0.6).verdict == (
+        "This place matters for this sentence: with it hidden, the sentence is 1.5 times less likely; with other places hidden, 1.08 times "
+        "less likely on average (1 of 20 cost it as much)."
+    )
+    assert why(2.1, *[0.0] * 19).verdict.endswith(
+        "with other places hidden, as likely on average (none of 19 cost it as much)."
+    )
+    assert why(-0.2, *[-0.1] * 18, -0.4).verdict == (
+        "The map does not explain this sentence: with its place hidden, the sentence is 1.2 times more likely; with other places hidden, 1.1 "
+        "times more likely on average (18 of 19 cost it as much)."
+    )
 
 
 def test_the_verdict_says_what_becomes_of_the_findings_probability():
     about = replace(why(2.1, *[0.3] * 19), finding="effusion", probability=0.91, hidden=0.42, elsewhere=0.9)
-    said = "The probability of pleural effusion goes from 0.91 to 0.42 (0.90 with random places hidden). The place"
-    assert said in about.verdict
+    assert about.verdict.endswith(
+        "The probability of pleural effusion goes from 91% to 42% (90% with other places hidden)."
+    )
     assert "probability" not in why(2.1, *[0.3] * 19).verdict
     assert about.to_dict()["hidden_probability"] == 0.42
 
@@ -416,9 +447,13 @@ def test_a_text_that_moves_little_is_said_not_to_depend_on_its_film():
     still, moving = DependenceTest(0.002, -0.001, 0.01, 0.1, 40), DependenceTest(0.4, 0.3, 0.2, 0.1, 40)
     assert (still.looks, moving.looks) == (False, True)
     assert "barely depends on its film" in still.verdict
-    assert "another chest 0.01" in still.verdict
+    assert "on average as likely." in still.verdict
+    assert "on average 1.2 times more likely." in DependenceTest(-0.1, -0.3, -0.2, 0.1, 40).verdict
     assert "Do not take it for a reading of this film" in still.verdict
-    assert "This text depends on its film" in moving.verdict
+    assert (
+        moving.verdict
+        == "This text depends on its film: without it, each word or piece of one is on average 1.3 times less likely."
+    )
     assert moving.moved == pytest.approx(0.3)
     assert [bar.nats for bar in moving.bars] == [0.4, 0.3, 0.2]
     assert DependenceTest(*[still.threshold] * 3, 0.1, 40).looks

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
+from emrrg_core.explain.likelihood import likelihood
 from emrrg_core.films.film import model_input
 from emrrg_core.model.finding_tokens import SHOWN
 from emrrg_core.model.writing import Token
@@ -83,19 +84,21 @@ class Why:
 
     @property
     def verdict(self) -> str:
-        """In words."""
-        mine, others = (("lowers", "lower") if nats >= 0 else ("raises", "raise") for nats in (self.drop, self.mean))
-        said = (
-            f"Hiding the highlighted place {mine[0]} the sentence by {abs(self.drop):.2f} nats; random places of the same shape "
-            f"{others[1]} it by {abs(self.mean):.2f} on average, and {self.as_large} of {len(self.random)} cost it at least as much. "
+        """In words: the answer, what hiding places does to the sentence, and what hiding this one does to its finding."""
+        answer, it = (
+            ("This place matters for this sentence", "it")
+            if self.matters
+            else ("The map does not explain this sentence", "its place")
         )
-        if self.finding is not None and self.probability is not None and self.hidden is not None:
-            name = SHOWN.get(self.finding, self.finding)
-            said += f"The probability of {name} goes from {self.probability:.2f} to {self.hidden:.2f}"
-            said += f" ({self.elsewhere:.2f} with random places hidden). " if self.elsewhere is not None else ". "
-        if self.matters:
-            return said + "The place matters for this sentence."
-        return said + "That is not clearly more than elsewhere: the map does not explain this sentence."
+        said = (
+            f"{answer}: with {it} hidden, the sentence is {likelihood(self.drop)}; with other places hidden, {likelihood(self.mean)} on "
+            f"average ({self.as_large or 'none'} of {len(self.random)} cost it as much)."
+        )
+        if self.finding is None or self.probability is None or self.hidden is None:
+            return said
+        others = f" ({self.elsewhere:.0%} with other places hidden)" if self.elsewhere is not None else ""
+        name = SHOWN.get(self.finding, self.finding)
+        return f"{said} The probability of {name} goes from {self.probability:.0%} to {self.hidden:.0%}{others}."
 
     @property
     def bars(self) -> tuple[Bar, ...]:
@@ -207,13 +210,9 @@ class DependenceTest:
     @property
     def verdict(self) -> str:
         """In words, to stand above the draft."""
-        lost = ", ".join(f"{bar.label.lower()} {bar.nats:.2f}" for bar in self.bars) + " nats a token less likely"
-        if self.looks:
-            return f"This text depends on its film: without it, it is less likely ({lost})."
-        return (
-            f"This text barely depends on its film: it would be almost as likely without it ({lost}; on average less than {self.threshold:g}). "
-            "Do not take it for a reading of this film."
-        )
+        depends = "depends" if self.looks else "barely depends"
+        said = f"This text {depends} on its film: without it, each word or piece of one is on average {likelihood(self.moved)}."
+        return said if self.looks else f"{said} Do not take it for a reading of this film."
 
     @property
     def bars(self) -> tuple[Bar, ...]:
