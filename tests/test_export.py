@@ -25,7 +25,7 @@ from pydicom.sr.codedict import codes
 from emrrg_core import DecodeConfig, Film, Reporter
 from emrrg_core.config import MOST_FILMS
 from emrrg_core.errors import ConfigError
-from emrrg_core.export import UNSIGNED, KeyImage, clean, notice, version
+from emrrg_core.export import UNSIGNED, KeyImage, Reader, clean, notice, version
 from emrrg_core.export import fhir as fhir_export
 from emrrg_core.export.docx import to_docx
 from emrrg_core.export.fhir import diagnostic_report
@@ -106,7 +106,12 @@ def text_of_pdf(data: bytes) -> str:
 
 
 def text_of_docx(data: bytes) -> str:
-    return "\n".join(paragraph.text for paragraph in docx.Document(BytesIO(data)).paragraphs)
+    """Paragraphs and tables in their order."""
+    parts = docx.Document(BytesIO(data)).iter_inner_content()
+    return "\n".join(
+        " ".join(cell.text for row in part.rows for cell in row.cells) if hasattr(part, "rows") else part.text
+        for part in parts
+    )
 
 
 def flat(text: str) -> str:
@@ -130,12 +135,20 @@ def narrative(written: str) -> str:
 
 
 READERS = {
-    "text": lambda report, draft: to_text(report).decode(),
-    "pdf": lambda report, draft: text_of_pdf(to_pdf(report, draft)),
-    "docx": lambda report, draft: text_of_docx(to_docx(report, draft)),
-    "json": lambda report, draft: json.loads(to_json(report, draft))["text"],
-    "fhir": lambda report, draft: narrative(diagnostic_report(report, draft)),
+    "text": lambda report, draft, **who: to_text(report, **who).decode(),
+    "pdf": lambda report, draft, **who: text_of_pdf(to_pdf(report, draft, **who)),
+    "docx": lambda report, draft, **who: text_of_docx(to_docx(report, draft, **who)),
+    "json": lambda report, draft, **who: json.loads(to_json(report, draft, **who))["text"],
+    "fhir": lambda report, draft, **who: narrative(diagnostic_report(report, draft, **who)),
 }
+MAKERS = {
+    "text": lambda report, draft, **who: to_text(report, **who),
+    "pdf": to_pdf,
+    "docx": to_docx,
+    "json": to_json,
+    "fhir": diagnostic_report,
+}
+ROE = Reader("Roe^Jana^^Dr.", "Clinic & Co")
 
 
 # --------------------------------------------------------------------------------------------------- what all must say
@@ -196,6 +209,76 @@ def test_characters_that_no_file_may_hold_do_no_harm(drafts, written_as):
     draft = drafts["PNG"]
     report = saying(draft, "Be\x00fore\x0b\ud800 after.\x1b\uffff")
     assert re.search(r"Be ?fore.* after\.", flat(READERS[written_as](report, draft)))
+
+
+def test_a_readers_name_is_shown_in_plain_words():
+    names = [
+        "Roe^Jana",
+        "Roe^Jana^M.^Dr.^MD",
+        "Jana Roe",
+        "^Jana",
+        "=山田^太郎",
+        "Yamada^Tarou=山田^太郎",
+        "Roe ^ Jana^^^^^",
+    ]
+    assert [Reader(name, "Clinic").plain for name in names] == [
+        "Jana Roe",
+        "Dr. Jana M. Roe, MD",
+        "Jana Roe",
+        "Jana",
+        "太郎 山田",
+        "Tarou Yamada",
+        "Jana Roe",
+    ]
+    for nobody in ("", "^", "=", "^=^", " "):
+        with pytest.raises(ValueError, match="needs a name"):
+            Reader(nobody, "Clinic")
+
+
+@pytest.mark.parametrize("written_as", READERS)
+def test_indication_comparison_and_technique_stand_before_the_findings_where_they_have_words(drafts, written_as):
+    draft = drafts["PNG"]
+    report = saying(draft, "The lungs are clear.", "Normal.").with_field("technique", "PA & lateral <views>,\nŁódź.")
+    text = flat(READERS[written_as](report, draft))
+    assert [word for word in ("indication", "comparison") if word in text.casefold()] == []
+    assert text.index("PA & lateral <views>, Łódź.") < text.casefold().index("findings")
+    report = report.with_field("comparison", "Film of May.").with_field("indication", "Cough.\x00\ud800")
+    text = flat(READERS[written_as](report, draft))
+    words = ["indication", "cough.", "comparison", "film of may.", "technique", "pa & lateral", "findings", "the lungs"]
+    places = [text.casefold().index(word) for word in words]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("written_as", READERS)
+def test_only_a_signed_report_names_its_reader_with_the_time_and_the_status(drafts, written_as):
+    draft = drafts["PNG"]
+    report = saying(draft, "The lungs are clear.", "Normal.")
+    early = flat(READERS[written_as](report, draft, reader=ROE))
+    assert re.search("Status:? Preliminary", early)
+    assert "Signed off" not in early
+    done = signed(report)
+    late = flat(READERS[written_as](done, draft, reader=ROE))
+    assert re.search("Status:? Final", late)
+    assert re.search(f"Signed off:? {re.escape(done.signed)}", late)
+    assert re.search("Reader:? Dr. Jana Roe, Clinic & Co", late)
+    assert f"Signed off {done.signed} by Dr. Jana Roe." in late
+    assert "Roe^Jana" not in late
+    assert "Reader" not in flat(READERS[written_as](done, draft))
+
+
+@pytest.mark.parametrize("written_as", MAKERS)
+def test_the_name_of_a_reader_is_nowhere_in_the_file_of_an_unsigned_report(drafts, written_as):
+    draft, make = drafts["PNG"], MAKERS[written_as]
+    report = saying(draft, "The lungs are clear.", "Normal.")
+    assert make(report, draft, reader=ROE) == make(report, draft)
+    assert make(signed(report), draft, reader=ROE) != make(signed(report), draft)
+
+
+def test_no_report_and_no_session_holds_the_name_of_a_reader(drafts):
+    done = signed(saying(drafts["PNG"], "The lungs are clear."))
+    to_json(done, drafts["PNG"], reader=ROE)
+    assert "Roe" not in json.dumps(done.to_dict())
+    assert json.loads(to_json(done, drafts["PNG"], reader=ROE))["report"] == done.to_dict()
 
 
 def test_no_export_names_the_patient_or_the_file(films, draft, image, kind):
@@ -412,6 +495,25 @@ def test_a_docx_names_no_person_and_no_time_unless_given(drafts):
 # --------------------------------------------------------------------------------------------------------- provenance
 
 
+def test_the_json_has_the_header_apart(drafts):
+    draft = drafts["PNG"]
+    report = saying(draft, "The lungs are clear.").with_field("indication", "Cough.")
+    empty = {"comparison": "", "technique": ""}
+    whole = json.loads(to_json(report, draft, reader=ROE))
+    assert whole["header"] == {"status": "preliminary", "signed": None, "reader": None, "indication": "Cough.", **empty}
+    done = signed(report)
+    whole = json.loads(to_json(done, draft, reader=ROE))
+    reader = {"name": "Dr. Jana Roe", "organization": "Clinic & Co"}
+    assert whole["header"] == {
+        "status": "final",
+        "signed": done.signed,
+        "reader": reader,
+        "indication": "Cough.",
+        **empty,
+    }
+    assert json.loads(to_json(done, draft))["header"]["reader"] is None
+
+
 def test_the_json_holds_all_that_is_needed_to_follow_the_text_back_to_the_film(draft, kind):
     report = signed(edited(draft))
     whole = json.loads(to_json(report, draft))
@@ -455,6 +557,34 @@ def test_a_diagnostic_report_is_valid_and_comes_back_as_it_went(draft, kind, rel
     assert {inner["id"] for inner in resource["contained"]} - {"drafted"} <= references  # FHIR's rule dom-3
     study = resource.get("study" if release == "R5" else "imagingStudy")
     assert (study is not None) == (kind == "DICOM")
+
+
+@pytest.mark.parametrize("release", MODELS)
+def test_a_diagnostic_report_is_interpreted_by_the_reader_who_signed(drafts, release):
+    draft = drafts["DICOM"]
+    report = saying(draft, "The lungs are clear.", "Normal.").with_field("indication", "Cough & <fever>.")
+    assert "resultsInterpreter" not in json.loads(diagnostic_report(report, draft, release=release, reader=ROE))
+    assert "resultsInterpreter" not in json.loads(diagnostic_report(signed(report), draft, release=release))
+    written = diagnostic_report(signed(report), draft, release=release, sources=[header()], reader=ROE)
+    read = MODELS[release]("DiagnosticReport").model_validate_json(written)
+    assert json.loads(read.model_dump_json()) == json.loads(written)
+    resource = json.loads(written)
+    contained = {inner["id"]: inner for inner in resource["contained"]}
+    (who,) = resource["resultsInterpreter"]
+    role = contained[who["reference"].removeprefix("#")]
+    assert role["resourceType"] == "PractitionerRole"
+    assert role["organization"] == {"display": "Clinic & Co"}
+    person = contained[role["practitioner"]["reference"].removeprefix("#")]
+    assert person["name"] == [{"text": "Dr. Jana Roe", "family": "Roe", "given": ["Jana"], "prefix": ["Dr."]}]
+    agents = [(agent["type"]["text"], agent["who"]["reference"]) for agent in contained["drafted"]["agent"]]
+    assert agents == [("drafted the report", "#emrrg"), ("signed the report", "#signer")]
+    references = set(re.findall(r'"reference": "#([^"]*)"', written.decode()))
+    assert references - {""} <= set(contained)
+    assert set(contained) - {"drafted"} <= references  # FHIR's rule dom-3
+    assert "Cough &amp; &lt;fever&gt;." in resource["text"]["div"]
+    assert json.loads(diagnostic_report(signed(report), draft, release=release, reader=Reader("^Jana", "C")))[
+        "contained"
+    ]
 
 
 @pytest.mark.parametrize("release", MODELS)

@@ -50,7 +50,7 @@ MODEL = {
     "language_model": "tiny-llama",
     "language_model_sha256": "cd" * 32,
 }
-DOCUMENTS = ("sr", "signed sr", "pdf", "capture")
+DOCUMENTS = ("sr", "signed sr", "full sr", "pdf", "capture")
 WHO = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex")
 STUDY = ("StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName")
 
@@ -70,6 +70,14 @@ def signed(draft: Draft) -> Report:
     return Report.of(draft).accept(0).edit(1, "No pleural effusion.").sign([2])
 
 
+def full(report: Report) -> Report:
+    """With all that may stand before the Findings."""
+    words = {"technique": "PA & lateral\nviews <é 张>.", "comparison": "None.", "indication": "Cough."}
+    for name, text in words.items():
+        report = report.with_field(name, text)
+    return report
+
+
 def read(data: bytes) -> Dataset:
     return pydicom.dcmread(BytesIO(data))
 
@@ -86,6 +94,7 @@ def all_of(draft: Draft, films: list[Path]) -> dict[str, bytes]:
     return {
         "sr": to_dicom_sr(report, draft, films, at=AT),
         "signed sr": to_dicom_sr(signed(draft), draft, films, at=AT, reader=READER),
+        "full sr": to_dicom_sr(full(signed(draft).unsign()).sign(), draft, films, at=AT, reader=READER),
         "pdf": to_dicom_pdf(PDF, report, draft, films, at=AT),
         "capture": to_dicom_capture(picture, draft, films, film=0, sentence=0, at=AT),
     }
@@ -443,6 +452,31 @@ def test_every_sentence_is_a_text_item_and_marked_until_somebody_said_yes_to_it(
     }
 
 
+def test_indication_comparison_and_technique_are_sections_of_their_own_under_the_standards_headings(film):
+    """PS3.16, CID 7001, in the order of a report: the template leaves the order of its sections free."""
+    path = film()
+    draft = drafted(path)
+    made = read(to_dicom_sr(full(Report.of(draft)), draft, [path], at=AT))
+    found = tree(made)
+    assert list(found) == [
+        "Summary",
+        "Indications for Procedure",
+        "Prior Procedure Descriptions",
+        "Current Procedure Descriptions",
+        "Findings",
+        "Impressions",
+    ]
+    said = {heading: [item.TextValue for item in items] for heading, items in found.items()}
+    assert said["Indications for Procedure"] == ["Cough."]
+    assert said["Prior Procedure Descriptions"] == ["None."]
+    assert said["Current Procedure Descriptions"] == ["PA & lateral views <é 张>."]
+    headings = [item.ConceptNameCodeSequence[0] for item in made.ContentSequence if item.ValueType == "CONTAINER"]
+    codes = [(code.CodeValue, code.CodingSchemeDesignator) for code in headings]
+    assert codes[1:4] == [("18785-6", "LN"), ("55114-3", "LN"), ("55111-9", "LN")]
+    one = read(to_dicom_sr(Report.of(draft).with_field("technique", "PA."), draft, [path], at=AT))
+    assert list(tree(one)) == ["Summary", "Current Procedure Descriptions", "Findings", "Impressions"]
+
+
 def test_a_report_without_a_sentence_is_still_a_document(film, tmp_path):
     path = film()
     draft = drafted(path)
@@ -474,6 +508,7 @@ def test_only_a_named_reader_who_signed_verifies(film):
         assert "VerifyingObserverSequence" not in made
         assert "Roe" not in str(made)
     assert NOT_REVIEWED not in str(named)
+    assert f"Signed off {report.signed} by Jana Roe." in tree(named)["Summary"][0].TextValue
     for name, organization in (("", "Clinic"), ("Roe^Jana", " "), ("^", "Clinic"), ("Roe\\Doe", "Clinic")):
         with pytest.raises(ValueError, match="needs a name"):
             Reader(name, organization)

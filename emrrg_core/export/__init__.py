@@ -4,7 +4,10 @@ All are pure functions of a report, its draft and what the caller gives besides:
 reader's, so the same input gives the same bytes. Nothing here imports the libraries that write these formats; each
 file imports its own, when it is first asked for.
 
-This file holds what the readable ones share: the mark of what nobody has reviewed, the notice, the key image.
+This file holds what they share: the mark of what nobody has reviewed, the notice, the header, the reader, the key image.
+
+Who signed is kept on the reader's own computer and is no part of a report or a session: a caller hands it in as `reader`.
+An export names it only where the report is signed.
 """
 
 import re
@@ -21,16 +24,43 @@ from PIL import Image
 
 from emrrg_core.explain.heat_map import lay_over, no_map, overlay, patch_weights
 from emrrg_core.report.draft import DISCLAIMER, NOT_REVIEWED, Draft, FilmRecord
-from emrrg_core.report.report import Choice, Report
+from emrrg_core.report.report import FIELDS, Choice, Report
 
 UNSIGNED = "PRELIMINARY, NOT SIGNED OFF"  # every sentence was reviewed, or there is none
 TITLE = "Chest X-ray report"
 HEADINGS = {"findings": "Findings", "impression": "Impression"}
 EMPTY = "(empty)"
+STATUSES = {"preliminary": "Preliminary", "final": "Final"}
 
 _SHOWN_SIDE = 1400  # pixels: sharp on half a page; the film itself stays where it is
 _QUOTED = 160  # characters of a sentence in a caption: picture and caption must fit on a page, even as code points
 _BEYOND = re.compile("[\ud800-\udfff\ufffe\uffff]")  # no XML and no FHIR string may hold these
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Who answers for a signed report. Raises ValueError without a name or an organization."""
+
+    name: str  # as DICOM writes names: "Family^Given"
+    organization: str
+
+    def __post_init__(self) -> None:
+        if not (self.name.strip("^= ") and self.organization.strip()) or "\\" in self.name + self.organization:
+            raise ValueError("a reader who verifies a report needs a name and an organization")
+
+    @property
+    def parts(self) -> tuple[str, str, str, str, str]:
+        """Family, given, middle, prefix, suffix: of the first way in which the name is written (PS3.5 6.2.1.2)."""
+        written = next(group for group in self.name.split("=") if group.strip("^ "))
+        family, given, middle, prefix, suffix, *_ = [*(clean(part) for part in written.split("^")), *[""] * 5]
+        return family, given, middle, prefix, suffix
+
+    @property
+    def plain(self) -> str:
+        """The name in plain words, as "Jana Roe"."""
+        family, given, middle, prefix, suffix = self.parts
+        words = " ".join(part for part in (prefix, given, middle, family) if part)
+        return f"{words}, {suffix}" if suffix else words
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,12 +95,27 @@ def banner(report: Report) -> str | None:
     return NOT_REVIEWED if report.unreviewed else UNSIGNED
 
 
-def notice(report: Report) -> str:
-    """What must stay with the text."""
+def notice(report: Report, reader: Reader | None = None) -> str:
+    """What must stay with the text. reader: who signed."""
     if report.signed is None and report.unreviewed:
         return DISCLAIMER
-    state = "Preliminary, not signed off." if report.signed is None else f"Signed off {report.signed}."
+    whose = f" by {reader.plain}" if reader else ""
+    state = "Preliminary, not signed off." if report.signed is None else f"Signed off {report.signed}{whose}."
     return f"{state} Drafted with EMRRG: research and teaching software, not a medical device."
+
+
+def header(report: Report, reader: Reader | None = None) -> list[tuple[str, str]]:
+    """What a report is, as rows of a table: its status and, once it is signed, when and by whom."""
+    rows = [("Status", STATUSES[report.status])]
+    if report.signed is not None:
+        rows.append(("Signed off", report.signed))
+        rows += [("Reader", f"{reader.plain}, {clean(reader.organization)}")] if reader else []
+    return rows
+
+
+def preface(report: Report) -> list[tuple[str, str]]:
+    """What stands before the Findings: heading and words of the fields that have any."""
+    return [(name.capitalize(), words) for name in FIELDS if (words := clean(getattr(report.fields, name)))]
 
 
 def passages(report: Report, section: str) -> list[tuple[str, bool]]:

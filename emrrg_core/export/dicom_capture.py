@@ -4,16 +4,36 @@ from collections.abc import Sequence
 from datetime import datetime
 
 import numpy as np
+from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.uid import SecondaryCaptureImageStorage
 from pydicom.valuerep import DSfloat
 
+from emrrg_core.explain.heat_map import heat_map, overlay
 from emrrg_core.export import clean
 from emrrg_core.export.dicom import Kind, Source, code, document, origin, referable, reference, to_bytes
-from emrrg_core.films.film import header_value
+from emrrg_core.films.film import Film, header_value
 from emrrg_core.report.draft import Draft
 
 KIND = Kind(SecondaryCaptureImageStorage, "OT", 9003, "EMRRG attention map, research only")
+LONGEST = 1600  # pixels on the longer side of a picture
+
+
+def picture(film: Film, draft: Draft, number: int, sentence: int | None) -> np.ndarray:
+    """A film with the map of a sentence, or of the whole draft, laid over it: (height, width, 3) uint8 RGB, at most LONGEST pixels a side.
+
+    number: of the film in draft.films. sentence: number in draft.sentences, None for the whole draft. Without a map: the film alone.
+    """
+    heat = heat_map(draft, number, (0, len(draft.tokens)) if sentence is None else draft.sentences[sentence])
+    return overlay(_reduced(film.pixels), None if heat is None else _reduced(heat))
+
+
+def _reduced(values: np.ndarray) -> np.ndarray:
+    """(height, width) with its longer side at most LONGEST."""
+    image = Image.fromarray(np.ascontiguousarray(values, dtype=np.float32))
+    scale = min(1.0, LONGEST / max(image.size))
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    return np.asarray(image.resize(size, Image.Resampling.BOX)).clip(0)
 
 
 def to_dicom_capture(

@@ -2,37 +2,27 @@
 
 X-Ray Report            language, observers: the device that drafted, the reader who signed
 ├── Summary             the mark where anything is unreviewed, the notice
+├── Indications for Procedure, Prior Procedure Descriptions, Current Procedure Descriptions
+│                       the report's indication, comparison and technique, where they have words (CID 7001)
 ├── Findings            a TEXT per sentence, inferred from the images it was drafted from
 └── Impressions         likewise
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from pydicom.dataset import Dataset
 from pydicom.uid import BasicTextSRStorage
 
-from emrrg_core.export import banner, notice, passages
+from emrrg_core.export import Reader as Reader
+from emrrg_core.export import banner, clean, notice, passages
 from emrrg_core.export.dicom import Kind, Source, device_uid, document, moment, origin, to_bytes
 from emrrg_core.films.film import quiet_decoders
 from emrrg_core.report.draft import NOT_REVIEWED, Draft
 from emrrg_core.report.report import Report
 
 KIND = Kind(BasicTextSRStorage, "SR", 9001, "EMRRG report, research only")
-
-
-@dataclass(frozen=True)
-class Reader:
-    """Who answers for a signed report."""
-
-    name: str  # as DICOM writes names: "Family^Given"
-    organization: str
-
-    def __post_init__(self) -> None:
-        if not (self.name.strip("^ ") and self.organization.strip()) or "\\" in self.name + self.organization:
-            raise ValueError("a reader who verifies a report needs a name and an organization")
 
 
 def to_dicom_sr(
@@ -113,9 +103,15 @@ def _tree(report: Report, draft: Draft, images: Sequence[Dataset], reader: Reade
     if reader:
         person = sr.PersonObserverIdentifyingAttributes(reader.name, organization_name=reader.organization)
         observers += sr.ObserverContext(codes.cid270.Person, person)
-    top = [words for words in (banner(report), notice(report)) if words]
+    top = [words for words in (banner(report), notice(report, reader)) if words]
+    fields = (
+        (codes.cid7001.IndicationsForProcedure, codes.cid7001.IndicationsForProcedure, report.fields.indication),
+        (codes.cid7001.PriorProcedureDescriptions, codes.cid7002.ProcedureDescription, report.fields.comparison),
+        (codes.cid7001.CurrentProcedureDescriptions, codes.cid7002.ProcedureDescription, report.fields.technique),
+    )
     sections = {
         codes.cid7001.Summary: [text(codes.cid7002.Summary, words) for words in top],
+        **{under: [text(name, words)] for under, name, said in fields if (words := clean(said))},
         codes.cid7001.Findings: sentences("findings", codes.cid7002.Finding),
         codes.cid7001.Impressions: sentences("impression", codes.cid7002.Impression),
     }

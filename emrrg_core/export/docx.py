@@ -16,13 +16,16 @@ from emrrg_core.export import (
     HEADINGS,
     TITLE,
     KeyImage,
+    Reader,
     banner,
     clean,
     facts_of_film,
     facts_of_model,
     figures,
+    header,
     notice,
     passages,
+    preface,
     version,
 )
 from emrrg_core.report.draft import NOT_REVIEWED, Draft
@@ -39,15 +42,21 @@ def to_docx(
     images: Sequence[KeyImage] = (),
     paper: str = "A4",
     created: datetime | None = None,
+    reader: Reader | None = None,
 ) -> bytes:
-    """A DOCX file. paper: "A4" or "letter". created: the creation date in its properties; None leaves it out."""
+    """A DOCX file. paper: "A4" or "letter". created: the creation date in its properties; None leaves it out. reader: who signed."""
+    note = notice(report, reader)
     document = Document()
     _properties(document, created)
-    _page(document, report, PAPERS[paper])
+    _page(document, banner(report), note, PAPERS[paper])
     document.add_heading(TITLE, 0)
     if top := banner(report):
         _mark(document.add_paragraph(), top)
-    document.add_paragraph(notice(report))
+    document.add_paragraph(note)
+    _table(document, header(report, reader))
+    for heading, words in preface(report):
+        document.add_heading(heading, 1)
+        document.add_paragraph(words)
     for section, heading in HEADINGS.items():
         document.add_heading(heading, 1)
         paragraph = document.add_paragraph()
@@ -89,15 +98,15 @@ def _properties(document: Any, created: datetime | None) -> None:
         core.created = created
 
 
-def _page(document: Any, report: Report, paper: tuple[Any, Any]) -> None:
+def _page(document: Any, top: str | None, note: str, paper: tuple[Any, Any]) -> None:
     """Paper, and on every page the notice, the mark and "page x of y"."""
     section = document.sections[0]
     section.page_width, section.page_height = paper
     section.left_margin = section.right_margin = Mm(22)
-    if top := banner(report):
+    if top:
         _mark(section.header.paragraphs[0], top)
     footer = section.footer
-    for run in (footer.paragraphs[0].add_run(notice(report)), (last := footer.add_paragraph()).add_run("Page ")):
+    for run in (footer.paragraphs[0].add_run(note), (last := footer.add_paragraph()).add_run("Page ")):
         run.font.size = Pt(8)
     for code, after in (("PAGE", " of "), ("NUMPAGES", "")):
         field = OxmlElement("w:fldSimple")

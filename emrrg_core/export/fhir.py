@@ -14,7 +14,19 @@ from importlib import import_module
 from typing import Any
 
 from emrrg_core.errors import ConfigError
-from emrrg_core.export import EMPTY, HEADINGS, TITLE, banner, clean, notice, passages, version
+from emrrg_core.export import (
+    EMPTY,
+    HEADINGS,
+    TITLE,
+    Reader,
+    banner,
+    clean,
+    header,
+    notice,
+    passages,
+    preface,
+    version,
+)
 from emrrg_core.report.draft import NOT_REVIEWED, Draft
 from emrrg_core.report.report import Report
 from emrrg_core.text.labeler import NO_FINDING, Status, labels, report_text
@@ -50,6 +62,7 @@ def diagnostic_report(
     subject: str | None = None,
     effective: str | None = None,
     issued: str | None = None,
+    reader: Reader | None = None,
 ) -> bytes:
     """A DiagnosticReport as JSON, UTF-8.
 
@@ -59,17 +72,23 @@ def diagnostic_report(
                into this export, nothing else of them
     subject    a reference such as "Patient/123"; without it the report has no subject
     effective  when the films were taken, issued when the report was: FHIR dateTime and instant; never made up
+    reader     who signed: the resultsInterpreter of a signed report
+
+    Indication, comparison and technique stand in the narrative: a DiagnosticReport has no elements for them, and a
+    ServiceRequest or Procedure to hold them would claim an order or an act that nobody told of.
 
     Raises ConfigError for another release, or a reference or time that FHIR does not take.
     """
     if release not in RELEASES:
         raise ConfigError(f"FHIR release {release} cannot be written: choose one of {', '.join(RELEASES)}.")
     studies = _studies(sources, subject, release)
+    signer = reader if report.signed else None
+    people = _people(signer) if signer else []
     resource: dict[str, Any] = {
         "resourceType": "DiagnosticReport",
         "language": "en",
-        "text": {"status": "additional", "div": _narrative(report, draft)},
-        "contained": [_device(draft, release), _provenance(report, draft, issued), *studies],
+        "text": {"status": "additional", "div": _narrative(report, draft, signer)},
+        "contained": [_device(draft, release), _provenance(report, draft, issued, signer), *people, *studies],
         "status": report.status,
         "category": [
             _concept("http://terminology.hl7.org/CodeSystem/v2-0074", "RAD", "Radiology"),
@@ -82,6 +101,8 @@ def diagnostic_report(
         resource["effectiveDateTime"] = effective
     if issued:
         resource["issued"] = issued
+    if people:
+        resource["resultsInterpreter"] = [{"reference": "#signer"}]
     if studies:
         key = "study" if release == "R5" else "imagingStudy"
         resource[key] = [{"reference": f"#{study['id']}"} for study in studies]
@@ -161,7 +182,25 @@ def _device(draft: Draft, release: str) -> dict[str, Any]:
     }
 
 
-def _provenance(report: Report, draft: Draft, issued: str | None) -> dict[str, Any]:
+def _people(reader: Reader) -> list[dict[str, Any]]:
+    """Who signed, and for which organization: the PractitionerRole is what the rest refers to."""
+    family, given, middle, prefix, suffix = reader.parts
+    name: dict[str, Any] = {"text": reader.plain}
+    name |= {"family": family} if family else {}
+    rows = {"given": [given, middle], "prefix": [prefix], "suffix": [suffix]}
+    name |= {key: kept for key, parts in rows.items() if (kept := [part for part in parts if part])}
+    return [
+        {"resourceType": "Practitioner", "id": "reader", "name": [name]},
+        {
+            "resourceType": "PractitionerRole",
+            "id": "signer",
+            "practitioner": {"reference": "#reader"},
+            "organization": {"display": clean(reader.organization)},
+        },
+    ]
+
+
+def _provenance(report: Report, draft: Draft, issued: str | None, signer: Reader | None) -> dict[str, Any]:
     """Who drafted this resource and from what. It names the containing resource ("#") as its target, so that the device
     is bound to it: a DiagnosticReport has no place for a device of its own."""
     recorded = issued or (report.edits[-1].time if report.edits else None)
@@ -172,7 +211,10 @@ def _provenance(report: Report, draft: Draft, issued: str | None) -> dict[str, A
         "target": [{"reference": "#"}],
         **({"recorded": recorded} if recorded else {"_recorded": _ABSENT}),
         "activity": {"text": f"Drafted by software, {done}"},
-        "agent": [{"type": {"text": "drafted the report"}, "who": {"reference": "#emrrg"}}],
+        "agent": [
+            {"type": {"text": "drafted the report"}, "who": {"reference": "#emrrg"}},
+            *([{"type": {"text": "signed the report"}, "who": {"reference": "#signer"}}] if signer else []),
+        ],
         "entity": [
             {
                 "role": "source",
@@ -186,8 +228,8 @@ def _provenance(report: Report, draft: Draft, issued: str | None) -> dict[str, A
 def _studies(sources: Sequence[Any], subject: str | None, release: str) -> list[dict[str, Any]]:
     """One ImagingStudy for each study that the headers name, with the series and instances that were read."""
     found: dict[str, dict[str, list[Any]]] = {}
-    for header in sources:
-        found.setdefault(str(header.StudyInstanceUID), {}).setdefault(str(header.SeriesInstanceUID), []).append(header)
+    for source in sources:
+        found.setdefault(str(source.StudyInstanceUID), {}).setdefault(str(source.SeriesInstanceUID), []).append(source)
     studies = []
     for number, (study, series) in enumerate(found.items(), 1):
         rows = []
@@ -195,10 +237,10 @@ def _studies(sources: Sequence[Any], subject: str | None, release: str) -> list[
             modality = {"system": DCM, "code": str(headers[0].Modality)}
             instances = [
                 {
-                    "uid": str(header.SOPInstanceUID),
-                    "sopClass": {"system": "urn:ietf:rfc:3986", "code": f"urn:oid:{header.SOPClassUID}"},
+                    "uid": str(source.SOPInstanceUID),
+                    "sopClass": {"system": "urn:ietf:rfc:3986", "code": f"urn:oid:{source.SOPClassUID}"},
                 }
-                for header in headers
+                for source in headers
             ]
             rows.append(
                 {
@@ -220,11 +262,14 @@ def _studies(sources: Sequence[Any], subject: str | None, release: str) -> list[
     return studies
 
 
-def _narrative(report: Report, draft: Draft) -> str:
+def _narrative(report: Report, draft: Draft, signer: Reader | None) -> str:
     """The whole report as XHTML (FHIR's Narrative): what a program that knows no codes shows."""
     parts = [f"<p><b>{top}</b></p>"] if (top := banner(report)) else []
+    facts = "<br/>".join(f"{name}: {html.escape(value)}" for name, value in header(report, signer))
+    parts.append(f"<p>{facts}</p>")
+    parts += [f"<h3>{heading}</h3><p>{html.escape(words)}</p>" for heading, words in preface(report)]
     for section, heading in HEADINGS.items():
         parts.append(f"<h3>{heading}</h3><p>{html.escape(_said(report, section)) or EMPTY}</p>")
     wrote = f"Drafted by EMRRG {version()} with the checkpoint {draft.model['checkpoint']}."
-    parts.append(f"<p>{html.escape(clean(wrote))} {html.escape(notice(report))}</p>")
+    parts.append(f"<p>{html.escape(clean(wrote))} {html.escape(notice(report, signer))}</p>")
     return f'<div xmlns="http://www.w3.org/1999/xhtml" lang="en" xml:lang="en">{"".join(parts)}</div>'

@@ -40,13 +40,16 @@ from emrrg_core.export import (
     TITLE,
     Figure,
     KeyImage,
+    Reader,
     banner,
     clean,
     facts_of_film,
     facts_of_model,
     figures,
+    header,
     notice,
     passages,
+    preface,
     version,
 )
 from emrrg_core.report.draft import NOT_REVIEWED, Draft
@@ -73,8 +76,9 @@ def to_pdf(
     images: Sequence[KeyImage] = (),
     paper: str = "A4",
     created: datetime | None = None,
+    reader: Reader | None = None,
 ) -> bytes:
-    """A PDF file. paper: "A4" or "letter". created: the creation date in its properties; None leaves it out.
+    """A PDF file. paper: "A4" or "letter". created: the creation date in its properties; None leaves it out. reader: who signed.
 
     Text can be selected and searched, the title and the language (English) are in the properties. It is not a tagged
     PDF: for a screen reader the DOCX is better.
@@ -86,11 +90,11 @@ def to_pdf(
     frame = Frame(MARGIN, MARGIN + 6 * mm, width, size[1] - 2 * MARGIN - 12 * mm, 0, 0, 0, 0)
     document = BaseDocTemplate(out, pagesize=size, pageTemplates=[PageTemplate("page", [frame])])
     story = [
-        *_report(report),
+        *_report(report, reader, width),
         *(flowable for image in images for flowable in _pictures(list(figures(report, draft, image)), width)),
         *_behind(draft, width),
     ]
-    note = notice(report)
+    note = notice(report, reader)
 
     def canvas(*args: Any, **kwargs: Any) -> Canvas:
         return _Pages(*args, note=note, top=banner(report), created=created, **kwargs | {"invariant": 1, "lang": "en"})
@@ -99,19 +103,22 @@ def to_pdf(
     return out.getvalue()
 
 
-def _report(report: Report) -> list[Flowable]:
-    said = [("", text) for section in HEADINGS for text, _ in passages(report, section)]
+def _report(report: Report, reader: Reader | None, width: float) -> list[Flowable]:
+    said = [text for section in HEADINGS for text, _ in passages(report, section)]
+    said += [text for _, text in (*header(report, reader), *preface(report))]
     story = [Paragraph(TITLE, HEAD1)]
     if top := banner(report):
         story.append(Paragraph(top, TOP))
-    story.append(Paragraph(_markup(notice(report)), SMALL))
+    story += [Paragraph(_markup(notice(report, reader)), SMALL), Spacer(1, 4), _table(header(report, reader), width)]
+    for heading, words in preface(report):
+        story += [Paragraph(heading, HEAD2), Paragraph(_markup(words), BODY)]
     for section, heading in HEADINGS.items():
         marked = f'<font name="{BOLD}" color="#{RED.hexval()[2:]}">[{NOT_REVIEWED}]</font> '
         body = " ".join(
             (marked if unreviewed else "") + _markup(text) for text, unreviewed in passages(report, section)
         )
         story += [Paragraph(heading, HEAD2), Paragraph(body or EMPTY, BODY)]
-    if any(_shown(text) != text for _, text in said):
+    if any(_shown(text) != text for text in said):
         story += [Spacer(1, 4), Paragraph(POINTS, SMALL)]
     return story
 

@@ -1,11 +1,12 @@
 """JSON with the whole provenance ("emrrg.export/1", docs/export.md): enough to draft the same text again and to follow
 every edit from there to the report."""
 
+import dataclasses
 import json
 import platform
 from importlib import metadata
 
-from emrrg_core.export import notice, version
+from emrrg_core.export import Reader, notice, version
 from emrrg_core.export.text import plain
 from emrrg_core.report.draft import Draft
 from emrrg_core.report.report import Report
@@ -14,12 +15,19 @@ SCHEMA = "emrrg.export/1"
 LIBRARIES = ("torch", "transformers", "pydicom", "numpy")
 
 
-def to_json(report: Report, draft: Draft) -> bytes:
-    """One JSON object, indented, UTF-8 as it is; no time in it but those of the edits."""
+def to_json(report: Report, draft: Draft, *, reader: Reader | None = None) -> bytes:
+    """One JSON object, indented, UTF-8 as it is; no time in it but those of the edits. reader: who signed."""
+    signer = reader if report.signed else None
     whole = {
         "schema": SCHEMA,
-        "notice": notice(report),
-        "text": plain(report),
+        "notice": notice(report, reader),
+        "header": {
+            "status": report.status,
+            "signed": report.signed,
+            "reader": {"name": signer.plain, "organization": signer.organization} if signer else None,
+            **dataclasses.asdict(report.fields),
+        },
+        "text": plain(report, reader),
         "report": report.to_dict(),
         "draft": draft.to_dict(),
         "versions": {
