@@ -81,6 +81,12 @@ class Film:
     format: str  # "DICOM", "PNG", "JPEG" or "TIFF"
     overridden: tuple[str, ...] = ()  # the rules that refused it, and that the reader overrode
     annotated: bool | None = None  # whether the header says that names or the like are burned in; None: it does not say
+    source_sha256: str | None = None  # of the film as read, where the reader cropped, straightened or turned it since
+
+    @property
+    def straightened(self) -> bool:
+        """Whether the reader cropped, straightened, turned or mirrored it: no place in it is a place in its file."""
+        return self.source_sha256 is not None
 
 
 class _Reading(NamedTuple):
@@ -135,6 +141,40 @@ def read_film(path: Path | str, *, name: str | None = None, anyway: Collection[s
         overridden=tuple(rules.overridden),
         annotated=reading.annotated,
     )
+
+
+def kind_of(path: Path) -> str:
+    """What a file is by its first bytes: "DICOM", "PNG", "JPEG" or "TIFF". Raises FilmError as `read_film` does for others."""
+    return _kind(_head(path))
+
+
+def kind_of_head(head: bytes) -> str:
+    """Likewise, given these bytes: 132 of them tell."""
+    return _kind(head)
+
+
+def header_of(path: Path) -> pydicom.Dataset:
+    """A DICOM file's header without its pixels. Call it, and look its values up, within `quiet_decoders`.
+
+    Raises FilmError for a damaged file.
+    """
+    return _header(path, pixels=False)
+
+
+def is_directory(header: pydicom.Dataset) -> bool:
+    """Whether it is the index of a disc, a DICOMDIR (PS3.3 F.3)."""
+    return _sop_class(header) == _DIRECTORY
+
+
+def refuse_kind(header: pydicom.Dataset) -> None:
+    """Raises the FilmError of `read_film` for what is no radiograph at all, told from its header alone (`header_of`)."""
+    single = (_numbers(header, "NumberOfFrames") or [1.0])[0] <= 1
+    _refuse_other_kinds(header, _Rules((), []), single=single, image="Rows" in header and "Columns" in header)
+
+
+def refuse_blank(pixels: np.ndarray) -> None:
+    """Raises FilmError for a part of a film, (height, width) in [0, 1], that holds hardly any grey tones."""
+    _refuse_blank(np.rint(pixels[_thinned(pixels.shape)] * 255).astype(np.int64))
 
 
 def model_input(film: Film | np.ndarray, size: int = 224) -> np.ndarray:
@@ -519,7 +559,8 @@ _OTHER_PARTS = {
 def _read_dicom(path: Path, steps: list[str], rules: _Rules) -> _Reading:
     header = _header(path)
     frames = _numbers(header, "NumberOfFrames") or [1.0]
-    _refuse_other_kinds(header, rules, single=frames[0] <= 1)
+    image = any(keyword in header for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData"))
+    _refuse_other_kinds(header, rules, single=frames[0] <= 1, image=image)
     _refuse_other_parts(header, steps, rules)
     if frames[0] > 1:
         raise FilmError(
@@ -537,9 +578,9 @@ def _read_dicom(path: Path, steps: list[str], rules: _Rules) -> _Reading:
     return _Reading(stored, pixels, spacing, _view(header, steps), _annotated(header, steps))
 
 
-def _header(path: Path) -> pydicom.Dataset:
+def _header(path: Path, *, pixels: bool = True) -> pydicom.Dataset:
     try:
-        header = pydicom.dcmread(path, force=True)
+        header = pydicom.dcmread(path, force=True, stop_before_pixels=not pixels)
         known = (
             any(keyword in header for keyword in ("SOPClassUID", "Modality", "Rows"))
             or _sop_class(header) == _DIRECTORY
@@ -586,18 +627,17 @@ def _sop_class(header: pydicom.Dataset) -> str:
     return str(header_value(header, "SOPClassUID") or header_value(meta, "MediaStorageSOPClassUID") or "")
 
 
-def _refuse_other_kinds(header: pydicom.Dataset, rules: _Rules, *, single: bool) -> None:
+def _refuse_other_kinds(header: pydicom.Dataset, rules: _Rules, *, single: bool, image: bool) -> None:
     """Only plain projection radiographs pass: by SOP Class (PS3.4 B.5), then by Modality (PS3.3 C.7.3.1.1.1).
 
     A class that is missing or a vendor's own is judged by Modality alone. Secondary captures carry the modality they
-    captured. single: of one frame; no stack of slices is a film with a wrong word in its header.
+    captured. single: of one frame; no stack of slices is a film with a wrong word in its header. image: with pixels.
     """
     sop_class, modality = _sop_class(header), _text(header, "Modality")
     if sop_class == _DIRECTORY:
         raise FilmError(
             "This is the index of a disc (DICOMDIR), not a film: choose one of the images it lists.", rule="no-image"
         )
-    image = any(keyword in header for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData"))
     public = UID(sop_class).name != sop_class  # else missing, or a vendor's own
     own = not public and modality in _FILM_MODALITIES - {"OT", "HC", "SC", ""}
     unnamed = not sop_class and modality in _FILM_MODALITIES
