@@ -1,4 +1,4 @@
-"""The command line: `python -m emrrg_core draft | batch | serve | label | convert | doctor`. It parses, calls and prints.
+"""The command line: `python -m emrrg_core draft | batch | serve | archive | listen | label | convert | doctor`. It parses, calls and prints.
 
 Each command imports what it needs when it runs: torch takes seconds, and `label` does without.
 """
@@ -30,7 +30,7 @@ DOCTOR_SCHEMA = "emrrg.doctor/1"
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit status: 0, or 2 with one line on stderr for what the user can mend.
 
-    `batch` has two more: 3 where a study could not be drafted, 130 where it was stopped by the keyboard.
+    `batch` has two more: 3 where a study could not be drafted, 130 where it was stopped by the keyboard. `archive` has 3 too.
     """
     wait_quietly()
     try:
@@ -127,6 +127,29 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--cluster", metavar="ADDRESS", help="a Ray cluster that runs; default: one of its own, here")
     serve.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: a GPU for each replica")
     serve.set_defaults(run=_serve)
+    archive = commands.add_parser(
+        "archive",
+        help="draft studies of an archive and store the results there",
+        description="Fetches studies by DICOMweb, drafts, and stores report, PDF and heat map into the same study (docs/hospital.md).",
+    )
+    archive.add_argument("url", metavar="URL", help="of its DICOMweb service")
+    archive.add_argument("--study", action="append", default=[], metavar="UID", help="a study; may be given repeatedly")
+    archive.add_argument("--date", metavar="YYYYMMDD", help="all studies with films of a day, or YYYYMMDD-YYYYMMDD")
+    archive.set_defaults(run=_archive)
+    listen = commands.add_parser(
+        "listen",
+        help="draft the films that are sent here, and send the results on",
+        description="Takes CR and DX films by C-STORE, drafts each study, and sends the results to an archive (docs/hospital.md).",
+    )
+    listen.add_argument("--to", required=True, metavar="URL|HOST:PORT/AET", help="where results go")
+    listen.add_argument("--port", type=int, default=11112, help="default: 11112")
+    listen.add_argument("--aet", default="EMRRG", help="our application entity title; default: EMRRG")
+    listen.add_argument("--from", dest="allowed", action="append", default=[], metavar="AET", help="only this may send")
+    listen.add_argument("--host", default="127.0.0.1", help="where it listens; default: this machine alone")
+    listen.add_argument(
+        "--quiet", type=float, default=10, metavar="S", help="seconds without a new film before drafting; default: 10"
+    )
+    listen.set_defaults(run=_listen)
     doctor = commands.add_parser("doctor", help="tell what runs here", description="Tells what runs on this machine.")
     doctor.set_defaults(run=_doctor)
     convert = commands.add_parser(
@@ -165,11 +188,13 @@ def _parser() -> argparse.ArgumentParser:
         )
     for command in (draft, remember):
         command.add_argument("--memory", metavar="DIR", help="of remembered cases; off: none; default: the user's own")
-    for command in (draft, batch, serve, remember):
+    for command in (archive, listen):
+        command.add_argument("--outbox", type=Path, metavar="DIR", help="where results wait for a lost link")
+    for command in (draft, batch, serve, archive, listen, remember):
         command.add_argument(
             "--language-model", metavar="DIR", help="use this one, not the one that the checkpoint names"
         )
-    for command in (draft, batch, serve, remember, doctor):
+    for command in (draft, batch, serve, archive, listen, remember, doctor):
         command.add_argument("--checkpoint", type=Path, metavar="DIR", help="default: the one that comes with EMRRG")
     for command in (draft, doctor):
         command.add_argument("--json", action="store_true", help="print one JSON object instead of text")
@@ -474,6 +499,99 @@ def _serve(arguments: argparse.Namespace) -> str:
         pass
     finally:
         serve.stop()
+    return "Stopped."
+
+
+# ------------------------------------------------------------------------------------------------------------ archive
+
+
+def _archive(arguments: argparse.Namespace) -> tuple[str, int]:
+    import re
+
+    from emrrg_core.hospital.archive import Outcome, run
+    from emrrg_core.hospital.destination import Archive
+    from emrrg_core.hospital.outbox import Outbox
+    from emrrg_core.reporter import Reporter
+
+    archive = Archive(arguments.url)
+    if not (arguments.study or arguments.date):
+        raise ConfigError("Name a study with --study UID, or a day with --date YYYYMMDD.")
+    if arguments.date and not re.fullmatch(r"\d{8}(-\d{8})?", arguments.date):
+        raise ConfigError("--date is YYYYMMDD or YYYYMMDD-YYYYMMDD.")
+    if not all(re.fullmatch(r"[0-9.]{1,64}", uid) for uid in arguments.study):
+        raise ConfigError("--study is a Study Instance UID: digits and dots, at most 64.")
+    with contextlib.closing(Outbox(arguments.outbox, archive.address)) as outbox, _logged():
+        studies = [*arguments.study, *(archive.studies(arguments.date) if arguments.date else [])]
+        reporter = Reporter.load(arguments.checkpoint, language_model=arguments.language_model, share_cores=True)
+        found = run(archive, dict.fromkeys(studies), reporter, outbox)
+    said = f"{found[Outcome.STORED]} stored, {found[Outcome.KNOWN]} there already, {found[Outcome.REFUSED]} without a draft, "
+    return f"{said}{found[Outcome.WAITS]} wait.", FAILED if found[Outcome.REFUSED] or found[Outcome.WAITS] else 0
+
+
+@contextlib.contextmanager
+def _logged() -> Iterator[None]:
+    """What the hospital's room logs, on stderr with the time."""
+    import logging
+
+    from emrrg_core.hospital import log
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    before = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)
+
+
+# ------------------------------------------------------------------------------------------------------------- listen
+
+
+def _listen(arguments: argparse.Namespace) -> str:
+    import signal
+
+    from emrrg_core.hospital.destination import destination
+    from emrrg_core.hospital.listen import Listener
+    from emrrg_core.hospital.outbox import Outbox
+    from emrrg_core.reporter import Reporter
+
+    def leave(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    to = destination(arguments.to, arguments.aet)
+    with contextlib.closing(Outbox(arguments.outbox, to.address)) as outbox, _logged():
+        reporter = Reporter.load(arguments.checkpoint, language_model=arguments.language_model, share_cores=True)
+        listener = Listener(
+            reporter,
+            to,
+            outbox,
+            host=arguments.host,
+            port=arguments.port,
+            aet=arguments.aet,
+            allowed=arguments.allowed,
+            quiet=arguments.quiet,
+        )
+        if arguments.host not in ("127.0.0.1", "localhost", "::1"):
+            print(
+                "Warning: whoever reaches this port can send films, unencrypted; a title proves nothing. Let a firewall or a "
+                "proxy with TLS stand before it.",
+                file=sys.stderr,
+                flush=True,
+            )
+        before = signal.signal(signal.SIGTERM, leave)
+        try:
+            with listener:
+                print(
+                    f"{arguments.aet} listens on {arguments.host}, port {listener.port} (stop with Ctrl+C)", flush=True
+                )
+                listener.run()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            signal.signal(signal.SIGTERM, before)
     return "Stopped."
 
 
