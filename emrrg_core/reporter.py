@@ -1,7 +1,7 @@
 """Reporter: films in, draft out. The one door for the screen, the command line and batch work."""
 
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -34,7 +34,7 @@ from emrrg_core.model import prior_film
 from emrrg_core.model.disease_queries import Seen
 from emrrg_core.model.emrrg import Emrrg, FilmTokens
 from emrrg_core.model.engine import Engine
-from emrrg_core.model.finding_tokens import Finding, Presence, finding_maps, ratios_of, select_findings
+from emrrg_core.model.finding_tokens import ABNORMAL, Finding, Presence, finding_maps, ratios_of, select_findings
 from emrrg_core.model.generation import sections_of
 from emrrg_core.model.language_model import LanguageModel
 from emrrg_core.model.parameter_count import Counts, count
@@ -42,7 +42,8 @@ from emrrg_core.model.proposals import Phrasebook, Proposer
 from emrrg_core.model.threads import use_free_cores
 from emrrg_core.model.writing import Writing
 from emrrg_core.report.draft import Draft, FilmRecord, Sentence, sections
-from emrrg_core.report.told import told
+from emrrg_core.report.rewrite import Rewritten, agreeing, missed
+from emrrg_core.report.told import Said, switched, told
 from emrrg_core.text.changes import Change, changes
 from emrrg_core.text.labeler import LABELS, NO_FINDING, Status, read_findings
 from emrrg_core.text.sections import split
@@ -348,6 +349,73 @@ class Reporter:
         if not text:
             raise EmrrgError("The model wrote no Impression from these Findings: write it yourself.")
         return Summary(text, () if separate else unknown)
+
+    def rewrite(
+        self, films: Sequence[Film], draft: Draft, changed: Mapping[str, Said], findings: str | None = None
+    ) -> Rewritten:
+        """The draft as the model writes it when some findings are as the reader says: switched on, off or to another side.
+
+        The finding tokens say so (`report.told.switched`), and whether anything is abnormal follows; the words are the model's own. What was read of
+        a prior film stays where the finding does. `Report.rewrite` takes over the sentences that rest on these findings.
+
+        changed: what the reader says, by name of finding_tokens.NAMES; also what was said before (`Report.says`). findings: the Findings as they
+        stand; what they say of all other findings counts in place of what was read. films: those of the draft, in any order. Raises FilmError for
+        other films; EmrrgError for a draft of another model, a checkpoint that does not write from findings, a finding that it does not assess, a
+        side where there is none, or where the model writes nothing.
+        """
+        films = self._as_drafted(films, draft)
+        queries = self._model.config.queries
+        if draft.read is None or not (queries.depth and queries.told):
+            raise EmrrgError("This checkpoint does not write from findings: none can be switched.")
+        said = switched(draft.read, changed, findings)
+        pixels = [film.pixels for film in films]
+        above, below = self._written_of(pixels, draft, said)
+        if not above and not below:
+            raise EmrrgError("The model wrote nothing about these findings: write the sentence yourself.")
+        sides = {f.name: f.side for f in said}
+        placed = {name: Said(one.present, sides[name]) if one.present else one for name, one in changed.items()}
+        passed = [name for name in missed(above, below, placed) if placed[name].present]
+        more = [pair for name in passed for pair in self._alone(pixels, draft, name, placed[name])]
+        above = agreeing(above, placed, [findings for findings, _ in more])
+        below = agreeing(below, placed, [impression for _, impression in more])
+        return Rewritten(above, below, dict(changed), missed(above, below, placed))
+
+    def _written_of(self, pixels: Sequence[np.ndarray], draft: Draft, said: Sequence[Finding]) -> tuple[str, str]:
+        """Findings and Impression of a draft's study when its finding tokens say something else of it. pixels: of its films, in its order."""
+        images = torch.from_numpy(self._of_study(pixels, draft))
+        device, denied = self._model.device, self._model.calibration.thresholds[:, 2].tolist()
+        # what is never denied has no token of absence that means anything: nothing is said of it
+        told = tuple(
+            replace(f, presence=Presence.OPEN)
+            if f.presence is Presence.ABSENT and f.name != ABNORMAL and not denied[LABELS.index(f.label)]
+            else f
+            for f in said
+        )
+
+        def see() -> FilmTokens:
+            return self._model.project(self._model.see(images.unsqueeze(0).to(device)), [told])
+
+        decoding = DecodeConfig.from_dict(draft.decoding)  # a finding more may need more room than the draft had
+        decoding = replace(decoding, max_new_tokens=max(decoding.max_new_tokens, DecodeConfig().max_new_tokens))
+        writing: Writing | None = None
+        for writing in self._engine.stream(see, decoding, self._proposer, retell=self._retell):  # noqa: B007 — the last one is wanted
+            pass
+        text = writing.text if writing else ""
+        spans = split(text)
+        return text[slice(*spans["findings"])], text[slice(*spans["impression"])]
+
+    def _alone(self, pixels: Sequence[np.ndarray], draft: Draft, name: str, said: Said) -> list[tuple[str, str]]:
+        """Findings and Impression when one finding is all that is told; without its side where they are silent of it otherwise. Empty where they are
+        silent all the same. Beside others a finding that the tower does not see may be passed over; alone it is written."""
+        open_ = [
+            f if f.name == ABNORMAL else replace(f, presence=Presence.OPEN, side="", zone="", severity="", earlier=None)
+            for f in draft.read or ()
+        ]
+        for wanted in dict.fromkeys((said, Said(True))):
+            texts = self._written_of(pixels, draft, switched(open_, {name: wanted}))
+            if not missed(*texts, {name: said}):
+                return [texts]
+        return []
 
     # -- did the film matter? -----------------------------------------------------------------------------------------
 

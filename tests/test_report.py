@@ -28,7 +28,7 @@ from emrrg_core.report.draft import (
     sections,
     split,
 )
-from emrrg_core.report.report import Choice, Line, Report
+from emrrg_core.report.report import Choice, Fields, Line, Report
 from emrrg_core.text.sections import first_repeat
 
 MAP = np.array([0.5, 0.25, 0.25, 0], np.float32)
@@ -904,16 +904,92 @@ def test_the_pieces_of_a_difference_are_both_texts(study, report, text):
     assert drafted.replace(" ", "").replace("\n", "") == E.replace(" ", "")
 
 
+# ------------------------------------------------------------------------------ indication, comparison and technique
+
+
+def test_a_field_is_put_in_logged_and_emptied_again(report):
+    now = report.with_field("indication", " Cough.\n").with_field("technique", "PA.").with_field("indication", "")
+    assert now.fields == Fields(technique="PA.")
+    assert [(e.action, e.line, e.before, e.after, e.field) for e in now.edits] == [
+        ("field", None, None, "Cough.", "indication"),
+        ("field", None, None, "PA.", "technique"),
+        ("field", None, "Cough.", None, "indication"),
+    ]
+    assert now.with_field("technique", " PA. ") is now
+    assert (report.fields, report.edits) == (Fields(), ())
+
+
+def test_a_field_is_no_step_for_undo_and_undo_leaves_it_alone(report):
+    now = report.accept(0).with_field("comparison", "None.")
+    assert len(now.past) == 1
+    back = now.undo()
+    assert (back.lines, back.fields) == (report.lines, Fields(comparison="None."))
+    again = back.with_field("technique", "AP.").redo()
+    assert (again.lines, again.fields) == (now.lines, Fields(comparison="None.", technique="AP."))
+
+
+def test_an_unknown_field_and_a_signed_report_are_refused_in_words(report):
+    with pytest.raises(EmrrgError, match="no field “history”: choose one of indication, comparison, technique"):
+        report.with_field("history", "a")
+    done = report.with_field("indication", "Cough.").sign([0, 1, 2, 3])
+    with pytest.raises(EmrrgError, match="is signed"):
+        done.with_field("indication", "Fever.")
+    assert done.unsign().with_field("indication", "Fever.").fields.indication == "Fever."
+    with pytest.raises(EmrrgError, match="no words"):
+        Report().with_field("indication", "Cough.").sign()
+
+
+def test_fields_stand_before_the_findings_where_they_have_words(report):
+    text = report.with_field("technique", "PA.").with_field("indication", "Cough,\nfever.").text()
+    assert text.startswith("DRAFT, NOT REVIEWED\n\nINDICATION:\nCough,\nfever.\n\nTECHNIQUE:\nPA.\n\nFINDINGS:\n")
+    assert "COMPARISON" not in text
+    assert "INDICATION" not in report.text()
+
+
+def test_fields_are_kept_and_a_report_that_was_kept_before_there_were_any_opens(report):
+    now = report.accept(0).with_field("comparison", "Film of May.")
+    data = json.loads(json.dumps(now.to_dict()))
+    assert data["fields"] == {"indication": "", "comparison": "Film of May.", "technique": ""}
+    assert Report.from_dict(data) == now
+    older = report.accept(0)
+    data = json.loads(json.dumps(older.to_dict()))
+    del data["fields"]
+    for edit in data["edits"]:
+        del edit["field"]
+    assert Report.from_dict(data) == older
+
+
+@pytest.mark.parametrize("fields", [{"history": "a"}, {"indication": 5}, {"indication": None}, ["a"], "a"])
+def test_damaged_fields_are_refused_in_words(report, fields):
+    with pytest.raises(EmrrgError, match="report cannot be read"):
+        Report.from_dict(report.to_dict() | {"fields": fields})
+
+
 # ------------------------------------------------------------------------------------------------------- report as JSON
+
+
+REPORT_KEYS = {
+    "schema",
+    "status",
+    "signed",
+    "findings",
+    "impression",
+    "fields",
+    "decided",
+    "says",
+    "lines",
+    "edits",
+    "undo",
+}
 
 
 def test_a_report_as_json_has_the_documented_keys_and_comes_back_whole(report):
     now = report.accept(0).edit(1, "An effusion.").add("findings", "New.").undo().sign([2, 3])
     data = json.loads(json.dumps(now.to_dict(), allow_nan=False))
-    assert set(data) == {"schema", "status", "signed", "findings", "impression", "lines", "edits", "undo"}
+    assert set(data) == REPORT_KEYS
     assert (data["schema"], data["status"], data["signed"]) == ("emrrg.report/1", "final", now.signed)
     assert set(data["lines"][0]) == {"id", "section", "text", "choice", "drafted", "written"}
-    assert set(data["edits"][0]) == {"time", "action", "line", "before", "after"}
+    assert set(data["edits"][0]) == {"time", "action", "line", "before", "after", "field"}
     back = Report.from_dict(data)
     assert back == now
     assert back.unsign().undo().lines == now.unsign().undo().lines

@@ -6,24 +6,30 @@ gives a new one, so a screen holds the last and an edit that fails leaves it as 
 
 import dataclasses
 import re
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from difflib import SequenceMatcher
 from enum import StrEnum
 from itertools import pairwise
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from emrrg_core.errors import EmrrgError
+from emrrg_core.model.finding_tokens import NAMES, SIDES
 from emrrg_core.report.draft import (
     DISCLAIMER,
     NOT_REVIEWED,
     SECTIONS,
     Draft,
 )
+from emrrg_core.report.rewrite import Rewritten, Standing, plans
+from emrrg_core.report.told import Said
 from emrrg_core.text.labeler import sentences as sentence_spans
 from emrrg_core.text.sections import compose as compose
 from emrrg_core.text.sections import split as split
+
+if TYPE_CHECKING:
+    from emrrg_core.report.cautions import Caution
 
 REPORT_SCHEMA = "emrrg.report/1"
 
@@ -48,13 +54,25 @@ class Line:
     choice: Choice
     drafted: int | None  # index into draft.sentences; None: it is not of the draft
     written: str | None = (
-        None  # the model's words, of a line that it wrote after the draft (`summarise`); None, and drafted None: the reader added it
+        None  # the model's words, of a line that it wrote after the draft (`summarise`, `rewrite`); None, and drafted None: the reader added it
     )
 
     @property
     def by_model(self) -> bool:
         """Whether the model wrote it first."""
         return self.drafted is not None or self.written is not None
+
+
+@dataclass(frozen=True)
+class Fields:
+    """What stands in a report before its Findings, in the reader's words; "" where nothing stands. In the order of a report."""
+
+    indication: str = ""  # why the films were taken
+    comparison: str = ""  # earlier films that were looked at
+    technique: str = ""
+
+
+FIELDS = tuple(each.name for each in dataclasses.fields(Fields))
 
 
 @dataclass(frozen=True)
@@ -66,9 +84,13 @@ class Edit:
     line: int | None  # None: the whole report
     before: str | None  # what stood in the report; None: the line was not in it
     after: str | None
+    field: str | None = None  # one of FIELDS, where the action is "field"
 
 
-ACTIONS = frozenset({"accept", "edit", "delete", "restore", "add", "write", "undo", "redo", "sign", "unsign"})
+# keep: a warning was seen, and the sentence stays. switch: the reader said of a finding that it is there, or not; before and after are what was said
+ACTIONS = frozenset(
+    {"accept", "edit", "delete", "restore", "add", "write", "keep", "switch", "undo", "redo", "sign", "unsign", "field"}
+)
 
 
 @dataclass(frozen=True)
@@ -91,6 +113,15 @@ class Difference:
     pieces: tuple[Piece, ...]
 
 
+@dataclass(frozen=True)
+class Step:
+    """What one step of undo brings back."""
+
+    lines: tuple[Line, ...]
+    decided: frozenset[str] = frozenset()
+    says: Mapping[str, Said] = field(default_factory=dict, hash=False)
+
+
 _UNDO_STEPS = 200  # more are forgotten; the log of edits forgets nothing
 
 
@@ -106,8 +137,13 @@ class Report:
     lines: tuple[Line, ...] = ()
     edits: tuple[Edit, ...] = ()
     signed: str | None = None  # time of the sign-off
-    past: tuple[tuple[Line, ...], ...] = ()  # the lines before each step, for undo
-    future: tuple[tuple[Line, ...], ...] = ()  # the lines after each undone step, the next one last
+    past: tuple[Step, ...] = ()  # what stood before each step, for undo
+    future: tuple[Step, ...] = ()  # what stood after each undone step, the next one last
+    fields: Fields = Fields()  # no part of undo: a text box has its own
+    decided: frozenset[str] = (
+        frozenset()
+    )  # keys of the cautions that the reader has seen and decided to keep the sentence
+    says: Mapping[str, Said] = field(default_factory=dict, hash=False)  # of findings that the reader switched, by name
 
     @classmethod
     def of(cls, draft: Draft) -> Self:
@@ -145,7 +181,8 @@ class Report:
             head, foot = f"{NOT_REVIEWED}\n\n", DISCLAIMER
         else:
             head, foot = "", f"Preliminary, not signed off. {notice}"
-        return f"{head}FINDINGS:\n{self.findings}\n\nIMPRESSION:\n{self.impression}\n\n{foot}\n"
+        above = "".join(f"{name.upper()}:\n{words}\n\n" for name in FIELDS if (words := getattr(self.fields, name)))
+        return f"{head}{above}FINDINGS:\n{self.findings}\n\nIMPRESSION:\n{self.impression}\n\n{foot}\n"
 
     def line(self, id: int) -> Line:
         """The line of that number, deleted or not. Raises EmrrgError for an unknown one."""
@@ -161,6 +198,17 @@ class Report:
             return line.written
         # what stood there before the first edit of it; the log is never cut
         return next((edit.before for edit in self.edits if edit.line == id), line.text)
+
+    def places(self) -> dict[int, tuple[int, int]]:
+        """Where each line that is not deleted stands in the text of its section: first character, one past the last."""
+        found: dict[int, tuple[int, int]] = {}
+        for section in SECTIONS:
+            text, end = _joined(self._live(section)), 0
+            for line in self._live(section):
+                start = text.index(line.text, end)
+                end = start + len(line.text)
+                found[line.id] = start, end
+        return found
 
     def diff(self, draft: Draft) -> tuple[Difference, ...]:
         """Every line beside the draft's words, for a screen to draw, in the report's order. draft: the one it was made of."""
@@ -181,6 +229,14 @@ class Report:
             if line.choice is not Choice.UNREVIEWED
             else self._step("accept", replace(line, choice=Choice.ACCEPTED))
         )
+
+    def accept_all(self, ids: Collection[int]) -> Self:
+        """Say yes to several sentences, each of which the reader has seen. One step for undo; those that need no yes stay as they are."""
+        yes = {line.id for line in map(self._open, ids) if line.choice is Choice.UNREVIEWED}
+        if not yes:
+            return self
+        lines = tuple(replace(x, choice=Choice.ACCEPTED) if x.id in yes else x for x in self.lines)
+        return self._stepped(lines, [("accept", line.id) for line in lines if line.id in yes])
 
     def edit(self, id: int, text: str) -> Self:
         """Put other words in a sentence's place; none at all delete it.
@@ -287,31 +343,100 @@ class Report:
         actions = [*(("delete", line.id) for line in gone), *(("write", line.id) for line in added)]
         return self._stepped((*lines, *added), actions)
 
+    def rewrite(self, written: Rewritten) -> Self:
+        """Take over what the model wrote after the reader switched findings: the sentences that rest on them are exchanged for the new ones,
+        unreviewed; every other line stays (emrrg_core.report.rewrite). One step for undo, with what the reader said (`says`).
+        """
+        self._unsigned()
+        before, says = dict(self.says), {**self.says, **written.changed}
+        standing: dict[str, list[Standing]] = {section: [] for section in SECTIONS}
+        for x in self.lines:
+            standing[x.section].append(Standing(x.id, x.text, self.drafted(x.id), x.choice is not Choice.DELETED))
+        id = self._next_id()
+        lines: list[Line] = []
+        actions: list[tuple[str, int]] = []
+        for section, plan in plans(standing, written).items():
+            after: dict[int | None, list[Line]] = {}
+            for place, words in plan.fresh:
+                after.setdefault(place, []).append(Line(id, section, words, Choice.UNREVIEWED, None, words))
+                id += 1
+            lines += after.get(None, [])
+            for old in (x for x in self.lines if x.section == section):
+                line = old
+                if old.id in plan.gone:
+                    line = replace(old, choice=Choice.DELETED)
+                elif old.id in plan.trimmed:
+                    line = self._reworded(old, plan.trimmed[old.id])
+                elif old.id in plan.back:
+                    line = self._restored(old)
+                lines += [line, *after.get(old.id, [])]
+            actions += [("delete", n) for n in plan.gone] + [("edit", n) for n in plan.trimmed]
+            actions += [("restore", n) for n in plan.back]
+            actions += [("write", x.id) for fresh in after.values() for x in fresh]
+        if not actions and says == before:
+            return self
+        report = self._stepped(tuple(lines), actions)
+        told = [(name, before.get(name), said) for name, said in written.changed.items() if before.get(name) != said]
+        log = [Edit(_now(), "switch", None, f"{n}: {old}" if old else None, f"{n}: {new}") for n, old, new in told]
+        edits = (*report.edits[: len(self.edits)], *log, *report.edits[len(self.edits) :])
+        return replace(report, says=says, edits=edits)
+
+    def decide(self, key: str, line: int | None = None) -> Self:
+        """The reader has seen a warning (`Caution.key`) and keeps the sentence as it stands. line: of the sentence, for the log. One step for undo.
+
+        Raises EmrrgError for what is no key of a caution.
+        """
+        self._unsigned()
+        if not re.fullmatch(r"[0-9a-f]{12}", key):
+            raise EmrrgError("This warning is not known: load the page again.")
+        text = None if line is None else self._open(line).text
+        if key in self.decided:
+            return self
+        report = self._stepped(self.lines, [])
+        log = (*self.edits, Edit(_now(), "keep", line, text, text))
+        return replace(report, decided=self.decided | {key}, edits=log)
+
+    def with_field(self, name: str, text: str) -> Self:
+        """Put words into one of FIELDS; none at all empty it. Logged, and no step for undo. Raises EmrrgError for another name."""
+        self._unsigned()
+        if name not in FIELDS:
+            raise EmrrgError(f"A report has no field “{name}”: choose one of {', '.join(FIELDS)}.")
+        old, text = getattr(self.fields, name), text.strip()
+        if text == old:
+            return self
+        edit = Edit(_now(), "field", None, old or None, text or None, name)
+        return replace(self, fields=replace(self.fields, **{name: text}), edits=(*self.edits, edit))
+
     def undo(self) -> Self:
         """Take back the last step. The log keeps the step and the undo. A signature is not a step: see `unsign`."""
         self._unsigned()
         if not self.past:
             return self
-        *past, lines = self.past
-        return self._moved("undo", lines, tuple(past), (*self.future, self.lines))
+        *past, step = self.past
+        return self._moved("undo", step, tuple(past), (*self.future, self._now_stands))
 
     def redo(self) -> Self:
         """Do again what was undone last, unless something else was done since."""
         self._unsigned()
         if not self.future:
             return self
-        *future, lines = self.future
-        return self._moved("redo", lines, (*self.past, self.lines), tuple(future))
+        *future, step = self.future
+        return self._moved("redo", step, (*self.past, self._now_stands), tuple(future))
 
-    def sign(self, confirmed: Collection[int] = ()) -> Self:
+    def sign(self, confirmed: Collection[int] = (), cautions: "Collection[Caution]" = ()) -> Self:
         """Sign the report off. confirmed: the unreviewed lines that the reader has said yes to, one by one; they become accepted.
 
-        Raises EmrrgError naming the sentences that were neither reviewed nor confirmed, and for a report without a word.
+        cautions: of the report as it stands (emrrg_core.report.cautions). Raises EmrrgError naming the sentences that were neither reviewed nor
+        confirmed, then those with a caution that is not decided, and for a report without a word.
         """
         self._unsigned()
         if left := [line.text for line in self.unreviewed if line.id not in confirmed]:
             words = " ".join(f"“{text}”" for text in left)
             raise EmrrgError(f"Not signed: accept, edit or delete each sentence that nobody has reviewed yet: {words}")
+        if open_ := [caution for caution in cautions if caution.key not in self.decided]:
+            where = [c.message if c.line is None else f"“{self.line(c.line).text}”" for c in open_]
+            words = " ".join(dict.fromkeys(where))
+            raise EmrrgError(f"Not signed: decide on each warning first: {words}")
         if not (self.findings or self.impression):
             raise EmrrgError("Not signed: the report has no words.")
         report, yes = self, {line.id for line in self.unreviewed}
@@ -331,7 +456,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """The documented JSON object (docs/sessions.md)."""
-        kept = list(dict.fromkeys(line for lines in (*self.past, *self.future) for line in lines))
+        kept = list(dict.fromkeys(line for step in (*self.past, *self.future) for line in step.lines))
         number = {line: i for i, line in enumerate(kept)}
         return {
             "schema": REPORT_SCHEMA,
@@ -339,18 +464,22 @@ class Report:
             "signed": self.signed,
             "findings": self.findings,
             "impression": self.impression,
+            "fields": dataclasses.asdict(self.fields),
             "lines": [dataclasses.asdict(line) for line in self.lines],
             "edits": [dataclasses.asdict(edit) for edit in self.edits],
+            "decided": sorted(self.decided),
+            "says": _of_says(self.says),
             "undo": {
                 "lines": [dataclasses.asdict(line) for line in kept],
-                "past": [[number[line] for line in lines] for lines in self.past],
-                "future": [[number[line] for line in lines] for lines in self.future],
+                "past": [_of_step(step, number) for step in self.past],
+                "future": [_of_step(step, number) for step in self.future],
             },
         }
 
     @classmethod
     def from_dict(cls, data: Any) -> Self:
-        """A report from its JSON object; "undo" may be missing. Raises EmrrgError where it is damaged or of another version."""
+        """A report from its JSON object; "undo", "fields", "decided" and "says" may be missing. Raises EmrrgError where it is damaged or of another
+        version."""
         try:
             if data["schema"] != REPORT_SCHEMA:
                 raise ValueError(f"its form is {data['schema']}, not {REPORT_SCHEMA}")
@@ -360,9 +489,14 @@ class Report:
                 lines=_lines(data["lines"]),
                 edits=tuple(Edit(**row) for row in data["edits"]),
                 signed=data["signed"],
-                past=tuple(tuple(kept[i] for i in lines) for lines in undo["past"]),
-                future=tuple(tuple(kept[i] for i in lines) for lines in undo["future"]),
+                past=tuple(_step(row, kept) for row in undo["past"]),
+                future=tuple(_step(row, kept) for row in undo["future"]),
+                decided=_decided(data.get("decided", ())),
+                says=_says(data.get("says", {})),
+                fields=Fields(**(data.get("fields") or {})),  # reports kept before they came have none
             )
+            if not all(isinstance(getattr(report.fields, name), str) for name in FIELDS):
+                raise TypeError(f"{report.fields} makes no sense")
             if len({line.id for line in report.lines}) < len(report.lines):
                 raise ValueError("two sentences have one number")
             if not isinstance(report.signed, str | None):
@@ -376,6 +510,10 @@ class Report:
         return report
 
     # within
+
+    @property
+    def _now_stands(self) -> Step:
+        return Step(self.lines, self.decided, self.says)
 
     def _live(self, section: str) -> list[Line]:
         return [line for line in self.lines if line.section == section and line.choice is not Choice.DELETED]
@@ -419,17 +557,18 @@ class Report:
             )
             for action, id in actions
         ]
-        past = (*self.past, self.lines)[-_UNDO_STEPS:]
+        past = (*self.past, self._now_stands)[-_UNDO_STEPS:]
         return replace(self, lines=lines, edits=(*self.edits, *log), past=past, future=())
 
-    def _moved(self, action: str, lines: tuple[Line, ...], past: Sequence[Any], future: Sequence[Any]) -> Self:
+    def _moved(self, action: str, to: Step, past: tuple[Step, ...], future: tuple[Step, ...]) -> Self:
         """To a state that was here before: an entry for each line that it changes, or one for the report if only the order changes."""
+        lines = to.lines
         old, new = ({line.id: line for line in some} for some in (self.lines, lines))
         changed = [id for id in sorted(old.keys() | new.keys()) if old.get(id) != new.get(id)]
         now, before, after = _now(), _said(self.lines), _said(lines)
         log = [Edit(now, action, id, before.get(id), after.get(id)) for id in changed]
-        log = log or [Edit(now, action, None, None, None)]
-        return replace(self, lines=lines, edits=(*self.edits, *log), past=tuple(past), future=tuple(future))
+        edits = (*self.edits, *(log or [Edit(now, action, None, None, None)]))
+        return replace(self, lines=lines, decided=to.decided, says=to.says, edits=edits, past=past, future=future)
 
 
 def _now() -> str:
@@ -454,6 +593,37 @@ def _lines(rows: Iterable[dict[str, Any]]) -> tuple[Line, ...]:
         if not (type(line.id) is int and isinstance(line.text, str) and known):
             raise TypeError(f"{line} makes no sense")
     return lines
+
+
+def _of_says(says: Mapping[str, Said]) -> dict[str, Any]:
+    return {name: dataclasses.asdict(said) for name, said in says.items()}
+
+
+def _of_step(step: Step, number: Mapping[Line, int]) -> dict[str, Any]:
+    lines = [number[line] for line in step.lines]
+    return {"lines": lines, "decided": sorted(step.decided), "says": _of_says(step.says)}
+
+
+def _step(row: Any, kept: Sequence[Line]) -> Step:
+    """From what `_of_step` gave; reports kept before there were decisions have the lines alone."""
+    given: Mapping[str, Any] = {"lines": row} if isinstance(row, list) else row
+    lines = tuple(kept[i] for i in given["lines"])
+    return Step(lines, _decided(given.get("decided", ())), _says(given.get("says", {})))
+
+
+def _decided(keys: Iterable[Any]) -> frozenset[str]:
+    found = frozenset(keys)
+    if not all(isinstance(key, str) for key in found):
+        raise TypeError("a decision on a warning makes no sense")
+    return found
+
+
+def _says(rows: Mapping[str, Any]) -> dict[str, Said]:
+    found = {name: Said(**row) for name, row in rows.items()}
+    for name, said in found.items():
+        if name not in NAMES or not isinstance(said.present, bool | None) or said.side not in SIDES:
+            raise ValueError(f"what was said of {name} makes no sense")
+    return found
 
 
 _ENDED = re.compile(r"[.!?][)\"'\]]*$")

@@ -2,7 +2,9 @@
 
     findings_table   Findings, Impression → 14 rows: label, status, the sentences that say so
     contradictions   Findings, Impression → pairs of sentences that cannot both be true
-    flags            both of that and the words about an earlier film, as marks in the text, for a screen
+    only_concluded   Findings, Impression → what the Impression names and the Findings lack
+    clear_lungs      a sentence → whether it calls the lungs clear
+    flags            all of that and the words about an earlier film, as marks in the text, for a screen
 
 The reading is that of `findings`; what does and does not go together is told in consistency.toml, in phrases that a radiologist can amend.
 How often it is right is measured in docs/findings.md.
@@ -63,6 +65,7 @@ class Kind(StrEnum):
     SIDE = "side"  # a finding is on one side in the Findings and on the other in the Impression
     NORMAL = "normal"  # the film is called normal beside a finding
     PRIOR = "prior"  # words about an earlier film, where none was given
+    ONLY_IMPRESSION = "only in the Impression"  # the Impression names a finding that the Findings lack
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,7 @@ class _Rules:
     lung: tuple[str, ...]
     acute: tuple[str, ...]
     kinds: dict[str, Patterns]
+    rests_on: dict[str, tuple[str, ...]]
 
 
 @cache
@@ -110,7 +114,8 @@ def _rules() -> _Rules:
     data: dict[str, Any] = tomllib.loads(
         resources.files("emrrg_core.text").joinpath("consistency.toml").read_text("utf-8")
     )
-    if unknown := {*data["one_place"], *data["lung"], *data["acute"], *data["kinds"]} - set(LABELS):
+    resting = [*data["rests_on"], *(label for labels in data["rests_on"].values() for label in labels)]
+    if unknown := {*data["one_place"], *data["lung"], *data["acute"], *data["kinds"], *resting} - set(LABELS):
         raise ConfigError(f"consistency.toml names labels that do not exist: {', '.join(sorted(unknown))}")
     phrases = ("adjectives", "sites", "leaves_room", "clear", "beside_clear", "only_acute")
     return _Rules(
@@ -119,6 +124,7 @@ def _rules() -> _Rules:
         lung=tuple(data["lung"]),
         acute=tuple(data["acute"]),
         kinds={label: _patterns(names) for label, names in data["kinds"].items()},
+        rests_on={label: tuple(others) for label, others in data["rests_on"].items()},
     )
 
 
@@ -325,19 +331,52 @@ def _states(statement: _Statement) -> str:
     return f"the {statement.place.section.capitalize()} {verb} {name} (“{statement.quote}”)"
 
 
+# --------------------------------------------------------------------------------------------- Findings and Impression
+
+
+def only_concluded(findings: str, impression: str) -> list[tuple[str, Place]]:
+    """The labels that the Impression states or suspects and that nothing in the Findings stands for, each with the sentence that names it, in
+    reading order. What a label may rest on besides itself is told in consistency.toml ([rests_on])."""
+    above = {s.label for s in _statements("findings", findings) if not _denied(s)}
+    found = []
+    for stated in _statements("impression", impression):
+        rests = {stated.label, *_rules().rests_on.get(stated.label, ())}
+        if not _denied(stated) and stated.label != NO_FINDING and not rests & above:
+            found.append((stated.label, stated.place))
+    return list(dict.fromkeys(found))
+
+
+def clear_lungs(sentence: str) -> bool:
+    """Whether a sentence calls the lungs clear, which denies every one of `lung_labels`."""
+    return any(s.clears and _denied(s) for s in _statements("findings", sentence))
+
+
+def lung_labels() -> tuple[str, ...]:
+    """What clear lungs deny: Lung Opacity and the labels below it."""
+    return _rules().lung
+
+
 # --------------------------------------------------------------------------------------------------------------- flags
 
 
 def flags(findings: str, impression: str, *, has_prior: bool) -> list[Flag]:
     """Everything in a report that a reader should look at twice, where it stands, in reading order.
 
-    Both sentences of each contradiction; and, unless an earlier film was given (`has_prior`), each word about one.
+    Both sentences of each contradiction; each finding that only the Impression names, unless the Findings deny it, which is a contradiction; and,
+    unless an earlier film was given (`has_prior`), each word about one.
     """
+    against = contradictions(findings, impression)
     found = [
         Flag(place.section, place.start, place.end, c.kind, c.message)
-        for c in contradictions(findings, impression)
+        for c in against
         for place in dict.fromkeys(c.places)
     ]
+    denied = {(c.label, place) for c in against if c.kind is Kind.NEGATION for place in c.places}
+    for label, place in only_concluded(findings, impression):
+        if (label, place) not in denied:
+            name = "a device" if label == SUPPORT_DEVICES else label.lower()
+            message = f"The Impression names {name} (“{impression[place.start : place.end]}”), and the Findings do not."
+            found.append(Flag(place.section, place.start, place.end, Kind.ONLY_IMPRESSION, message))
     if not has_prior:
         for section, text in (("findings", findings), ("impression", impression)):
             for start, end in prior_words(text):
