@@ -30,6 +30,7 @@ from emrrg_core.teaching.classroom import (
     answers_csv,
     harmless,
 )
+from emrrg_core.teaching.locate import Mark, ModelPlace
 from emrrg_core.text.compare import Kind, compare
 from emrrg_core.text.labeler import LABELS, Status
 from tests.phantom import make_phantom
@@ -192,6 +193,77 @@ def test_a_contradiction_is_not_hidden_behind_another_sentence_that_agrees():
     ) == [Kind.OPPOSITE]
 
 
+EFFUSIONS = "There is a right pleural effusion. There is a left pleural effusion."
+
+
+@pytest.mark.parametrize(
+    ("report", "reference", "kind", "differences"),
+    [
+        # the same, wherever it stands
+        ("No pleural effusion or pneumothorax.", "No pleural effusion. No pneumothorax.", Kind.SAME, []),
+        ("No pleural effusion. No pneumothorax.", "No pleural effusion or pneumothorax.", Kind.SAME, []),
+        ("Bilateral pleural effusions.", EFFUSIONS, Kind.SAME, []),
+        (EFFUSIONS, "Bilateral pleural effusions.", Kind.SAME, []),
+        ("Opacity in the left upper zone. Opacity in the left lower zone.", "Opacities in the left upper and lower zones.", Kind.SAME, []),
+        ("Opacity at the left base.", "Opacity in the left lower lobe.", Kind.SAME, []),
+        ("Left pleural effusion. Effusion.", "Left pleural effusion.", Kind.SAME, []),
+        ("Three nodules on the left.", "Multiple nodules in the left lung.", Kind.SAME, []),
+        ("A 10 mm nodule on the left.", "A 1.1 cm nodule in the left lung.", Kind.SAME, []),
+        # the same label, and not the same
+        (
+            "A nodule in both mid lungs.",
+            "Multiple rounded masses.",
+            Kind.PARTLY,
+            [
+                "side: both sides (the reference names none)", "place: mid zone (the reference names none)",
+                "number: one, not several", "kind: nodule, not mass",
+            ],
+        ),
+        (
+            "There is a right pleural effusion. Effusion.",
+            "The left costophrenic angle is blunted by a pleural effusion. Left pleural effusion.",
+            Kind.OPPOSITE,
+            ["side: right, not left"],
+        ),
+        ("A nodule in the right lung.", "A nodule in the left lung.", Kind.OPPOSITE, ["side: right, not left"]),
+        ("A nodule.", "A nodule in the left lung.", Kind.PARTLY, ["side: not said (the reference: left)"]),
+        ("Opacity in the left upper zone.", "Opacity in the left lower zone.", Kind.PARTLY, ["place: upper zone, not lower zone"]),
+        ("A nodule on the left.", "Two nodules on the left.", Kind.PARTLY, ["number: one, not 2"]),
+        ("A 5 mm nodule on the left.", "A 12 mm nodule in the left lung.", Kind.PARTLY, ["size: 5 mm, not 12 mm"]),
+        ("Small left effusion.", "Large left effusion.", Kind.PARTLY, ["size: small, not large"]),
+        ("Possible left effusion.", "Left effusion.", Kind.PARTLY, ["certainty: uncertain, not positive"]),
+        ("A pacemaker is in place.", "An endotracheal tube is in place.", Kind.ALONE, ["Support Devices: added", "Support Devices: missed"]),
+        # only one of them
+        ("Left effusion.", EFFUSIONS, Kind.SAME, ["Pleural Effusion: missed (right)"]),
+        ("Fracture of a rib.", "No pneumothorax.", Kind.ALONE, ["Fracture: added"]),
+        ("No pneumothorax.", "Fracture of a left rib.", Kind.ALONE, ["Fracture: missed (left)"]),
+        ("No pneumothorax.", "There is a left pneumothorax.", Kind.OPPOSITE, ["Pneumothorax: denied, and the reference states it"]),
+        ("Left pneumothorax.", "No pneumothorax.", Kind.OPPOSITE, ["Pneumothorax: stated, and the reference denies it"]),
+    ],
+)  # fmt: skip
+def test_findings_are_compared_over_the_whole_section_and_differences_named(
+    report: str, reference: str, kind: Kind, differences: list[str]
+) -> None:
+    found = compare((report, ""), (reference, ""))
+    assert {match.kind for match in found.sentences} == {kind}
+    assert [str(each).removeprefix(f"{each.label}, ") for each in found.differences] == differences
+    turned = compare((reference, ""), (report, "")).differences
+    assert len(turned) == len(found.differences), "the other way round it is as much"
+
+
+def test_a_sentence_that_leaves_out_the_size_has_that_of_the_others_and_names_every_sentence_like_it() -> None:
+    found = compare(
+        ("Small left pleural effusion. No pneumothorax.", "Left effusion."),
+        ("Large left pleural effusion.", "Effusion on the left."),
+    )
+    first, second, third = found.sentences
+    for each in (first, third, *found.reference):
+        assert each.kind is Kind.PARTLY
+        assert [str(each) for each in each.differences] == ["Pleural Effusion, size: small, not large"]
+    assert second.kind is Kind.ALONE
+    assert (third.partner, third.partners) == (1, (0, 1))
+
+
 def test_words_alone_make_no_match_between_statements_of_different_things():
     assert kinds("There is no pleural effusion.", reference=("There is no pneumothorax.", "")) == [Kind.ALONE]
 
@@ -307,6 +379,33 @@ def test_what_is_written_is_kept_until_it_is_committed_and_never_changes_after(s
     assert store.answers(key, "two") == ()
     assert store.writing(key, "one") == 0
     assert Classes(store.folder).learner(ann.id) == ann
+
+
+def test_marks_are_kept_beside_the_words_and_never_change_after_the_commit(store):
+    ann = store.alone()
+    marks = (Mark("Edema", 0, 0.25, 0.5), Mark("Fracture", 1, 0.1, 0.2, 0.3, 0.4))
+    assert store.keep_marks(ann.id, "one", marks[:1]).findings == ""
+    assert store.keep(ann.id, "one", "Edema.", "").marks == marks[:1]
+    assert store.keep_marks(ann.id, "one", marks).findings == "Edema."
+    assert store.committed(ann.id) == set()
+    assert store.commit(ann.id, "one", "Edema.", "").marks == marks, "those that were kept"
+    assert store.keep_marks(ann.id, "one", ()).marks == marks
+    assert store.commit(ann.id, "two", "Edema.", "", marks[1:]).marks == marks[1:]
+    assert Classes(store.folder).answer(ann.id, "one").marks == marks
+
+
+def test_a_store_of_the_version_before_marks_is_taken_over_with_all_its_answers(store):
+    ann = store.alone()
+    store.commit(ann.id, "one", "Clear lungs.", "")
+    with closing(sqlite3.connect(file_of(store))) as db:
+        db.execute("ALTER TABLE answers DROP COLUMN marks")
+        db.execute("PRAGMA user_version = 1")
+        db.commit()
+    old = Classes(store.folder)
+    assert (old.answer(ann.id, "one").findings, old.answer(ann.id, "one").marks) == ("Clear lungs.", ())
+    assert old.keep_marks(ann.id, "two", [Mark("Edema", 0, 0.25, 0.5)]).marks
+    with closing(sqlite3.connect(file_of(store))) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (2,)
 
 
 def test_an_answer_needs_words_and_not_too_many(store):
@@ -450,6 +549,22 @@ def test_every_answer_is_a_row_beside_reference_and_draft(folder):
     assert 0 <= float(rows[3]["bleu1"]) <= 1
     assert rows[4]["bleu1"] == "", "nothing to compare with"
     assert answers_csv([], cases).count("\n") == 1
+
+
+def test_the_columns_of_marks_stand_behind_all_others_and_count_against_the_boxes(folder):
+    written(folder, WHOLE + '[[boxes]]\nfinding = "Edema"\nx = 0.2\ny = 0.2\nw = 0.1\nh = 0.1\n', "a.toml")
+    written(folder, WHOLE, "b.toml")
+    marks = (Mark("Edema", 0, 0.25, 0.25), Mark("Fracture", 0, 0.25, 0.25), Mark("Edema", 0, 0.9, 0.9))
+    said = [Answer("Owl", case, "Edema.", "", WHEN, WHEN, marks) for case in ("a", "b")]
+    upper = np.array([(0.0, 0.0), (1.0, 0.0), (1.0, 0.5), (0.0, 0.5)])
+    rows = read_back(answers_csv(said, read_cases(folder), None, {"a": [ModelPlace("Edema", 0, True, (upper,))]}))
+    assert list(rows[0])[-8:] == ["Support Devices", *COLUMNS[-7:]]
+    reference, mine, _, other = rows
+    assert [reference[name] for name in COLUMNS[-7:]] == [""] * 7
+    assert mine["marks"] == "Edema, film 1 at 25 %, 25 %; Fracture, film 1 at 25 %, 25 %; Edema, film 1 at 90 %, 90 %"
+    assert [mine[name] for name in COLUMNS[-6:]] == ["1", "1", "0", "1", "1", "1"]
+    assert other["marks"]
+    assert [other[name] for name in COLUMNS[-6:]] == [""] * 6, "nobody has said where it is"
 
 
 EVIL = [

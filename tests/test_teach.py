@@ -70,7 +70,7 @@ def test_sentences_that_move_say_so_and_the_others_say_that_they_do_not(reporter
     found = Rescored((-3.0,) * count, (-7.5,) + (-3.0,) * (count - 1), (3,) * count)
     drawn = teach_html.moved(drafted, found)
     assert [float(x) for x in re.findall(r'data-change="([^"]+)"', drawn)] == list(found.change)
-    assert drawn.count("less likely (−4.50)") == 1
+    assert drawn.count("<b>▼ 90 × less likely</b>") == 1
     assert drawn.count("<b>as before</b>") == count - 1
     assert f"{100 * np.exp(-1):.1f}" in drawn
     assert 'aria-busy="true"' in teach_html.moved(drafted, None, busy=True)
@@ -305,6 +305,171 @@ def test_the_brush_moves_the_sentences_and_an_untouched_film_moves_none(server: 
         assert changes(page) == [0.0] * sentences
         assert faults(wrong) == []
     assert "Traceback" not in server.output()
+
+
+def mark(page, finding: str, *corners: tuple[float, float], where: str = "#teach-marking") -> None:
+    """Press on one place of the film, or drag from one to another; places are shares of the film."""
+    page.select_option(f"{where} [data-set=finding]", finding)
+    plate = page.locator(f"{where} .rr-plate")
+    plate.scroll_into_view_if_needed()
+    box = plate.bounding_box()
+    places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in corners]
+    page.mouse.move(*places[0])
+    page.mouse.down()
+    page.mouse.move(*places[-1], steps=4)
+    page.mouse.up()
+
+
+def test_a_learner_marks_where_findings_are_and_sees_box_and_contour_over_them_after_the_commit(server: Server) -> None:
+    (box,) = CASE.places() or ()
+    middle = (box.x + box.width / 2, box.y + box.height / 2)
+    with browser_page(1440, 900) as (page, wrong, expect):
+        page.add_init_script(HEARING)
+        enter(page, server.address)
+        choose(page)
+        page.locator("#teach-marking").get_by_role("button", name="Mark findings").click()
+        spots = page.locator("#teach-marking .rr-spot")
+        page.locator("#teach-marking .rr-plate").click()
+        expect(page.locator("#teach-marking .rr-marks-said")).to_contain_text("Choose a finding first")
+        mark(page, box.finding, middle)
+        mark(page, "Lung Lesion", (0.2, 0.2), (0.3, 0.3))
+        expect(spots).to_have_count(2)
+        page.locator("#teach-marking .rr-plate").focus()  # by keyboard
+        page.keyboard.press("ArrowRight")
+        page.keyboard.press("Enter")
+        expect(spots).to_have_count(3)
+        page.keyboard.press("Backspace")
+        expect(spots).to_have_count(2)
+        expect(page.locator("#teach-saved")).to_contain_text("Kept on this server")
+        write(page, *MINE)
+
+        page.reload()
+        page.get_by_role("tab", name="Teach").click()
+        page.locator("#teach-marking").get_by_role("button", name="Mark findings (2)").click()
+        expect(spots).to_have_count(2)
+        assert page.locator(".rr-truth").count() == 0
+        assert "rr-truth" not in page.evaluate("heard"), "the boxes come after the commit"
+
+        mark(page, "Fracture", (0.5, 0.1))
+        page.click("#teach-commit")  # at once: the last mark is kept too
+        located = page.locator("#teach-located")
+        expect(located).to_contain_text("1 of 1 finding located")
+        expect(located).to_contain_text("2 false marks")
+        verdicts = [row.get_attribute("data-verdict") for row in located.locator("li").all()]
+        assert verdicts == ["hit", "false", "false"]
+        truth = page.locator("#teach-marking .rr-truth")
+        expect(truth).to_be_visible()
+        expect(spots).to_have_count(3)
+        assert page.locator("#teach-marking .rr-plate").count() == 0, "nothing can be marked any more"
+
+        page.mouse.move(1100, 700)
+        page.mouse.wheel(0, 500)
+        page.wait_for_timeout(500)
+        film = page.locator("#teach-marking .rr-paper").bounding_box()
+        assert film["y"] >= 0
+        assert film["y"] + film["height"] <= 900, "the film stays in sight while texts are compared"
+        page.set_viewport_size({"width": 390, "height": 844})
+        page.locator("#teach-compared .rr-three > section").nth(1).evaluate("one => one.scrollIntoView({block: 'end'})")
+        page.wait_for_timeout(500)
+        pinned = page.locator("#teach-view").bounding_box()
+        assert pinned["y"] >= 0
+        assert pinned["height"] <= 0.4 * 844 + 1
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+        page.set_viewport_size({"width": 1440, "height": 900})
+        page.reload()
+        page.get_by_role("tab", name="Teach").click()
+        expect(located).to_contain_text("1 of 1 finding located")
+        assert faults(wrong) == []
+    assert "Traceback" not in server.output()
+
+
+@pytest.mark.slow
+def test_a_case_is_made_on_the_page_answered_by_a_learner_and_seen_by_the_class_teacher(
+    server: Server, tmp_path: Path
+) -> None:
+    drawn = make_phantom(22, lesion="nodule", side="right")
+    x, y, w, h = (share / side for share, side in zip(drawn.box, drawn.pixels.shape[::-1] * 2, strict=True))
+    drawn.save_dicom(tmp_path / "DOE.dcm")
+    with browser_page(1440, 900) as (page, wrong, expect):
+        enter(page, server.address)
+        page.get_by_role("button", name="For teachers").click()
+        page.click("#teach-make")
+        page.set_input_files("#teach-new-films input[type=file]", str(tmp_path / "DOE.dcm"))
+        expect(page.locator("#teach-new-marking .rr-plate")).to_be_visible()
+        mark(page, "Lung Lesion", (x - 0.01, y - 0.01), (x + w + 0.01, y + h + 0.01), where="#teach-new-marking")
+        expect(page.locator("#teach-new-marking .rr-rect")).to_have_count(1)
+        for name, words in {
+            "title": "Night shift 7",
+            "findings": "A nodule in the right lower lung zone.",
+            "impression": "Right lower lung nodule.",
+            "tags": "night, own",
+        }.items():
+            page.locator(f"#teach-new-{name} textarea, #teach-new-{name} input").fill(words)
+        page.click("#teach-save")
+        expect(page.locator("#teach-made [role=alert]")).to_contain_text("Look at every film first")
+        page.get_by_label("I have looked at every film").check()
+        page.click("#teach-save")
+        expect(page.locator("#teach-made")).to_contain_text("“Night shift 7” is in the list")
+        expect(page.locator("#teach-author")).to_be_hidden()
+        (written,) = (server.home / "cases").glob("*.toml")
+        assert written.stem == "night-shift-7"
+        assert "DOE" not in written.read_text()
+
+        rows = page.locator("#teach-cases label")
+        everything = rows.count()
+        page.locator("#teach-search textarea, #teach-search input").fill("shift")
+        expect(rows).to_have_count(1)
+        page.locator("#teach-search textarea, #teach-search input").fill("nodule")  # of the reference
+        expect(rows).to_have_count(0)
+        page.locator("#teach-search textarea, #teach-search input").fill("")
+        expect(rows).to_have_count(everything)
+        page.locator("#teach-tags label").filter(has_text="own").click()
+        expect(rows).to_have_count(1)
+
+        page.click("#teach-begin")
+        code = page.locator("#teach-begun .rr-code").inner_text()
+        pupil = page.context.browser.new_context(viewport={"width": 1000, "height": 900}).new_page()
+        pupil.set_default_timeout(SLOW)
+        enter(pupil, server.address)
+        pupil.get_by_role("button", name="Join a class").click()
+        pupil.get_by_label("Class code").fill(code)
+        pupil.get_by_label("Pseudonym").fill("Owl")
+        pupil.click("#teach-join-now")
+        expect(pupil.locator("#teach-who")).to_contain_text("You are Owl")
+        choose(pupil, "Night shift 7")
+        pupil.locator("#teach-marking").get_by_role("button", name="Mark findings").click()
+        mark(pupil, "Lung Lesion", (x + w / 2, y + h / 2))
+        mark(pupil, "Fracture", (0.8, 0.3))
+        write(pupil, "Left pleural effusion.", "")
+        pupil.click("#teach-commit")
+        expect(pupil.locator("#teach-located")).to_contain_text("1 of 1 finding located")
+        expect(pupil.locator("#teach-compared .rr-differ")).to_contain_text("Lung Lesion: missed (right, lower zone)")
+
+        choose(page, "Night shift 7")
+        page.click("#teach-open")
+        over = page.locator("#teach-answers .rr-marking")
+        expect(over.locator(".rr-spot")).to_have_count(2)
+        assert over.locator(".rr-spot").first.get_attribute("title") == "Owl: Lung Lesion, hit"
+        expect(over.locator(".rr-truth")).to_have_count(1)
+        lesion = page.locator(".rr-tally-findings tr").filter(has_text="Lung Lesion").locator("td")
+        assert lesion.all_inner_texts() == ["yes", "0 of 1", "1 of 1"]
+        owl = page.locator(".rr-tally-learners tr").filter(has_text="Owl").locator("td")
+        assert owl.all_inner_texts()[2:4] == ["1 of 1", "1"]
+        assert page.evaluate("document.documentElement.scrollWidth") <= 1440
+        page.set_viewport_size({"width": 390, "height": 844})
+        page.wait_for_timeout(500)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        page.set_viewport_size({"width": 1440, "height": 900})
+        with page.expect_download() as download:
+            page.click("#teach-export")
+        text = Path(download.value.path()).read_bytes().decode("utf-8-sig")
+        row = list(csv.DictReader(io.StringIO(text, newline="")))[-1]
+        assert (row["boxes_hit"], row["marks_false"]) == ("1", "1")
+        assert row["marks"].startswith("Lung Lesion, film 1 at ")
+        assert faults(wrong) == []
+    assert "Traceback" not in server.output()
+    assert "DOE" not in server.output()
 
 
 def test_two_learners_of_one_class_and_their_teacher_who_alone_sees_and_exports_all(server: Server) -> None:

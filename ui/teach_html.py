@@ -11,6 +11,7 @@ import html
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from emrrg_core.explain.likelihood import likelihood
 from ui import viewer
 
 if TYPE_CHECKING:
@@ -99,10 +100,23 @@ def beside(case: "Case", mine: "Comparison", drafted: "Comparison | None") -> st
     ]
     points = "".join(f"<li>{_text(point)}</li>" for point in case.points)
     return (
-        f'<div class="rr-three">{"".join(columns)}</div>{_key()}'
+        f'{differences(mine, drafted)}<div class="rr-three">{"".join(columns)}</div>{_key()}'
         + (f'<section class="rr-points"><h3>Points to take away</h3><ul>{points}</ul></section>' if points else "")
         + f'<div class="rr-tables">{labels(mine, drafted)}{scores(mine, drafted)}</div>'
     )
+
+
+def differences(mine: "Comparison", drafted: "Comparison | None") -> str:
+    """In what the findings differ from the reference's: the learner's, and the draft's."""
+    told = [("You", mine), *([("The draft", drafted)] if drafted else [])]
+    rows = []
+    for name, found in told:
+        listed = "".join(f'<li data-aspect="{each.aspect}">{_text(str(each))}</li>' for each in found.differences)
+        none = "<li>states the findings of the reference, in their places</li>".replace(
+            "states", "state" if name == "You" else "states"
+        )
+        rows.append(f"<dt>{name}</dt><dd><ul>{listed or none}</ul></dd>")
+    return f'<section class="rr-differ" aria-label="Findings that differ"><h3>Findings</h3><dl>{"".join(rows)}</dl></section>'
 
 
 def _source(case: "Case") -> str:
@@ -123,6 +137,8 @@ def _sentences(own: "Sequence[Match]", other: "Sequence[Match]") -> str:
         there = ""
         if match.partner is not None and match.kind.value in ("partly", "opposite"):
             there = f" <q>{_text(other[match.partner].text)}</q>"
+        if match.differences:
+            there += f" · {_text('; '.join(map(str, match.differences)))}"
         rows.append(
             (match.section, f'<li class="{kind}">{_sign(sign)}{_text(match.text)} <small>{said}{there}</small></li>')
         )
@@ -160,8 +176,8 @@ def _sections(rows: "list[tuple[str, str]]") -> str:
 def _key() -> str:
     listed = "".join(f'<li class="{kind}">{_sign(sign)}{said}</li>' for kind, sign, said, _ in _KINDS.values())
     return (
-        f'<ul class="rr-kinds" aria-label="Signs">{listed}</ul><p class="rr-hint">Sentences are compared by what they state of 14 findings, '
-        "and by their words. A machine marked them: talk about the marks, do not grade by them.</p>"
+        f'<ul class="rr-kinds" aria-label="Signs">{listed}</ul><p class="rr-hint">Findings are compared over the whole report, 14 of them, '
+        "with side, place, number and size; other sentences by their words. A machine marked them: talk about the marks, do not grade by them.</p>"
     )
 
 
@@ -319,8 +335,8 @@ def moved(draft: "Draft", found: "Rescored | None", *, busy: bool = False) -> st
         turn = "rr-fell" if nats <= -STILL else "rr-rose" if nats >= STILL else "rr-still"
         rows.append(f'<li class="{turn}" data-change="{nats!r}"><span>{_text(sentence.text)}</span>{bars}</li>')
     hint = (
-        "How likely a word piece is, on average over the sentence, under the film and under what you made of it; in brackets the change of the "
-        "whole sentence’s log-probability, in nats. The model does not write anew: the draft’s words are read again."
+        "How likely a piece of a word is, on average over the sentence, under the film and under what you made of it; then what that does to the "
+        "whole sentence. The model does not write anew: the draft’s words are read again."
         if found
         else "Paint on the film: each sentence then shows how likely it still is. One that does not move did not rest on what you painted over."
     )
@@ -334,7 +350,6 @@ def _share(share: float) -> str:
 
 
 def _turn(nats: float) -> str:
-    signed = f"{nats:+.2f}".replace("-", "\N{MINUS SIGN}")
     if abs(nats) < STILL:
-        return f"as before ({signed})" if nats else "as before"
-    return f"{'▼ less' if nats < 0 else '▲ more'} likely ({signed})"
+        return "as before"
+    return f"{'▼' if nats < 0 else '▲'} {likelihood(-nats, '×')}"

@@ -16,6 +16,7 @@ import contextlib
 import csv
 import hashlib
 import io
+import json
 import os
 import re
 import secrets
@@ -28,9 +29,21 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from emrrg_core.config import MOST_FILMS
 from emrrg_core.errors import EmrrgError
 from emrrg_core.report.database import Database
-from emrrg_core.teaching.cases import Cases
+from emrrg_core.teaching.cases import Case, Cases
+from emrrg_core.teaching.locate import (
+    Box,
+    Mark,
+    ModelPlace,
+    Verdict,
+    in_words,
+    locate,
+    marks_of,
+    model_agrees,
+    plain_marks,
+)
 from emrrg_core.text.compare import Comparison, Kind, compare
 from emrrg_core.text.labeler import LABELS, NOT_MENTIONED, labels, report_text
 
@@ -40,7 +53,7 @@ LONGEST_NAME, LONGEST_TEXT, LONGEST_TITLE = 30, 10_000, 80  # characters
 MOST_LEARNERS = 300  # of a class
 LIFETIME = timedelta(days=7)  # of a class, and of one who practises alone, since the last word
 LONGEST_LIFETIME = timedelta(days=90)
-_FORM = 1  # of the tables; user_version in SQLite's words
+_FORM = 2  # of the tables; user_version in SQLite's words
 _TABLES = """
 CREATE TABLE IF NOT EXISTS classes (
     code TEXT PRIMARY KEY,
@@ -64,9 +77,12 @@ CREATE TABLE IF NOT EXISTS answers (
     impression TEXT NOT NULL,
     changed REAL NOT NULL,
     committed REAL,
+    marks TEXT NOT NULL DEFAULT '[]',  -- JSON: locate.plain_marks
     PRIMARY KEY (learner, "case")
 ) STRICT;
 """
+_MARKS = "ALTER TABLE answers ADD COLUMN marks TEXT NOT NULL DEFAULT '[]'"  # from form 1
+_ANSWER = 'name, "case", findings, impression, answers.changed, committed, marks'
 
 
 class ClassError(EmrrgError):
@@ -108,6 +124,7 @@ class Answer:
     impression: str
     changed: datetime  # UTC
     committed: datetime | None  # None: still being written
+    marks: tuple[Mark, ...] = ()  # where the learner has marked findings
 
 
 class Classes(Database):
@@ -156,7 +173,7 @@ class Classes(Database):
         with self._database() as db:
             code = _bare(self._class(db, key).code)
             rows = db.execute(
-                'SELECT name, "case", findings, impression, answers.changed, committed FROM answers '
+                f"SELECT {_ANSWER} FROM answers "
                 "JOIN learners ON learners.key = learner WHERE code = ? AND committed IS NOT NULL ORDER BY committed",
                 (code,),
             ).fetchall()
@@ -241,16 +258,21 @@ class Classes(Database):
 
     def keep(self, id: str, case: str, findings: str, impression: str) -> Answer:
         """Keep what a learner has written so far. A committed answer stays as it is and is given back. Raises ClassError for too long a text."""
-        return self._write(id, case, findings, impression, commit=False)
+        return self._write(id, case, findings, impression, None, commit=False)
 
-    def commit(self, id: str, case: str, findings: str, impression: str) -> Answer:
+    def keep_marks(self, id: str, case: str, marks: Sequence[Mark]) -> Answer:
+        """Keep what a learner has marked so far, beside the words. A committed answer stays as it is and is given back."""
+        return self._write(id, case, None, None, marks, commit=False)
+
+    def commit(self, id: str, case: str, findings: str, impression: str, marks: Sequence[Mark] | None = None) -> Answer:
         """Keep an answer for good: from now on it does not change. One that was committed earlier stays as it was and is given back.
 
-        Raises ClassError for an answer without words or of too many; ClassGoneError for a learner who is not known any more.
+        marks: None for those that were kept. Raises ClassError for an answer without words or of too many; ClassGoneError for a learner who is
+        not known any more.
         """
         if not (findings.strip() or impression.strip()):
             raise ClassError("Write your own report first: it is compared with the draft and the reference afterwards.")
-        return self._write(id, case, findings, impression, commit=True)
+        return self._write(id, case, findings, impression, marks, commit=True)
 
     def purge(self) -> None:
         """Delete what has expired. Done by itself on opening, and hourly while answers are kept."""
@@ -303,26 +325,41 @@ class Classes(Database):
 
     def _answer(self, db: sqlite3.Connection, id: str, case: str) -> Answer | None:
         row = db.execute(
-            'SELECT name, "case", findings, impression, answers.changed, committed FROM answers '
-            'JOIN learners ON learners.key = learner WHERE learner = ? AND "case" = ?',
+            f'SELECT {_ANSWER} FROM answers JOIN learners ON learners.key = learner WHERE learner = ? AND "case" = ?',
             (_hash(id), case),
         ).fetchone()
         return row and _answer(row)
 
-    def _write(self, id: str, case: str, findings: str, impression: str, *, commit: bool) -> Answer:
-        if max(len(findings), len(impression)) > LONGEST_TEXT:
+    def _write(
+        self,
+        id: str,
+        case: str,
+        findings: str | None,
+        impression: str | None,
+        marks: Sequence[Mark] | None,
+        *,
+        commit: bool,
+    ) -> Answer:
+        """None: as it is kept."""
+        if max(len(findings or ""), len(impression or "")) > LONGEST_TEXT:
             raise ClassError(
                 f"This text is too long: Findings and Impression have at most {LONGEST_TEXT} characters each."
             )
+        set_marks = None if marks is None else json.dumps(plain_marks(marks))
         with self._writing() as db:
             self._learner(db, id)
             before = self._answer(db, id, case)
             if before is None or before.committed is None:
                 now = time.time()
                 db.execute(
-                    "INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET findings = excluded.findings, "
-                    "impression = excluded.impression, changed = excluded.changed, committed = excluded.committed",
-                    (_hash(id), case, findings, impression, now, now if commit else None),
+                    'INSERT INTO answers (learner, "case", findings, impression, changed, committed, marks) '
+                    "VALUES (:key, :case, ifnull(:findings, ''), ifnull(:impression, ''), :now, :done, ifnull(:marks, '[]')) "
+                    "ON CONFLICT DO UPDATE SET findings = ifnull(:findings, findings), impression = ifnull(:impression, impression), "
+                    "changed = :now, committed = :done, marks = ifnull(:marks, marks)",
+                    {
+                        **{"key": _hash(id), "case": case, "findings": findings, "impression": impression},
+                        **{"now": now, "done": now if commit else None, "marks": set_marks},
+                    },
                 )
                 db.execute("UPDATE learners SET changed = ? WHERE key = ?", (now, _hash(id)))
             after = self._answer(db, id, case)
@@ -350,7 +387,10 @@ class Classes(Database):
             raise ClassError(
                 f"{self._path} was made by a newer EMRRG: start that one, or set EMRRG_HOME to another folder."
             )
-        if form < _FORM:
+        if form == 1:
+            db.execute(_MARKS)
+            db.execute(f"PRAGMA user_version = {_FORM}")
+        elif form < _FORM:
             for statement in _TABLES.split(";\n")[:-1]:
                 db.execute(statement)
             db.execute(f"PRAGMA user_version = {_FORM}")
@@ -376,9 +416,10 @@ def _time(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
 
 
-def _answer(row: tuple[str, str, str, str, float, float | None]) -> Answer:
-    name, case, findings, impression, changed, committed = row
-    return Answer(name, case, findings, impression, _time(changed), None if committed is None else _time(committed))
+def _answer(row: tuple[str, str, str, str, float, float | None, str]) -> Answer:
+    name, case, findings, impression, changed, committed, marks = row
+    done = None if committed is None else _time(committed)
+    return Answer(name, case, findings, impression, _time(changed), done, marks_of(json.loads(marks), MOST_FILMS))
 
 
 # ----------------------------------------------------------------------------------------------------------------- export
@@ -388,17 +429,24 @@ _KINDS = {f"sentences_{kind.value}": kind for kind in Kind}
 COLUMNS = (
     *("case", "title", "row", "pseudonym", "committed", "findings", "impression", "labels_agreed", "labels_compared"),
     *(*_KINDS, "reference_sentences_missed", *_SCORES, *LABELS),
+    *("marks", "boxes", "boxes_hit", "boxes_missed", "marks_other_name", "marks_false", "marks_in_model_map"),
 )
 # Where a spreadsheet begins to read a cell: at its beginning, but also behind what separates cells or lines in some country's settings, for it may
 # cut the file there; with the signs that begin a formula, their full-width forms too (OWASP, CSV Injection).
 _FORMULA = re.compile(r"(^|[\t\r\n,;|])((?:[^\S\t\r\n]|[\"'])*)(?=[=+\-@\uff1d\uff0b\uff0d\uff20])")
 
 
-def answers_csv(answers: Sequence[Answer], cases: Cases, drafts: Mapping[str, tuple[str, str]] | None = None) -> str:
+def answers_csv(
+    answers: Sequence[Answer],
+    cases: Cases,
+    drafts: Mapping[str, tuple[str, str]] | None = None,
+    places: Mapping[str, Sequence[ModelPlace]] | None = None,
+) -> str:
     """Answers as CSV (RFC 4180) with COLUMNS, a row an answer, case by case, each behind its reference and its draft where that is given.
 
-    drafts: (findings, impression) by Case.id. Every text is made harmless for spreadsheets: an apostrophe stands before what one could take for
-    a formula. Begins with a byte-order mark, by which spreadsheets know UTF-8. An answer to a case that is not in `cases` has no comparison.
+    drafts: (findings, impression) by Case.id; places: the model's own maps by Case.id (locate.model_places). Every text is made harmless for
+    spreadsheets: an apostrophe stands before what one could take for a formula. Begins with a byte-order mark, by which spreadsheets know UTF-8. An
+    answer to a case that is not in `cases` has no comparison; one to a case without boxes has marks and no verdict on them.
     """
     known = {case.id: case for case in cases.cases}
     out = io.StringIO()
@@ -408,20 +456,24 @@ def answers_csv(answers: Sequence[Answer], cases: Cases, drafts: Mapping[str, tu
     asked = {a.case: None for a in answers}
     for id in [*(case for case in known if case in asked), *(case for case in asked if case not in known)]:
         case, rows = known.get(id), []
+        boxes = _places(case)
+        none: tuple[Mark, ...] = ()
         if case:
-            rows.append(("reference", "", "", case.findings, case.impression))
+            rows.append(("reference", "", "", case.findings, case.impression, none))
             if drafts and id in drafts:
-                rows.append(("draft", "", "", *drafts[id]))
+                rows.append(("draft", "", "", *drafts[id], none))
         for a in answers:
             if a.case == id:
                 when = a.committed.isoformat(timespec="seconds") if a.committed else ""
-                rows.append(("learner", a.name, when, a.findings, a.impression))
-        for kind, name, when, findings, impression in rows:
+                rows.append(("learner", a.name, when, a.findings, a.impression, a.marks))
+        for kind, name, when, findings, impression, marks in rows:
             row = {"case": id, "title": case.title if case else "", "row": kind, "pseudonym": name, "committed": when}
             row |= {"findings": findings, "impression": impression}
             row |= {k: v.value if v else NOT_MENTIONED for k, v in labels(report_text(findings, impression)).items()}
             if case and kind != "reference":
                 row |= _measured(compare((findings, impression), (case.findings, case.impression), case.labels))
+            if kind == "learner":
+                row |= _marked(marks, boxes, (places or {}).get(id))
             writer.writerow({column: harmless(str(value)) for column, value in row.items()})
     return out.getvalue()
 
@@ -436,6 +488,24 @@ def _measured(found: Comparison) -> dict[str, str]:
         "reference_sentences_missed": str(missed),
         **{name: f"{found.scores[name]['value']:.4f}" for name in _SCORES},
     }
+
+
+def _places(case: Case | None) -> Sequence[Box] | None:
+    """Where a case's findings are; None where nobody has said it, or its films cannot be read now."""
+    with contextlib.suppress(EmrrgError):
+        return case.places() if case else None
+    return None
+
+
+def _marked(marks: Sequence[Mark], boxes: Sequence[Box] | None, places: Sequence[ModelPlace] | None) -> dict[str, str]:
+    row = {"marks": in_words(marks)}
+    if boxes is not None:
+        found = locate(marks, boxes)
+        row |= {"boxes": str(len(boxes)), "boxes_hit": str(found.hits), "boxes_missed": str(found.missed)}
+        row |= {"marks_other_name": str(found.verdicts.count(Verdict.OTHER_NAME)), "marks_false": str(found.false)}
+    if places is not None:
+        row["marks_in_model_map"] = str(sum(model_agrees(mark, places) is True for mark in marks))
+    return row
 
 
 def harmless(text: str) -> str:

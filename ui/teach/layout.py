@@ -7,11 +7,14 @@ from typing import Any
 import gradio as gr
 
 from ui import draft_panels, teach_html
+from ui.teach.author import ANSWERABLE
 from ui.teach.context import TeachState
 from ui.teach.teacher import LIFETIMES
 
 KEPT = 4 * 3600  # seconds that an open but untouched tab keeps its films
 SCRIPT = (Path(__file__).parent.parent / "teach.js").read_text(encoding="utf-8")
+MARKS = (Path(__file__).parent / "marks.js").read_text(encoding="utf-8")
+LEVELS = [("not stated", ""), ("easy", "easy"), ("moderate", "moderate"), ("hard", "hard")]
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,6 +23,9 @@ class Parts:
 
     state: gr.State
     # beside the case: the list, who answers, joining a class
+    search: gr.Textbox
+    tags: gr.CheckboxGroup
+    matches: gr.HTML
     choice: gr.Radio
     whom: gr.HTML
     code: gr.Textbox
@@ -36,6 +42,27 @@ class Parts:
     key: gr.Textbox
     open_class: gr.Button
     opening: gr.HTML
+    make: gr.Button
+    made: gr.HTML
+    # a case that is being made
+    author: gr.Column
+    new_films: gr.File
+    new_notice: gr.HTML
+    new_marking: gr.HTML
+    new_boxes: gr.Textbox
+    new_none: gr.Checkbox
+    new_title: gr.Textbox
+    new_question: gr.Textbox
+    new_findings: gr.Textbox
+    new_impression: gr.Textbox
+    new_tags: gr.Textbox
+    new_level: gr.Dropdown
+    new_points: gr.Textbox
+    new_source: gr.Textbox
+    new_licence: gr.Textbox
+    new_checked: gr.Checkbox
+    save: gr.Button
+    cancel: gr.Button
     # the class, as its teacher sees it
     class_view: gr.Column
     facts: gr.HTML
@@ -52,6 +79,9 @@ class Parts:
     compared: gr.HTML
     figures: gr.HTML
     layers: gr.HTML
+    marking: gr.HTML
+    marked: gr.Textbox
+    located: gr.HTML
     writing: gr.Column
     findings: gr.Textbox
     impression: gr.Textbox
@@ -68,15 +98,16 @@ class Parts:
     case_id: gr.Textbox
 
 
-def build() -> Parts:
-    """Lay out the screen in the Blocks that are open."""
+def build(*, author: bool = True) -> Parts:
+    """Lay out the screen in the Blocks that are open. author: whether there is a button to make a case."""
     every_tab_its_own = gr.State(TeachState(), time_to_live=KEPT)
     with gr.Row(elem_id="teach"):
         with gr.Column(scale=3, min_width=260, elem_id="teach-side"):
             side = _side()
-            teachers = _for_teachers()
+            teachers = _for_teachers(author)
         with gr.Column(scale=12, min_width=320, elem_id="teach-main"):
             class_view = _class_view()
+            form = _author()
             case = _case()
             seen = _seen()
     return Parts(
@@ -84,6 +115,7 @@ def build() -> Parts:
         **side,
         **teachers,
         **class_view,
+        **form,
         **case,
         **seen,
         learner_id=gr.Textbox(visible="hidden", elem_id="teach-id"),
@@ -92,6 +124,11 @@ def build() -> Parts:
 
 
 def _side() -> dict[str, Any]:
+    search = gr.Textbox(
+        show_label=False, placeholder="Search cases", max_length=80, elem_id="teach-search", container=False
+    )
+    tags = gr.CheckboxGroup([], label="Tags", show_label=False, container=False, visible=False, elem_id="teach-tags")
+    matches = gr.HTML("", elem_id="teach-matches")
     choice = gr.Radio([], label="Cases", elem_id="teach-cases")
     whom = gr.HTML(teach_html.who(None), elem_id="teach-who")
     with gr.Accordion("Join a class", open=False, elem_id="teach-join"):
@@ -105,10 +142,11 @@ def _side() -> dict[str, Any]:
         join = gr.Button("Join", size="sm", elem_id="teach-join-now")
         joined = gr.HTML("", elem_id="teach-joined")
     leave = gr.Button("Forget me on this computer", size="sm", visible=False, elem_id="teach-leave")
-    return {"choice": choice, "whom": whom, "code": code, "name": name, "join": join, "joined": joined, "leave": leave}
+    found = {"search": search, "tags": tags, "matches": matches, "choice": choice, "whom": whom, "leave": leave}
+    return {**found, "code": code, "name": name, "join": join, "joined": joined}
 
 
-def _for_teachers() -> dict[str, Any]:
+def _for_teachers(author: bool) -> dict[str, Any]:
     with gr.Accordion("For teachers", open=False, elem_id="teach-teacher"):
         return {
             "faults": gr.HTML("", elem_id="teach-faults"),
@@ -123,7 +161,67 @@ def _for_teachers() -> dict[str, Any]:
             "key": gr.Textbox(label="Your key", type="password", max_length=60, elem_id="teach-key"),
             "open_class": gr.Button("Open the class", size="sm", elem_id="teach-open"),
             "opening": gr.HTML("", elem_id="teach-opening"),
+            "make": gr.Button("Make a case", size="sm", visible=author, elem_id="teach-make"),
+            "made": gr.HTML("", elem_id="teach-made"),
         }
+
+
+def _author() -> dict[str, Any]:
+    with gr.Column(visible=False, elem_id="teach-author") as author:
+        gr.HTML(f"<h3>Make a case</h3><p class='rr-hint'>{ANSWERABLE}</p>")
+        with gr.Row():
+            with gr.Column(scale=6, min_width=300):
+                films = gr.File(label="Films, one to four", file_count="multiple", height=84, elem_id="teach-new-films")
+                notice = gr.HTML("", elem_id="teach-new-notice")
+                drawn = gr.HTML("", elem_id="teach-new-marking", js_on_load=MARKS)
+                none = gr.Checkbox(False, label="There is nothing to be found", elem_id="teach-new-none")
+            with gr.Column(scale=5, min_width=300):
+                found = _words()
+                checked = gr.Checkbox(
+                    False,
+                    label="I have looked at every film: nothing on it tells who the patient is",
+                    elem_id="teach-new-checked",
+                )
+                with gr.Row():
+                    save = gr.Button("Save the case", variant="primary", size="sm", min_width=120, elem_id="teach-save")
+                    cancel = gr.Button("Cancel", size="sm", min_width=80, elem_id="teach-cancel")
+    return {
+        **{"author": author, "new_films": films, "new_notice": notice, "new_marking": drawn, "new_none": none, **found},
+        **{"new_checked": checked, "save": save, "cancel": cancel},
+        "new_boxes": gr.Textbox(visible="hidden", elem_id="teach-new-boxes"),
+    }
+
+
+def _words() -> dict[str, Any]:
+    lists = "Learners see title, question and tags before they answer: nothing there should give the finding away."
+    return {
+        "new_title": gr.Textbox(label="Title", info=lists, max_length=80, elem_id="teach-new-title"),
+        "new_question": gr.Textbox(
+            label="Question",
+            placeholder="What do you see? Write Findings and Impression.",
+            max_length=400,
+            elem_id="teach-new-question",
+        ),
+        "new_findings": gr.Textbox(
+            label="Reference: Findings", lines=4, max_length=10_000, elem_id="teach-new-findings"
+        ),
+        "new_impression": gr.Textbox(
+            label="Reference: Impression", lines=2, max_length=10_000, elem_id="teach-new-impression"
+        ),
+        "new_tags": gr.Textbox(
+            label="Tags", placeholder="night shift, trauma", max_length=200, elem_id="teach-new-tags"
+        ),
+        "new_level": gr.Dropdown(LEVELS, value="", label="Difficulty", elem_id="teach-new-level"),
+        "new_points": gr.Textbox(
+            label="Points to take away", info="One a line.", lines=2, max_length=2_000, elem_id="teach-new-points"
+        ),
+        "new_source": gr.Textbox(
+            label="Source", placeholder="Where the film is from", max_length=200, elem_id="teach-new-source"
+        ),
+        "new_licence": gr.Textbox(
+            label="Licence", placeholder="CC-BY-4.0", max_length=100, elem_id="teach-new-licence"
+        ),
+    }
 
 
 def _class_view() -> dict[str, Any]:
@@ -148,29 +246,40 @@ def _case() -> dict[str, Any]:
     found: dict[str, Any] = {
         "head": gr.HTML("", elem_id="teach-head"),
         "status": gr.HTML("", elem_id="teach-status"),
-        "compared": gr.HTML("", elem_id="teach-compared"),
     }
     with gr.Row(elem_id="teach-bench"):
-        with gr.Column(scale=6, min_width=320, elem_id="teach-view"):
+        with gr.Column(scale=5, min_width=320, elem_id="teach-view"):  # stays in sight while texts are compared
+            found["marking"] = gr.HTML("", elem_id="teach-marking", js_on_load=MARKS)
             found["figures"] = gr.HTML("", elem_id="teach-films")
             found["layers"] = gr.HTML("", elem_id="teach-layers")
-        with gr.Column(scale=5, min_width=320, visible=False) as found["writing"]:
-            box: dict[str, Any] = {"max_length": 10_000}
-            found["findings"] = gr.Textbox(label="Findings", lines=9, max_lines=18, elem_id="teach-findings", **box)
-            found["impression"] = gr.Textbox(
-                label="Impression", lines=3, max_lines=10, elem_id="teach-impression", **box
-            )
-            found["commit"] = gr.Button("Commit and compare", variant="primary", elem_id="teach-commit")
-            gr.HTML(
-                '<p class="rr-hint">Once committed, your report cannot be changed any more. Do not write anybody’s name.</p>'
-            )
-            found["unsaved"] = gr.HTML("", elem_id="teach-saved")
-        with gr.Column(scale=5, min_width=320, visible=False) as found["looking"]:
-            gr.HTML("<h3>Where the model looked</h3>")
-            found["reading"] = gr.HTML("", elem_id="teach-read", js_on_load=draft_panels.PICK_FINDING)
-            found["words"] = gr.HTML("", elem_id="teach-words", js_on_load=draft_panels.PICK)
-            found["caption"] = gr.HTML("", elem_id="teach-caption")
+        with gr.Column(scale=7, min_width=320, elem_id="teach-texts"):
+            found |= _texts()
+    found["marked"] = gr.Textbox(visible="hidden", elem_id="teach-marked")
     return found
+
+
+def _texts() -> dict[str, Any]:
+    with gr.Column(visible=False, elem_id="teach-writing") as writing:
+        box: dict[str, Any] = {"max_length": 10_000}
+        findings = gr.Textbox(label="Findings", lines=9, max_lines=18, elem_id="teach-findings", **box)
+        impression = gr.Textbox(label="Impression", lines=3, max_lines=10, elem_id="teach-impression", **box)
+        commit = gr.Button("Commit and compare", variant="primary", elem_id="teach-commit")
+        gr.HTML(
+            '<p class="rr-hint">Once committed, report and marks cannot be changed any more. Do not write anybody’s name.</p>'
+        )
+        unsaved = gr.HTML("", elem_id="teach-saved")
+    located = gr.HTML("", elem_id="teach-located")
+    compared = gr.HTML("", elem_id="teach-compared")
+    with gr.Column(visible=False, elem_id="teach-looking") as looking:
+        gr.HTML("<h3>Where the model looked</h3>")
+        reading = gr.HTML("", elem_id="teach-read", js_on_load=draft_panels.PICK_FINDING)
+        words = gr.HTML("", elem_id="teach-words", js_on_load=draft_panels.PICK)
+        caption = gr.HTML("", elem_id="teach-caption")
+    return {
+        **{"writing": writing, "findings": findings, "impression": impression, "commit": commit, "unsaved": unsaved},
+        **{"compared": compared, "located": located},
+        **{"looking": looking, "reading": reading, "words": words, "caption": caption},
+    }
 
 
 def _seen() -> dict[str, Any]:

@@ -8,14 +8,16 @@ import numpy as np
 from ui import draft_panels, teach_html, viewer
 from ui.messages import say
 from ui.session_state import core
+from ui.teach import marking
 from ui.teach.cases import listed, no_case, persons
 from ui.teach.context import Context, TeachState
 from ui.teach.drafts import compared_draft, marked
 from ui.updates import Change, Shown
 
 if TYPE_CHECKING:
-    from emrrg_core import Draft
+    from emrrg_core import Draft, Film
     from emrrg_core.teaching.cases import Case
+    from emrrg_core.teaching.classroom import Answer
     from emrrg_core.text.compare import Comparison
 
 _OVER_FILMS = "#teach-view"  # the films that a map is laid over: those of this screen
@@ -42,13 +44,31 @@ def keep(state: TeachState, id: str, findings: str | None, impression: str | Non
     return {"unsaved": kept, "learner_id": learner.id, **persons(state)}
 
 
-def hand_in(state: TeachState, id: str, findings: str | None, impression: str | None, context: Context) -> Shown:
-    """The learner commits. The answer is kept first of all, whatever the model may do after."""
+def keep_marks(state: TeachState, id: str, marked: str | None, context: Context) -> Shown:
+    """The learner has marked a place, or taken a mark back. marked: all marks as they stand on the page, of the case `id`."""
+    try:
+        case = context.cases()[id]
+        marks = marking.read(marked or "", len(case.films))
+        if marks is None:
+            return {}
+        learner = context.learner_of(state)
+        context.store().keep_marks(learner.id, case.id, marks)
+    except core().EmrrgError as error:
+        return {"unsaved": say(f"Not kept: {error}", bad=True)}
+    kept = '<p class="rr-hint" role="status">Kept on this server.</p>'
+    return {"unsaved": kept, "learner_id": learner.id, **persons(state)}
+
+
+def hand_in(
+    state: TeachState, id: str, findings: str | None, impression: str | None, marked: str | None, context: Context
+) -> Shown:
+    """The learner commits. The answer is kept first of all, whatever the model may do after. marked: the marks as they stand on the page."""
     if state.case is None or state.case.id != id:  # another one was opened in the meantime
         return {"status": say("Choose a case first.", bad=True)}
     try:
         learner = context.learner_of(state)
-        context.store().commit(learner.id, state.case.id, findings or "", impression or "")
+        marks = marking.read(marked or "", len(state.films))
+        context.store().commit(learner.id, state.case.id, findings or "", impression or "", marks)
     except core().EmrrgError as error:
         return {"unsaved": say(str(error), bad=True)}
     ready = context.reporter.done()
@@ -81,10 +101,10 @@ def reveal(state: TeachState, context: Context) -> Iterator[Shown]:
         try:
             draft = context.drafts.of(case, films)
         except core().EmrrgError as error:  # the reference can be shown all the same
-            yield {**revealed(state, case, mine, None), "status": say(str(error), bad=True)}
+            yield {**revealed(state, case, answer, mine, None), "status": say(str(error), bad=True)}
             return
         if state.case is case:  # no other one was opened meanwhile
-            yield revealed(state, case, mine, draft)
+            yield revealed(state, case, answer, mine, draft)
     except core().EmrrgError as error:
         yield {"status": say(str(error), bad=True)}
     except Exception:  # a bug: it shows as one on the server's console, but the learner must not wait for ever
@@ -92,8 +112,8 @@ def reveal(state: TeachState, context: Context) -> Iterator[Shown]:
         raise
 
 
-def revealed(state: TeachState, case: "Case", mine: "Comparison", draft: "Draft | None") -> Shown:
-    """The learner's report, the draft and the reference side by side, and the brush."""
+def revealed(state: TeachState, case: "Case", answer: "Answer", mine: "Comparison", draft: "Draft | None") -> Shown:
+    """The learner's report, the draft and the reference side by side, the marks, and the brush."""
     state.draft = draft
     shown: Shown = {
         "status": say("Here are your report, the draft and the reference.", notes=draft.warnings if draft else ()),
@@ -101,6 +121,7 @@ def revealed(state: TeachState, case: "Case", mine: "Comparison", draft: "Draft 
         "writing": Change(visible=False),
         "looking": Change(visible=draft is not None),
         "seen": Change(visible=draft is not None),
+        **_located(case, state.films, answer, draft),
     }
     if draft is not None:
         other = core().retouched(state.films[0].pixels, np.ones((1, 1), bool), core().Fill.CHEST)
@@ -109,6 +130,21 @@ def revealed(state: TeachState, case: "Case", mine: "Comparison", draft: "Draft 
         shown["moved"] = teach_html.moved(draft, None)
         shown["brush"] = teach_html.brush(state.films, viewer.picture(other))
     return shown
+
+
+def _located(case: "Case", films: "tuple[Film, ...]", answer: "Answer", draft: "Draft | None") -> Shown:
+    """The learner's marks, the boxes of the case and the model's contours over each other, and what that comes to."""
+    trouble = ""
+    try:
+        boxes = case.places(films)
+    except core().EmrrgError as error:
+        boxes, trouble = None, say(str(error), bad=True)
+    places = core().model_places(draft) if draft else None
+    found = core().locate(answer.marks, boxes) if boxes is not None else None
+    return {
+        "marking": marking.to_compare(films, answer.marks, boxes, places or (), found),
+        "located": trouble + marking.located(answer.marks, boxes, places, found),
+    }
 
 
 # ------------------------------------------------------------------------------------------------------ look and paint
