@@ -26,7 +26,7 @@ with without_stubs():
 from starlette.middleware import Middleware
 
 from emrrg_core.model.threads import wait_quietly
-from ui import about, api, read, teach, viewer
+from ui import about, api, keys, read, teach, theme, viewer
 from ui.pixel_endpoint import PixelEndpoint
 from ui.uploads import Nameless
 
@@ -37,16 +37,21 @@ _SHEETS = ("style.css", "viewer.css", "draft_panels.css", "teach.css", "about.cs
 STYLES = [Path(__file__).parent / "ui" / name for name in _SHEETS]
 MOST_BYTES = 500_000_000  # of one upload; a larger file is no single film
 _HEADER = (
-    '<header class="rr-bar"><h1>EMRRG<small>drafts a chest X-ray report and shows where it looked</small></h1>'
-    f'<p class="rr-notice" role="note">{read.NOTICE}</p></header>'
+    '<header class="rr-bar"><h1>EMRRG</h1>'
+    f'<p class="rr-notice" role="note">{read.NOTICE}</p>'
+    '<button type="button" data-theme aria-pressed="true" title="Dark or light" aria-label="Dark theme">◐</button></header>'
 )
 
 
 def build_demo(
-    reporter: "Reporter | Future[Reporter]", *, cases: Path | None = None, memory: str | None = "off"
+    reporter: "Reporter | Future[Reporter]",
+    *,
+    cases: Path | None = None,
+    memory: str | None = "off",
+    author: bool | None = None,
 ) -> gr.Blocks:
     """The whole app around one reporter, which all readers share; a future may still be loading it. cases: the folder for Teach. memory: the
-    folder of remembered cases, "off" for none, None for the user's own.
+    folder of remembered cases, "off" for none, None for the user's own. author: whether cases may be made in the page; None: unless this is a Space.
     """
     soon: Future[Reporter] = Future()
     if isinstance(reporter, Future):
@@ -56,13 +61,16 @@ def build_demo(
     with gr.Blocks(title="EMRRG", analytics_enabled=False, delete_cache=(600, 600), fill_width=True) as demo:
         api.endpoints(demo, soon)  # first: an event of a screen that has the same name takes another
         gr.HTML(_HEADER, elem_id="bar")
-        with gr.Tabs(elem_id="screens"):
+        with gr.Tabs(elem_id="screens") as screens:
             with gr.Tab("Read", id="read"):
-                read.screen(demo, soon, example_film, memory)
+                reading = read.screen(demo, soon, example_film, memory)
             with gr.Tab("Teach", id="teach"):
-                teach.screen(demo, soon, cases)
+                desk = teach.screen(demo, soon, cases, author=author)
             with gr.Tab("About", id="about"):
                 about.screen(demo, soon)
+
+        if desk.allowed:
+            desk.offered(reading.report.make, [reading.state], lambda state: (state.films, *state.texts), screens)
 
         def closed(request: gr.Request) -> None:
             """A tab was closed or reloaded."""
@@ -103,7 +111,7 @@ def launch(demo: gr.Blocks, *, port: int | None = None) -> str:
             button_primary_background_fill_hover_dark="*primary_800",
         ),
         css_paths=STYLES,
-        head=viewer.HEAD,
+        head=theme.HEAD + keys.HEAD + viewer.HEAD,
         app_kwargs={
             "middleware": [Middleware(Nameless), Middleware(api.Once), Middleware(PixelEndpoint)],
             "docs_url": None,
@@ -114,12 +122,15 @@ def launch(demo: gr.Blocks, *, port: int | None = None) -> str:
     return address.rstrip("/")
 
 
-def example_film() -> Path | None:
-    """RG1, a real chest film (DICOM, MONOCHROME1) that pydicom-data carries; None when that is not installed."""
+def example_film(name: str = "real") -> Path | None:
+    """A film to try. real: RG1, a chest film (DICOM, MONOCHROME1) that pydicom-data carries; None when that is not installed. Others: drawn ones."""
+    if name != "real":
+        path = Path(__file__).parent / "assets" / "examples" / f"{name}.jpg"
+        return path if name in viewer.EXAMPLES and path.is_file() else None
     from pydicom.data import get_testdata_file
 
-    path = get_testdata_file("RG1_UNCR.dcm", download=False)
-    return Path(str(path)) if path else None
+    found = get_testdata_file("RG1_UNCR.dcm", download=False)
+    return Path(str(found)) if found else None
 
 
 def load_behind(soon: "Future[Reporter]", checkpoint: Path | None, cluster: str | None = None) -> None:
@@ -192,6 +203,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="ADDRESS",
         help="draft with the replicas of a Ray cluster (docs/scaling.md); auto: the one on this machine",
     )
+    parser.add_argument("--author", action="store_true", help="let readers make teaching cases on a Space too")
     args = parser.parse_args(argv)
     wait_quietly()
     signal.signal(signal.SIGTERM, _leave)
@@ -201,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     demo = None
     try:
         soon: Future[Reporter] = Future()
-        demo = build_demo(soon, cases=args.cases, memory=args.memory)
+        demo = build_demo(soon, cases=args.cases, memory=args.memory, author=args.author or None)
         try:
             address = launch(demo, port=args.port)
         except OSError:  # Gradio's own words for it name its parameters

@@ -749,6 +749,7 @@ def _record(film: Film, *, read: bool) -> FilmRecord:
         tuple(film.steps),
         film.overridden,
         read,
+        source_sha256=film.source_sha256,
     )
 
 

@@ -2,7 +2,16 @@
 
 import pytest
 
-from emrrg_core.text.consistency import Flag, Kind, Place, contradictions, findings_table, flags
+from emrrg_core.text.consistency import (
+    Flag,
+    Kind,
+    Place,
+    clear_lungs,
+    contradictions,
+    findings_table,
+    flags,
+    only_concluded,
+)
 from emrrg_core.text.labeler import LABELS, Status, labels, report_text
 from tests.phantom import LESIONS, SIDES, make_phantom
 
@@ -248,6 +257,43 @@ def test_flags_mark_both_sentences_of_a_contradiction_and_every_word_about_an_ea
 def test_words_about_an_earlier_film_are_no_fault_where_one_was_given():
     assert flags("Unchanged heart.", "Stable.", has_prior=True) == []
     assert len(flags("Unchanged heart.", "Stable.", has_prior=False)) == 2
+
+
+@pytest.mark.parametrize(
+    ("findings", "impression", "expected"),
+    [
+        ("The heart is normal.", "Left effusion.", ["Pleural Effusion"]),
+        ("", "Left effusion.", ["Pleural Effusion"]),
+        ("Left effusion.", "Left effusion.", []),
+        ("There may be an effusion.", "Possible effusion.", []),
+        ("No effusion.", "No effusion. No acute disease.", []),
+        # what is described above may have a name below
+        ("Opacity in the right lower lobe.", "Right lower lobe pneumonia.", []),
+        ("Opacity in the right lower lobe.", "Nodule.", ["Lung Lesion"]),
+        ("Left lower lobe consolidation.", "Opacity. Nodule. Effusion.", ["Lung Lesion", "Pleural Effusion"]),
+    ],
+)
+def test_what_only_the_impression_names_is_found_and_marked(findings, impression, expected):
+    found = only_concluded(findings, impression)
+    assert [label for label, _ in found] == expected
+    marks = flags(findings, impression, has_prior=True)
+    assert [(mark.start, mark.end, mark.kind) for mark in marks] == [
+        (place.start, place.end, Kind.ONLY_IMPRESSION) for _, place in found
+    ]
+
+
+def test_what_the_findings_deny_is_a_contradiction_and_not_said_to_be_missing_too():
+    assert [mark.kind for mark in flags("No effusion.", "Left effusion.", has_prior=True)] == [Kind.NEGATION] * 2
+    (mark,) = flags("No large effusion.", "Small left effusion.", has_prior=True)
+    assert mark.message == "The Impression names pleural effusion (“Small left effusion.”), and the Findings do not."
+
+
+def test_clear_lungs_are_told_from_other_denials():
+    assert [clear_lungs(words) for words in ("The lungs are clear.", "No opacity.", "The lungs are not clear.")] == [
+        True,
+        False,
+        False,
+    ]
 
 
 def test_a_sentence_that_contradicts_itself_is_marked_once():

@@ -26,6 +26,7 @@ from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 from pydicom.uid import (
     BasicTextSRStorage,
+    ComprehensiveSRStorage,
     ComputedRadiographyImageStorage,
     CTImageStorage,
     DigitalXRayImageStorageForPresentation,
@@ -46,14 +47,19 @@ from emrrg_core.hospital.archive import Outcome, run
 from emrrg_core.hospital.destination import Archive, Entity, destination
 from emrrg_core.hospital.listen import VERIFICATION, Listener
 from emrrg_core.hospital.outbox import ArchiveError, LinkError, Outbox
-from emrrg_core.hospital.study import STORED, draft_study, read_study, short_hash, stored_uids
+from emrrg_core.hospital.study import draft_study, read_study, short_hash, stored_uids
 from emrrg_core.report.draft import NOT_REVIEWED
 from emrrg_core.reporter import Reporter
 from tests.phantom import make_phantom
 
 ROOT = Path(__file__).resolve().parent.parent
 AT = datetime(2026, 11, 22, 9, 30, tzinfo=UTC)
-CLASSES = {"sr": BasicTextSRStorage, "pdf": EncapsulatedPDFStorage, "capture": SecondaryCaptureImageStorage}
+CLASSES = {
+    "sr": BasicTextSRStorage,
+    "pdf": EncapsulatedPDFStorage,
+    "capture": SecondaryCaptureImageStorage,
+}  # and coded findings, where a draft names any: the tiny model's words do not
+ALL = len(CLASSES)
 MODALITIES = {"sr": "SR", "pdf": "DOC", "capture": "OT"}
 
 
@@ -116,7 +122,25 @@ def test_what_is_stored_is_in_the_films_study_and_says_that_nobody_has_reviewed_
         assert (one.StudyInstanceUID, one.PatientID) == (source.StudyInstanceUID, source.PatientID)
         assert one.file_meta.MediaStorageSOPInstanceUID == one.SOPInstanceUID
     assert_content(made, draft.sentences[0].text)
-    assert len({one.SeriesInstanceUID for one in made.values()} | {source.SeriesInstanceUID}) == 4
+    assert len({one.SeriesInstanceUID for one in made.values()} | {source.SeriesInstanceUID}) == 1 + ALL
+
+
+def uids_of(key: str) -> dict[str, str]:
+    """Of what is stored for a draft that names no finding."""
+    return {kind: uid for kind, uid in stored_uids(key).items() if kind in CLASSES}
+
+
+@pytest.mark.slow
+def test_findings_that_a_draft_names_are_stored_coded_too(film):
+    shipped = Reporter.load()
+    made = {
+        kind: pydicom.dcmread(BytesIO(data))
+        for kind, data in draft_study(read_study([film], shipped), shipped, AT).items()
+    }
+    assert set(made) == {*CLASSES, "findings"}
+    assert made["findings"].SOPClassUID == ComprehensiveSRStorage
+    assert (made["findings"].VerificationFlag, made["findings"].PreliminaryFlag) == ("UNVERIFIED", "PRELIMINARY")
+    assert made["findings"].StudyInstanceUID == pydicom.dcmread(film).StudyInstanceUID
 
 
 def assert_content(made: dict[str, Dataset], sentence: str) -> None:
@@ -144,11 +168,11 @@ def test_the_same_films_under_the_same_checkpoint_are_the_same_objects_and_any_o
 ):
     study = read_study([film], reporter)
     key = study.key(reporter.names)
-    uids = stored_uids(key)
+    uids = uids_of(key)
     for at in (AT, AT + timedelta(days=1)):
         made = draft_study(read_study([film], reporter), reporter, at)
         assert {kind: pydicom.dcmread(BytesIO(data)).SOPInstanceUID for kind, data in made.items()} == uids
-    assert len(set(uids.values())) == len(STORED)
+    assert len(set(uids.values())) == ALL
     assert all(uid.startswith("2.25.") and len(uid) <= 64 for uid in uids.values())
     two = read_study([film, other_film(film, tmp_path)], reporter)
     others = [
@@ -359,15 +383,15 @@ def names_nobody(text: str, *films: Path) -> None:
     assert "Traceback" not in text
 
 
-def test_a_film_that_is_sent_here_comes_back_as_three_results_once(listening, reporter, film, tmp_path, logged):
+def test_a_film_that_is_sent_here_comes_back_as_its_results_once(listening, reporter, film, tmp_path, logged):
     with Peer() as peer:
         listener = listening(Entity("127.0.0.1", peer.port, "PEER", "EMRRG"))
         assert send(listener.port, film) == [0]
         assert films_in(tmp_path), "a film that was acknowledged is on the disk"
-        until(lambda: len(peer.got) == 3, listener.step)
+        until(lambda: len(peer.got) == ALL, listener.step)
         made = {kind: next(one for one in peer.got if one.SOPClassUID == uid) for kind, uid in CLASSES.items()}
         study = read_study([film], reporter)
-        assert {kind: one.SOPInstanceUID for kind, one in made.items()} == stored_uids(study.key(reporter.names))
+        assert {kind: one.SOPInstanceUID for kind, one in made.items()} == uids_of(study.key(reporter.names))
         assert_content(made, reporter.draft(study.films).sentences[0].text)
         assert not films_in(tmp_path), "films and results are deleted once they are stored"
         assert send(listener.port, film) == [0]  # the same film again
@@ -375,7 +399,7 @@ def test_a_film_that_is_sent_here_comes_back_as_three_results_once(listening, re
         listener = listening(Entity("127.0.0.1", peer.port, "PEER", "EMRRG"))
         assert send(listener.port, film) == [0]  # and after a restart
         until(lambda: not films_in(tmp_path), listener.step)
-        assert len(peer.got) == 3
+        assert len(peer.got) == ALL
     said = logged()
     assert f"Study 1 ({short_hash(study.uid)}): drafted." in said
     assert "its results are there already" in said
@@ -395,9 +419,9 @@ def test_a_film_that_comes_late_is_drafted_with_the_first_while_that_is_still_he
                 send(listener.port, late)
 
         listener._draft = drafting
-        until(lambda: len(peer.got) == 6, listener.step)
-        both = stored_uids(read_study([film, late], reporter).key(reporter.names))
-        assert {one.SOPInstanceUID for one in peer.got[3:]} == set(both.values())
+        until(lambda: len(peer.got) == 2 * ALL, listener.step)
+        both = uids_of(read_study([film, late], reporter).key(reporter.names))
+        assert {one.SOPInstanceUID for one in peer.got[ALL:]} == set(both.values())
         until(lambda: not films_in(tmp_path / "outbox"), listener.step)
 
 
@@ -408,13 +432,13 @@ def test_a_lost_link_keeps_results_over_a_restart_and_they_arrive_once(listening
     listener = listening(to)
     assert send(listener.port, film) == [0]
     until(lambda: "1 studies wait" in logged(), listener.step)
-    assert len(films_in(tmp_path / "outbox")) == 4, "the film and three results"
+    assert len(films_in(tmp_path / "outbox")) == 1 + ALL, "the film and its results"
     listener = listening(to)
     listener.step()
-    assert len(films_in(tmp_path / "outbox")) == 4
+    assert len(films_in(tmp_path / "outbox")) == 1 + ALL
     with Peer(port) as peer:
         until(lambda: not films_in(tmp_path / "outbox"), listener.step)
-        assert len(peer.got) == len({one.SOPInstanceUID for one in peer.got}) == 3
+        assert len(peer.got) == len({one.SOPInstanceUID for one in peer.got}) == ALL
     names_nobody(logged(), film)
 
 
@@ -423,7 +447,7 @@ def test_a_film_that_was_acknowledged_and_not_drafted_is_drafted_after_a_restart
         to = Entity("127.0.0.1", peer.port, "PEER", "EMRRG")
         assert send(listening(to).port, film) == [0]
         listener = listening(to)
-        until(lambda: len(peer.got) == 3, listener.step)
+        until(lambda: len(peer.got) == ALL, listener.step)
 
 
 def test_other_kinds_than_cr_and_dx_are_refused_and_the_log_says_why(listening, film, tmp_path, logged):
@@ -614,7 +638,7 @@ def assert_stored_once(orthanc: Orthanc, reporter: Reporter) -> None:
     """The film and our three results are in its study, and nothing else; they hold what was drafted."""
     found = orthanc.found(STUDY)
     study = read_study([CHEST], reporter)
-    uids = stored_uids(study.key(reporter.names))
+    uids = uids_of(study.key(reporter.names))
     expected = {CLASSES[kind]: [uid] for kind, uid in uids.items()}
     assert found == expected | {ComputedRadiographyImageStorage: [study.sops[0]]}
     made = {kind: orthanc.read(uid) for kind, uid in uids.items()}
@@ -680,7 +704,7 @@ def test_results_wait_while_the_archive_is_away_and_arrive_once(
     archive = Archive(orthanc.url)
     outbox = Outbox(tmp_path / "outbox", archive.address)
     assert run(archive, [STUDY], cut_off, outbox) == {Outcome.WAITS: 1}
-    assert len(films_in(tmp_path / "outbox")) == len(STORED), "results, and no film"
+    assert len(films_in(tmp_path / "outbox")) == ALL, "results, and no film"
     with pytest.raises(LinkError, match="cannot be reached"):
         run(archive, [STUDY], reporter, outbox)
     outbox.close()
@@ -720,7 +744,7 @@ def test_films_that_the_archive_is_told_to_send_come_back_by_stow_rs(orthanc, re
         assert orthanc.rest("modalities/emrrg/echo", b"{}") == {}
         (film,) = orthanc.rest("instances")
         orthanc.rest("modalities/emrrg/store", film.encode())
-        until(lambda: len(orthanc.found(STUDY)) == 4, seconds=60)
+        until(lambda: len(orthanc.found(STUDY)) == 1 + ALL, seconds=60)
         until(lambda: not films_in(tmp_path / "outbox"))
         orthanc.rest("modalities/emrrg/store", film.encode())  # again
         until(lambda: not films_in(tmp_path / "outbox"), seconds=60)
@@ -741,7 +765,7 @@ def test_the_documented_rule_sends_new_films_here_and_they_come_back_by_c_store(
     try:
         with listen("--to", to, "--port", orthanc.listener, *settings) as said:
             orthanc.rest("instances", CHEST.read_bytes())
-            until(lambda: len(orthanc.found(STUDY)) == 4, seconds=60)
+            until(lambda: len(orthanc.found(STUDY)) == 1 + ALL, seconds=60)
             until(lambda: not films_in(tmp_path / "outbox"))
             # what we stored is new to the archive too, and is not sent here
             until(lambda: all(job["State"] == "Success" for job in orthanc.rest("jobs?expand")))
@@ -760,6 +784,6 @@ def test_a_late_film_is_drafted_with_those_that_the_archive_has(orthanc, reporte
     late = other_film(CHEST, tmp_path, SOPInstanceUID=generate_uid())
     listener = listening(Archive(orthanc.url))
     assert send(listener.port, late) == [0]
-    until(lambda: len(orthanc.found(STUDY)) == 4, listener.step, seconds=60)
-    both = stored_uids(read_study([CHEST, late], reporter).key(reporter.names))
+    until(lambda: len(orthanc.found(STUDY)) == 1 + ALL, listener.step, seconds=60)
+    both = uids_of(read_study([CHEST, late], reporter).key(reporter.names))
     assert {uid for uids in orthanc.found(STUDY).values() for uid in uids} == {first.sops[0], *both.values()}

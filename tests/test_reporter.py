@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from app import example_film
 from emrrg_core import DecodeConfig, Film, FilmError, Reporter, gate_figure, heat_map
 from emrrg_core.config import StudyConfig
 from emrrg_core.errors import CheckpointError, ConfigError, EmrrgError, LanguageModelError
@@ -21,7 +22,8 @@ from emrrg_core.model import checkpoint as checkpoints
 from emrrg_core.model.finding_tokens import NAMES, Finding, Presence, ratios_of
 from emrrg_core.model.writing import Token, Writing
 from emrrg_core.report.draft import compose, sections
-from emrrg_core.report.told import told
+from emrrg_core.report.report import Report
+from emrrg_core.report.told import Said, spoken, switched, told
 from emrrg_core.reporter import differences
 from emrrg_core.text.labeler import LABELS
 from tests.phantom import make_phantom
@@ -602,3 +604,118 @@ def test_an_impression_needs_findings_the_drafts_films_and_a_checkpoint_that_rea
         reader.impression(films[:1], draft, "Clear lungs.")
     with pytest.raises(EmrrgError, match="reads no findings"):
         reporter.impression(films, reporter.draft(films, SHORT), "Clear lungs.")
+
+
+# --------------------------------------------------------------------------------------------------- findings are switched
+
+
+def write_instead(reader: Reporter, *texts: str) -> None:
+    """From now on the model writes these, one after the other, and then nothing, whatever it sees."""
+    model = reader._model
+    end = model.tokenizer.eos_token_id
+    script = iter([t for text in texts for t in [*model.tokenizer.encode(text, add_special_tokens=False), end]])
+    model.llm.lm_head.register_forward_hook(
+        lambda _m, _i, logits: logits.index_fill(1, torch.tensor([next(script, end)]), 99.0)
+    )
+
+
+@pytest.mark.parametrize("findings", [None, "There is a nodule in the left lung."])
+def test_a_draft_is_written_anew_about_what_the_reader_says_as_it_was_written(
+    reading_checkpoint, films, monkeypatch, findings
+):
+    reader = Reporter.load(reading_checkpoint, download=False)
+    draft = reader.draft(films, replace(SHORT, repetition_penalty=1.5))
+    asked, usual = [], reader._model.project
+    monkeypatch.setattr(reader._model, "project", lambda seen, said=None: asked.append(said) or usual(seen, said))
+    streamed, engine = [], reader._engine.stream
+    monkeypatch.setattr(
+        reader._engine, "stream", lambda see, how, *a, **k: streamed.append(how) or engine(see, how, *a, **k)
+    )
+    write_instead(reader, "Findings: Right effusion. A nodule. No pneumothorax.\nImpression: Right effusion.")
+    said = {"effusion": Said(True, "right"), "nodule": Said(None)}
+    written = reader.rewrite(films[::-1], draft, said, findings)
+    assert asked == [[switched(draft.read, said, findings)]]
+    assert [(how.repetition_penalty, how.max_new_tokens) for how in streamed] == [(1.5, 160)]
+    assert (written.findings, written.impression) == ("Right effusion. No pneumothorax.", "Right effusion.")
+    assert (written.changed, written.missed) == (said, ())
+
+
+def test_a_finding_that_the_model_passes_over_is_written_alone_and_then_without_its_side(
+    reading_checkpoint, films, monkeypatch
+):
+    reader = Reporter.load(reading_checkpoint, download=False)
+    draft = reader.draft(films, SHORT)
+    asked, usual = [], reader._model.project
+    monkeypatch.setattr(reader._model, "project", lambda seen, said=None: asked.append(said[0]) or usual(seen, said))
+    texts = ("No effusion. Cardiomegaly.", "No effusion.", "There is an effusion. A nodule.")
+    write_instead(reader, *(f"Findings: {text}\nImpression: {text}" for text in texts))
+    written = reader.rewrite(films, draft, {"effusion": Said(True, "left")})
+    assert (written.findings, written.impression) == ("There is an effusion. Cardiomegaly.",) * 2
+    assert written.missed == ()
+    told = [{f.name: (f.presence, f.side) for f in said if f.presence is not OPEN} for said in asked]
+    assert told[1:] == [{"abnormal": (PRESENT, ""), "effusion": (PRESENT, side)} for side in ("left", "")]
+    write_instead(reader)
+    with pytest.raises(EmrrgError, match="wrote nothing"):
+        reader.rewrite(films, draft, {"effusion": Said(True)})
+
+
+def test_what_is_never_denied_is_not_told_to_be_absent(reading_checkpoint, films, monkeypatch):
+    reader = Reporter.load(reading_checkpoint, download=False)
+    reader._model.calibration.thresholds[LABELS.index("Cardiomegaly"), 2] = 0
+    draft = reader.draft(films[:1], SHORT)
+    asked, usual = [], reader._model.project
+    monkeypatch.setattr(reader._model, "project", lambda seen, said=None: asked.append(said[0]) or usual(seen, said))
+    write_instead(reader, "Findings: No effusion.")
+    reader.rewrite(films[:1], draft, {"heart": Said(False), "effusion": Said(False)})
+    told = {f.name: f.presence for f in asked[0]}
+    assert (told["heart"], told["effusion"]) == (OPEN, ABSENT)
+
+
+def test_what_the_model_reads_of_a_finding_that_is_switched_changes_what_it_writes(reading_checkpoint, films):
+    reader = Reporter.load(reading_checkpoint, download=False)
+    draft = reader.draft(films[:1], SHORT)
+    same = {f.name: Said(f.presence is PRESENT, f.side) for f in draft.read if f.presence is not OPEN}
+    there = {f.name: Said(f.presence is not PRESENT) for f in draft.read if f.name != "abnormal"}
+    same.pop("abnormal", None)
+    texts = []
+    for said in (same, there):
+        with suppress(EmrrgError):
+            written = reader.rewrite(films[:1], draft, said)
+            texts.append((written.findings, written.impression))
+    assert len(set(texts)) == 2
+
+
+def test_what_cannot_be_switched_is_refused_before_anything_is_written(
+    reading_checkpoint, reporter, films, monkeypatch
+):
+    reader = Reporter.load(reading_checkpoint, download=False)
+    draft = reader.draft(films, SHORT)
+    monkeypatch.setattr(reader._engine, "stream", None)
+    on = {"effusion": Said(True)}
+    with pytest.raises(FilmError, match="not the films"):
+        reader.rewrite(films[:1], draft, on)
+    with pytest.raises(EmrrgError, match="does not assess fracture"):
+        reader.rewrite(films, draft, {"fracture": Said(True)})
+    with pytest.raises(EmrrgError, match="another checkpoint"):
+        reporter.rewrite(films, draft, on)
+    with pytest.raises(EmrrgError, match="does not write from findings"):
+        reporter.rewrite(films, reporter.draft(films, SHORT), on)
+
+
+@pytest.mark.slow
+def test_the_shipped_checkpoint_writes_an_effusion_that_is_switched_on_into_both_sections_and_takes_it_out_again():
+    reader = Reporter.load()
+    film = reader.read(example_film())
+    draft = reader.draft([film])
+    report = Report.of(draft)
+    texts = [(report.findings, report.impression)]
+    for said in (Said(True, "left"), Said(False)):
+        written = reader.rewrite([film], draft, {"effusion": said}, report.findings)
+        assert written.missed == ()
+        report = report.rewrite(written)
+        texts.append((report.findings, report.impression))
+    stated = [[spoken(text).get("Pleural Effusion") for text in pair] for pair in texts]
+    assert not any(one and one.states for one in [*stated[0], *stated[2]])
+    assert [(one.states, one.side) for one in stated[1]] == [(True, "left")] * 2
+    others = [line.text for line in Report.of(draft).lines]
+    assert all(line in pair[0] + pair[1] for pair in texts for line in others)

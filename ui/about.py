@@ -6,6 +6,7 @@ on the loaded model, and what holds only for the checkpoint that was loaded, app
 
 import html
 import json
+import math
 import re
 import tomllib
 from concurrent.futures import Future
@@ -52,7 +53,7 @@ OF_PATHS = {  # what is shown of each
     "labels_of_other": "Drafts with the other film’s labels",
     "normal_balanced_accuracy": "Normal or abnormal, balanced accuracy",
     "flips": "Normal and abnormal exchanged",
-    "nats": "Nats a token lost",
+    "nats": "Times less likely, each piece of a word",
 }
 LITTLE = 0.9  # of drafts that keep their labels, from which on what was exchanged matters little
 METRICS = {  # of the results: what is shown of each source
@@ -198,7 +199,10 @@ def _paths(paths: dict[str, Any] | None) -> str:
     head = "".join(f'<th scope="col">{html.escape(title)}</th>' for title in OF_PATHS.values())
     rows = "".join(
         f'<tr><th scope="row">{html.escape(PATHS[name])}</th>'
-        + "".join(f"<td>{_score(scores.get(metric))}</td>" for metric in OF_PATHS)
+        + "".join(
+            f"<td>{_score(_times(scores.get(metric)) if metric == 'nats' else scores.get(metric))}</td>"
+            for metric in OF_PATHS
+        )
         + "</tr>"
         for name, scores in measured.items()
     )
@@ -215,6 +219,12 @@ def _paths(paths: dict[str, Any] | None) -> str:
         f'<thead><tr><th scope="col">Changed</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
         "<h3>What the drafts say</h3>"
     )
+
+
+def _times(found: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A score in nats as how many times less likely: its value and interval through exp."""
+    ends = ("value", "low", "high")
+    return found and found | {end: math.exp(found[end]) for end in ends if found.get(end) is not None}
 
 
 def _score(found: dict[str, Any] | None) -> str:

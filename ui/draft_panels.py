@@ -4,13 +4,14 @@ Every function here takes what emrrg_core gives and returns HTML, escaped, for a
 keeps anything. What is told by a colour is told in words or by a line as well. Looks: draft_panels.css.
 
     near_html             remembered cases → a list that opens
+    findings_html         Draft → the findings of Read, each with its contour's switch and what the reader says of it
     read_html             Draft → every assessed finding with its probability, to be selected (in the browser: PICK_FINDING)
     findings_table_html   findings_table → the 14 labels, what is stated first
     flag_html, tags_html  flags → a list with reasons; the marks behind one sentence
     words_html            Draft → sentences and words to be selected (in the browser: PICK; on the server: `picked`)
     about_html            the probabilities of the findings that a sentence speaks of
-    tokens_html           the probabilities of the words of a selection, token by token
-    gates_html            how far each hybrid layer's gate was open for a selection
+    tokens_html           the probabilities of the words of a selection, piece by piece
+    gates_html            how far each gate was open for a selection
     why_html              Why → the highlighted place beside random ones
     looking_html          DependenceTest → blank film, noise, another chest
 """
@@ -18,10 +19,13 @@ keeps anything. What is told by a colour is told in words or by a line as well. 
 import html
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
+
+from emrrg_core.explain.likelihood import factor, likelihood
 
 if TYPE_CHECKING:
     from emrrg_core import Draft, Finding, Sentence
@@ -130,6 +134,88 @@ def read_html(draft: "Draft | None", chosen: str | None = None) -> str:
         "Elsewhere it may be otherwise.</p>"
         "</div>"
     )
+
+
+# of a finding's contour on the film, and of its row: told apart by people who see few colours, bright on black
+COLOURS = {
+    "opacity": "#ffb000", "consolidation": "#ffe066", "nodule": "#ff6ec7", "edema": "#c49bff", "atelectasis": "#9be15d", "effusion": "#4dc3ff",
+    "pneumothorax": "#00e5c0", "pleura": "#8fb8ff", "heart": "#ff7b6b", "mediastinum": "#ffa8d5", "fracture": "#dddddd",
+}  # fmt: skip
+SAYS = {  # what a reader may say of a finding: value of the list, its words
+    "": "as read",
+    "present": "there",
+    "right": "there, right",
+    "left": "there, left",
+    "bilateral": "there, both",
+    "absent": "not there",
+    "silent": "say nothing",
+}
+
+
+def findings_html(
+    draft: "Draft | None", chosen: str | None = None, says: Mapping[str, str] | None = None, *, ready: bool = True
+) -> str:
+    """What was read in the film, to work with: stated findings first, the others folded away. Empty without a draft.
+
+    chosen: the finding whose map is shown. says: what the reader says of findings, of SAYS. ready: whether the films are there to write anew.
+    """
+    if draft is None:
+        return ""
+    if draft.read is None:
+        return _empty("This checkpoint reads no findings: its drafts come without probabilities.")
+    said = dict(says or {})
+    whole = next((finding for finding in draft.read if finding.name == "abnormal"), None)
+    rows = [finding for finding in draft.read if finding.name != "abnormal"]
+    first = [f for f in rows if f.presence.value == "present" or said.get(f.name)]
+    rest = [f for f in rows if f not in first]
+
+    def listed(some: "list[Finding]") -> str:
+        drawn = "".join(_find_row(f, f.name == chosen, said.get(f.name, ""), ready) for f in some)
+        return f'<ul class="rr-finds-list">{drawn}</ul>'
+
+    head = f"any abnormality {percent(whole.probability)}" if whole else ""
+    none = "" if first else '<p class="rr-none">No finding is stated.</p>'
+    counted = ", ".join(
+        f"{sum(f.presence.value == state for f in rest)} {words}"
+        for state, words in (("open", "left open"), ("absent", "ruled out"))
+        if any(f.presence.value == state for f in rest)
+    )
+    folded = f'<details class="rr-finds-rest"><summary>{counted}</summary>{listed(rest)}</details>' if rest else ""
+    return (
+        f'<section class="rr-finds" aria-label="Findings read in the film"><h2>Findings read <small>{head}</small></h2>'
+        f"{listed(first) if first else none}{folded}{_ratio(draft)}{_not_assessed(draft)}</section>"
+    )
+
+
+def _find_row(finding: "Finding", pressed: bool, says: str, ready: bool) -> str:
+    share, least, name = finding.probability, finding.threshold, html.escape(name_of(finding))
+    _, words, kind = _PRESENCE[finding.presence.value]
+    where = html.escape(where_of(finding))
+    eye = (
+        f'<button type="button" class="rr-eye" data-eye="{finding.name}" aria-pressed="false" title="Contour on the film" '
+        f'aria-label="Contour of {name} on the film"></button>'
+    )
+    choices = "".join(
+        f'<option value="{value}"{" selected" if value == says else ""}>{words}</option>'
+        for value, words in SAYS.items()
+        if value not in ("right", "left", "bilateral") or finding.name in _SIDED
+    )
+    changed = (
+        f'<select data-says="{finding.name}" aria-label="What you say of {name}" title="Change what the report says of it"'
+        f"{'' if ready else ' disabled'}>{choices}</select>"
+    )
+    about = f"{words}; stated from {percent(least)}"
+    return (
+        f'<li class="{kind}" data-presence="{finding.presence.value}" style="--finding:{COLOURS.get(finding.name, "#ffffff")}">{eye}'
+        f'<button type="button" class="rr-find" data-finding="{finding.name}" aria-pressed="{str(pressed).lower()}">{name}'
+        f"{f' <small>{where}</small>' if where else ''}</button>"
+        f'<span class="rr-likely" data-probability="{share!r}" title="{about}"><span class="rr-meter" aria-hidden="true">'
+        f'<i style="width:{100 * share:.1f}%"></i><b style="left:{100 * least:.1f}%"></b></span>{percent(share)}'
+        f'<span class="rr-hidden">, {about}</span></span>{changed}</li>'
+    )
+
+
+_SIDED = ("opacity", "consolidation", "nodule", "atelectasis", "effusion")
 
 
 def near_html(near: "Sequence[Case]", differs: Sequence[str] = ()) -> str:
@@ -358,6 +444,7 @@ _KINDS = {  # of emrrg_core.Flag: a short name, and what it is
     "side": ("side", "Contradiction: left and right"),
     "normal": ("contradiction", "Contradiction: normal beside a finding"),
     "prior": ("earlier film", "Words about an earlier film"),
+    "only in the Impression": ("only here", "In the Impression, and not in the Findings"),
 }
 _FLAG = '<span aria-hidden="true">⚑</span>'
 
@@ -571,7 +658,7 @@ def _sentence(draft: "Draft", number: int, selected: Selection | None, flags: "S
 
 
 def tokens_html(draft: "Draft", first: int, last: int) -> str:
-    """The word inspector: how likely the words draft.tokens[first:last] were to the model, and each token; forced ones, which it did not
+    """The word inspector: how likely the words draft.tokens[first:last] were to the model, piece by piece; forced ones, which it did not
     choose, say so."""
     columns = []
     for token in draft.tokens[first:last]:
@@ -585,38 +672,38 @@ def tokens_html(draft: "Draft", first: int, last: int) -> str:
             f"<code>{text}</code><small>{told}</small></li>"
         )
     forced = any(token.forced for token in draft.tokens[first:last])
-    note = " A forced token was set, not chosen by the model." if forced else ""
+    note = " A forced piece was set, not chosen by the model." if forced else ""
     return (
-        f'<figure class="rr-chart rr-tokens"><figcaption>Word confidence {percent(confidence(draft, first, last))}: how likely each token was, '
-        "given the film and the words before it. It is about the wording, not about the finding."
+        f'<figure class="rr-chart rr-tokens"><figcaption>Word confidence {percent(confidence(draft, first, last))}: how likely each piece was, '
+        "given the film and the words before it. It is about the wording, not the finding."
         f"{note}</figcaption><ol>{''.join(columns)}</ol></figure>"
     )
 
 
 def gates_html(draft: "Draft", first: int, last: int) -> str:
-    """How far each hybrid layer's gate was open, mean and range over draft.tokens[first:last]."""
+    """How far each gate was open, mean and range over draft.tokens[first:last]; gate n is that of the n-th hybrid layer."""
     tokens = draft.tokens[first:last]
     if not draft.layers or not tokens:
-        return _empty("This model has no hybrid layers, so there are no gates.")
+        return _empty("This model has no gates.")
     strengths = [[abs(token.gates[place]) for token in tokens] for place in range(len(draft.layers))]
     widest = max(map(max, strengths))
     if not widest:
-        return _empty("Every gate was shut here: the model did not look at the film through the hybrid layers.")
+        return _empty("Every gate was shut here: the model did not look at the film through them.")
     rows = []
-    for layer, values in zip(draft.layers, strengths, strict=True):
+    for number, (layer, values) in enumerate(zip(draft.layers, strengths, strict=True), 1):
         mean = sum(values) / len(values)
         spread = f"{min(values):.3f} to {max(values):.3f}" if len(values) > 1 else "–"
         rows.append(
-            f'<tr><th scope="row">Layer {layer}</th><td class="rr-bar-cell" aria-hidden="true">'
+            f'<tr><th scope="row" title="Layer {layer} of the language model">Gate {number}</th><td class="rr-bar-cell" aria-hidden="true">'
             f'<span class="rr-range" style="left:{100 * min(values) / widest:.1f}%;right:{100 - 100 * max(values) / widest:.1f}%"></span>'
             f'<i style="width:{100 * mean / widest:.1f}%"></i></td>'
             f'<td class="rr-figure" data-gate="{mean!r}">{mean:.3f}</td><td class="rr-figure">{spread}</td></tr>'
         )
     return (
-        '<table class="rr-table rr-gates"><caption>How far each hybrid layer’s gate was open <small>0: it adds nothing of the film; '
+        '<table class="rr-table rr-gates"><caption>How far each gate was open <small>0 adds nothing of the film; '
         f"a full bar is {widest:.3f}</small></caption>"
-        '<thead><tr><th scope="col">Layer</th><td aria-hidden="true"></td><th scope="col">Mean</th>'
-        '<th scope="col">Range over tokens</th></tr></thead>'
+        '<thead><tr><th scope="col">Gate</th><td aria-hidden="true"></td><th scope="col">Mean</th>'
+        '<th scope="col">Range</th></tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table>"
     )
 
@@ -639,49 +726,82 @@ def _visible(text: str) -> str:
 # ---------------------------------------------------------------------------------------------------------------- charts
 
 
+# factors at which an axis has ticks, 1 first, the closest together first; then powers of ten
+_FACTORS: tuple[list[float], ...] = (
+    *([1 + step * number for number in range(6)] for step in (0.01, 0.02, 0.05, 0.1)),
+    [1, 1.2, *(size * ten for ten in (1, 10, 100) for size in (1.5, 2, 3, 5, 10))],
+    [1, 1.5, *(size * ten for ten in (1, 10, 100) for size in (2, 3, 5, 10))],
+    [1, *(size * ten for ten in (1, 10, 100) for size in (2, 5, 10))],
+    [1, *(size * ten for ten in (1, 10, 100, 1000) for size in (3, 10))],
+)
+_APART = 0.14  # of the width of an axis, at least, from tick to tick
+
+
 @dataclass(frozen=True)
 class _Scale:
-    """An axis in nats over the width of a picture, with 0 and all of `values` on it."""
+    """An axis over the width of a picture, linear in nats, with 0 and all of `values` on it; its ticks tell factors (exp of nats)."""
 
     low: float
     high: float
-    step: float
+    ticks: tuple[tuple[float, str], ...]  # nats, label
 
     @classmethod
     def over(cls, values: Iterable[float]) -> "_Scale":
         ends = [0.0, *values]
         low, high = min(ends), max(ends)
-        rough = max(high - low, 0.01) / 4
-        power = 10.0 ** math.floor(math.log10(rough))
-        step = power * next(size for size in (1, 2, 5, 10) if rough <= size * power)
-        return cls(math.floor(low / step) * step, math.ceil(max(high, low + step) / step) * step, step)
+        high = max(high, low + 0.05)
+        ticks = next(found for found in _ladders(low, high) if _apart(found) >= _APART * (high - low))
+        return cls(low, high, tuple(ticks))
 
     def x(self, nats: float) -> str:
         """Where a number lies, in percent of the width: 5 to 95, so that marks and words at the ends stay whole."""
         return f"{5 + 90 * (nats - self.low) / (self.high - self.low):.3f}%"
 
+    @property
+    def height(self) -> int:
+        """Pixels that the axis takes below its line."""
+        return 60 if self.low < 0 else 44
+
     def axis(self, y: int, title: str) -> str:
-        count = round((self.high - self.low) / self.step)
-        ticks = []
-        for number in range(count + 1):
-            at = self.low + number * self.step
-            ticks.append(
-                f'<line class="rr-tick" x1="{self.x(at)}" x2="{self.x(at)}" y1="{y}" y2="{y + 5}"/>'
-                f'<text x="{self.x(at)}" y="{y + 19}" text-anchor="middle">{_tick(at)}</text>'
-            )
+        ticks = "".join(
+            f'<line class="rr-tick" x1="{self.x(at)}" x2="{self.x(at)}" y1="{y}" y2="{y + 5}"/>'
+            f'<text x="{self.x(at)}" y="{y + 19}" text-anchor="middle" data-nats="{at!r}">{label}</text>'
+            for at, label in self.ticks
+        )
+        titles = (title, *(("left of ×1: times more likely",) if self.low < 0 else ()))
         return (
             f'<line class="rr-zero" x1="{self.x(0)}" x2="{self.x(0)}" y1="4" y2="{y}"/>'
-            f'<line class="rr-axis" x1="{self.x(self.low)}" x2="{self.x(self.high)}" y1="{y}" y2="{y}"/>{"".join(ticks)}'
-            f'<text class="rr-axis-title" x="50%" y="{y + 38}" text-anchor="middle">{title}</text>'
+            f'<line class="rr-axis" x1="{self.x(self.low)}" x2="{self.x(self.high)}" y1="{y}" y2="{y}"/>{ticks}'
+            + "".join(
+                f'<text class="rr-axis-title" x="50%" y="{y + 38 + 16 * line}" text-anchor="middle">{text}</text>'
+                for line, text in enumerate(titles)
+            )
         )
 
 
-def _tick(value: float) -> str:
-    return f"{round(value, 10) + 0.0:g}".replace("-", "\N{MINUS SIGN}")
+def _ladders(low: float, high: float) -> Iterator[list[tuple[float, str]]]:
+    """Ever fewer ticks between low and high."""
+    for factors in _FACTORS:
+        yield _within(low, high, [(math.log(times), f"×{times:g}") for times in factors])
+    for power in (size * ten for ten in (1, 10, 100, 1000) for size in (1, 2, 5)):
+        step = power * math.log(10)
+        yield _within(low, high, [(n * step, _power(n * power)) for n in range(int(max(-low, high) / step) + 1)])
 
 
-def _nats(value: float) -> str:
-    return f"{round(value, 2) + 0.0:.2f}".replace("-", "\N{MINUS SIGN}")
+def _apart(ticks: list[tuple[float, str]]) -> float:
+    """The least distance from tick to tick."""
+    return min((right - left for (left, _), (right, _) in pairwise(ticks)), default=math.inf)
+
+
+def _within(low: float, high: float, one_way: list[tuple[float, str]]) -> list[tuple[float, str]]:
+    """Ticks from low to high; one_way: those of 0 and above."""
+    both = [*((-at, label) for at, label in reversed(one_way[1:])), *one_way]
+    return [(at, label) for at, label in both if low <= at <= high]
+
+
+def _power(power: int) -> str:
+    """A power of ten as a factor: ×1, ×10, ×100, ×1000, ×10⁴."""
+    return f"×{10**power}" if power < 4 else f"×10{str(power).translate(str.maketrans('0123456789', '⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
 
 
 def _picture(height: int, about: str, inside: str) -> str:
@@ -691,17 +811,17 @@ def _picture(height: int, about: str, inside: str) -> str:
 def _numbers(caption: str, rows: Iterable[tuple[str, float]]) -> str:
     """All the numbers of a chart as a table, folded away."""
     body = "".join(
-        f'<tr><th scope="row">{html.escape(name)}</th><td class="rr-figure">{_nats(nats)}</td></tr>'
+        f'<tr><th scope="row">{html.escape(name)}</th><td class="rr-figure">{likelihood(nats, "×")}</td></tr>'
         for name, nats in rows
     )
     return (
-        f'<details><summary>The numbers</summary><table class="rr-table"><caption>{caption}</caption>'
-        f'<thead><tr><th scope="col">Film</th><th scope="col">Nats lost</th></tr></thead><tbody>{body}</tbody></table></details>'
+        f'<details><summary>Place by place</summary><table class="rr-table"><caption>{caption}</caption>'
+        f'<thead><tr><th scope="col">Hidden</th><th scope="col">The sentence is</th></tr></thead><tbody>{body}</tbody></table></details>'
     )
 
 
 def why_html(why: "Why | None", sentence: str) -> str:
-    """*Why this sentence?*: what sentence and finding lose when the highlighted place is hidden, beside random places. None: it has no map."""
+    """*Why this sentence?*: how much less likely it is with the highlighted place hidden, beside random places. None: it has no map."""
     title = f"<p><b>Why this sentence?</b> {_quote(sentence)}</p>"
     if why is None:
         return (
@@ -712,20 +832,20 @@ def why_html(why: "Why | None", sentence: str) -> str:
     mine, mean = scale.x(why.drop), scale.x(why.mean)
     dots = "".join(f'<circle class="rr-random" cx="{scale.x(d)}" cy="82" r="5" data-nats="{d!r}"/>' for d in why.random)
     inside = (
-        f"{scale.axis(106, 'nats the sentence loses when a place is hidden')}"
-        f'<text x="5%" y="16">Highlighted place: <tspan class="rr-strong">{_nats(why.drop)}</tspan></text>'
+        f"{scale.axis(106, 'times less likely when a place is hidden')}"
+        f'<text x="5%" y="16">Highlighted place: <tspan class="rr-strong">{likelihood(why.drop, "×")}</tspan></text>'
         f'<circle class="rr-here" cx="{mine}" cy="34" r="7" data-nats="{why.drop!r}"/>'
-        f'<text x="5%" y="64">{len(why.random)} random places: mean <tspan class="rr-strong">{_nats(why.mean)}</tspan></text>{dots}'
+        f'<text x="5%" y="64">{len(why.random)} other places, mean: <tspan class="rr-strong">{likelihood(why.mean, "×")}</tspan></text>{dots}'
         f'<line class="rr-mean" x1="{mean}" x2="{mean}" y1="70" y2="94" data-nats="{why.mean!r}"/>'
     )
     about = (
-        f"Chart. Hiding the highlighted place costs {_nats(why.drop)} nats; {len(why.random)} random places cost "
-        f"{_nats(min(why.random))} to {_nats(max(why.random))}, {_nats(why.mean)} on average."
+        f"Chart. With the highlighted place hidden, the sentence is {likelihood(why.drop)}; with {len(why.random)} other places hidden, from "
+        f"{likelihood(min(why.random))} to {likelihood(max(why.random))}, {likelihood(why.mean)} on average."
     )
     return (
-        f'<div class="rr-why">{title}{_verdict(why.verdict, good=why.matters)}{_finding_before_and_after(why)}'
-        f'<figure class="rr-chart">{_picture(150, about, inside)}</figure>{_whole(why)}'
-        f"{_numbers('What the sentence loses with each place hidden', why.bars)}{_what_nats_are()}</div>"
+        f'<div class="rr-why">{title}{_verdict(why.verdict, good=why.matters)}<details><summary>The figures</summary>'
+        f'<figure class="rr-chart">{_picture(106 + scale.height, about, inside)}</figure>{_finding_before_and_after(why)}{_whole(why)}'
+        f"{_numbers('Random places have the shape of the highlighted one', why.bars)}</details></div>"
     )
 
 
@@ -755,13 +875,13 @@ def _whole(why: "Why") -> str:
     if abs(why.whole - why.drop) < 0.005:
         return ""
     return (
-        '<p class="rr-whole">These numbers are of what comes through the hybrid layers. With the place hidden from the prompt too, the '
-        f"sentence loses {_nats(why.whole)} nats.</p>"
+        '<p class="rr-whole">These figures are of what comes through the gates. With the place hidden from the prompt too, the sentence is '
+        f"{likelihood(why.whole)}.</p>"
     )
 
 
 def looking_html(looking: "DependenceTest | None") -> str:
-    """*Is it looking?*: what the draft loses a token without its film, against the threshold. None: not measured yet."""
+    """*Is it looking?*: how much less likely the draft is without its film, against the threshold. None: not measured yet."""
     if looking is None:
         return _empty("Is it looking? After a draft, it is read again under a blank film, noise and another chest.")
     bars = (*looking.bars, ("Mean of the three", looking.moved))
@@ -773,20 +893,22 @@ def looking_html(looking: "DependenceTest | None") -> str:
         kind = "rr-here" if row == len(bars) - 1 else "rr-random"
         width = float(scale.x(right)[:-1]) - float(scale.x(left)[:-1])
         pieces.append(
-            f'<text x="5%" y="{y}">{name}: <tspan class="rr-strong">{_nats(nats)}</tspan></text>'
+            f'<text x="5%" y="{y}">{name}: <tspan class="rr-strong">{likelihood(nats, "×")}</tspan></text>'
             f'<rect class="{kind}" x="{scale.x(left)}" width="{width:.3f}%" y="{y + 5}" height="9" data-nats="{nats!r}"/>'
         )
     least, floor = scale.x(looking.threshold), 20 + 34 * len(bars)
     pieces.append(
         f'<line class="rr-threshold" x1="{least}" x2="{least}" y1="{20 + 34 * 3 + 2}" y2="{floor - 6}" data-nats="{looking.threshold!r}"/>'
     )
-    inside = f"{scale.axis(floor - 6, 'nats a token that the draft loses without its film')}{''.join(pieces)}"
-    told = ", ".join(f"{name.lower()} {_nats(nats)}" for name, nats in bars)
-    about = f"Chart. Nats a token that the draft loses: {told}. Threshold for the mean: {looking.threshold:g}."
+    inside = f"{scale.axis(floor - 6, 'times less likely without the film')}{''.join(pieces)}"
+    told = ", ".join(f"{name.lower()} {likelihood(nats)}" for name, nats in bars)
+    least_times = factor(looking.threshold)
+    about = f"Chart. How likely each piece of a word is without its film: {told}. Threshold for the mean: {least_times} times less likely."
     return (
-        f'<div class="rr-looking">{_verdict(looking.verdict, good=looking.looks)}<details><summary>Is it looking? The measurement</summary>'
-        f'<figure class="rr-chart">{_picture(floor + 40, about, inside)}<figcaption>Dashed line: the mean below which a text barely '
-        f"depends on its film, {looking.threshold:g} nats a token.</figcaption></figure>{_what_nats_are()}</details></div>"
+        f'<div class="rr-looking">{_verdict(looking.verdict, good=looking.looks)}<details><summary>The figures</summary>'
+        f'<figure class="rr-chart">{_picture(floor - 6 + scale.height, about, inside)}<figcaption>How likely each piece of a word is under '
+        f"another picture. Dashed line: ×{least_times}, the mean below which a text barely depends on its film.</figcaption></figure>"
+        "</details></div>"
     )
 
 
@@ -794,13 +916,6 @@ def _verdict(text: str, *, good: bool) -> str:
     """A plain sentence; where the answer is no, as a warning that is read out."""
     kind, sign = ("rr-calm", "") if good else ("rr-warn", '<b class="rr-sign">Take care.</b> ')
     return f'<div class="rr-say {kind}" role="status">{sign}{html.escape(text)}</div>'
-
-
-def _what_nats_are() -> str:
-    return (
-        '<p class="rr-hint">Nats say how much less likely words become: 0.1 is a tenth less likely, 0.7 half as likely, '
-        "2.3 a tenth as likely.</p>"
-    )
 
 
 def _empty(text: str) -> str:

@@ -12,16 +12,14 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from ui.session_state import SessionState, core
 
 if TYPE_CHECKING:
-    from emrrg_core import Draft
+    from emrrg_core import Draft, Film
     from emrrg_core.export import KeyImage
     from emrrg_core.export.dicom_sr import Reader
 
-LONGEST = 1600  # pixels on the longer side of the heat map's capture
 _JSON, _DICOM = "application/json", "application/dicom"
 _WORD = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
 
@@ -47,6 +45,9 @@ KINDS = (
     Kind("fhir-r5", "FHIR R5", "DiagnosticReport with the PDF", "emrrg-report-fhir-r5.json", _JSON),
     Kind("fhir-r4", "FHIR R4", "the same for R4 servers", "emrrg-report-fhir-r4.json", _JSON),
     Kind("sr", "DICOM structured report", "Basic Text SR", "emrrg-report-sr.dcm", _DICOM, refers=True),
+    Kind(
+        "findings-sr", "DICOM findings", "coded, with contours (TID 1500)", "emrrg-findings-sr.dcm", _DICOM, refers=True
+    ),
     Kind("dicom-pdf", "DICOM encapsulated PDF", "the PDF for the archive", "emrrg-report-pdf.dcm", _DICOM, refers=True),
     Kind(
         "capture", "DICOM heat map", "the map of the selected sentence on its film", "emrrg-map.dcm", _DICOM, True, True
@@ -65,7 +66,8 @@ def menu(state: SessionState) -> str:
             f'<li><button type="button" data-action="export" data-event="save" data-kind="{kind.name}" {"disabled" if reason else ""}>'
             f"{kind.label}</button> <span>{html.escape(reason or kind.note)}</span></li>"
         )
-    return f'{_caution(state)}<ul class="rr-exports">{"".join(rows)}</ul>'
+    case = '<button type="button" data-action="make-case">Teaching case</button> <span>films and words for Teach, to be looked over first</span>'
+    return f'{_caution(state)}<ul class="rr-exports">{"".join(rows)}<li>{case}</li></ul>'
 
 
 def _caution(state: SessionState) -> str:
@@ -107,28 +109,29 @@ def make(name: str, state: SessionState, *, reader: "Reader | None" = None) -> s
     if reason := unavailable_reason(kind, state):
         raise core().EmrrgError(f"{kind.label}: {reason}.")
     if draft is None:
-        return pack(kind, core().to_text(report))
+        return pack(kind, core().to_text(report, reader=reader))
     at = datetime.now().astimezone()
     files = [state.source(number) for number in range(len(draft.films))]
 
     def pdf() -> bytes:
-        return core().to_pdf(report, draft, images=key_images(state, draft), created=at)
+        return core().to_pdf(report, draft, images=key_images(state, draft), created=at, reader=reader)
 
     def fhir(release: str) -> bytes:
         known = not any(draft.films[number].format == "DICOM" for number in state.missing)
         sources = core().origin(draft, files).images if known else []
         return core().diagnostic_report(
-            report, draft, release=release, presented=pdf(), sources=sources, issued=report.signed
+            report, draft, release=release, presented=pdf(), sources=sources, issued=report.signed, reader=reader
         )
 
     made = {
-        "text": lambda: core().to_text(report),
+        "text": lambda: core().to_text(report, reader=reader),
         "pdf": pdf,
-        "docx": lambda: core().to_docx(report, draft, images=key_images(state, draft), created=at),
-        "json": lambda: core().to_json(report, draft),
+        "docx": lambda: core().to_docx(report, draft, images=key_images(state, draft), created=at, reader=reader),
+        "json": lambda: core().to_json(report, draft, reader=reader),
         "fhir-r5": lambda: fhir("R5"),
         "fhir-r4": lambda: fhir("R4B"),
         "sr": lambda: core().to_dicom_sr(report, draft, files, at=at, reader=reader),
+        "findings-sr": lambda: core().to_dicom_measurements(report, draft, files, at=at, reader=reader),
         "dicom-pdf": lambda: core().to_dicom_pdf(pdf(), report, draft, files, at=at, burned_in=burned(state)),
         "capture": lambda: capture(state, draft, files, at),
     }[kind.name]()
@@ -144,20 +147,28 @@ def key_images(state: SessionState, draft: "Draft") -> "list[KeyImage]":
     for number in range(len(draft.films)):
         if film := state.film(number):
             shown = np.round(film.pixels * 255).astype(np.uint8)
-            images.append(core().KeyImage(number, shown, sentence))
+            images.append(core().KeyImage(number, marked(state, film, shown), sentence))
     return images
+
+
+def marked(state: SessionState, film: "Film", picture: np.ndarray) -> np.ndarray:
+    """A picture of a film, (height, width) or (height, width, 3) uint8, with what the reader measured or pointed at on it."""
+    marks = state.marks.get(film.sha256, ())
+    if not marks:
+        return picture
+    colour = picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, axis=2)
+    drawn: np.ndarray = core().draw_marks(colour, marks, film.pixels.shape, film.spacing, film.view)
+    return drawn
 
 
 def capture(state: SessionState, draft: "Draft", files: "Sequence[bytes | None]", at: datetime) -> bytes:
     """The heat map of the selected sentence, or of the whole draft, over the first film that this tab holds."""
     sentence = state.picked.sentence if state.picked else None
-    what = draft.sentences[sentence] if sentence is not None else (0, len(draft.tokens))
     number = state.places[0]
     film = state.film(number)
     if film is None:
         raise core().EmrrgError("Drop the film again: films are not stored.")
-    heat = core().heat_map(draft, number, what)
-    picture = core().overlay(_reduced(film.pixels), None if heat is None else _reduced(heat))
+    picture = marked(state, film, core().picture(film, draft, number, sentence))
     return core().to_dicom_capture(
         picture, draft, files, film=number, sentence=sentence, at=at, burned_in=burned(state)
     )
@@ -168,14 +179,6 @@ def burned(state: SessionState) -> bool | None:
     if state.burned:
         return True
     return False if state.films and all(film.annotated is False for film in state.films) else None
-
-
-def _reduced(values: np.ndarray) -> np.ndarray:
-    """(height, width) with its longer side at most LONGEST."""
-    image = Image.fromarray(np.ascontiguousarray(values, dtype=np.float32))
-    scale = min(1.0, LONGEST / max(image.size))
-    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    return np.asarray(image.resize(size, Image.Resampling.BOX)).clip(0)
 
 
 def pack(kind: Kind, data: bytes) -> str:

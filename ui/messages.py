@@ -1,27 +1,15 @@
 """The messages of the Read screen: what is going on, what went wrong, and what the reader can do about it."""
 
 import html
+import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ui.session_state import SessionState
+from ui.session_state import SessionState, core
 
 if TYPE_CHECKING:
     from emrrg_core import Draft
-
-_KEYS = (
-    ("D", "draft the report"),
-    ("J or N", "next sentence"),
-    ("K or P", "previous sentence"),
-    ("A", "accept the sentence"),
-    ("E", "edit it; Enter keeps, Esc cancels"),
-    ("X", "delete or restore it"),
-    ("Z, Ctrl Z", "undo"),
-    ("Y, Shift Z, Ctrl Y", "redo"),
-    ("M", "heat map on or off"),
-    ("C", "show changes against the draft"),
-    ("?", "this list"),
-)
+    from emrrg_core.report.macros import Macros
 
 
 def say(text: str, *, busy: bool = False, bad: bool = False, notes: Sequence[str] = ()) -> str:
@@ -45,6 +33,7 @@ def films(state: SessionState, trouble: Sequence[str]) -> str:
         parts.append(f'<div class="rr-say rr-bad" role="alert">{html.escape(line)} {again}</div>')
     for number, asked in enumerate(state.waiting):
         use = button("use", asked.offer, f'data-number="{number}"') if asked.offer else ""
+        use += button("use_other", asked.other, f'data-number="{number}"') if asked.other else ""
         parts.append(f'<div class="rr-say rr-bad" role="alert">{html.escape(asked.words)} {use}</div>')
     if state.draft and state.missing:
         names = " and ".join(_described(state.draft, number) for number in state.missing)
@@ -61,20 +50,34 @@ def films(state: SessionState, trouble: Sequence[str]) -> str:
 
 
 def to_close(signed: bool) -> str:
-    """New study: what is kept would be deleted."""
-    state = (
-        "Export it first if it is to be kept."
-        if signed
-        else "It is not signed off. Export it first if it is to be kept."
-    )
+    """Close the study: what is kept would be deleted."""
+    state = "" if signed else " It is not signed off."
     return (
-        f'<div class="rr-say rr-bad" role="alert">This closes the report and deletes it from the server. {state} '
-        f"{button('close', 'Delete it and begin a new study')} {button('leave-open', 'Go on with it')}</div>"
+        f'<div class="rr-say rr-bad" role="alert">This deletes the report from the server and its films from this browser.{state} Export it first '
+        f"if it is to be kept. {button('close', 'Delete it')} {button('leave-open', 'Go on with it')}</div>"
     )
 
 
-def chips(state: SessionState) -> str:
-    """What may be done with each film."""
+_VIEW = {"PA": "PA", "AP": "AP", "LATERAL": "lateral"}
+
+
+def title(state: SessionState) -> str:
+    """A study in a few words, without a name: "PA, lateral · 2 films"."""
+    films: Sequence[Any] = [held.film for held in state.held if not held.prior]
+    if not (state.held or state.draft is None):
+        films = state.draft.films
+    if not films:
+        return "no film"
+    views = ", ".join(dict.fromkeys(_VIEW[film.view] for film in films if film.view in _VIEW))
+    many = f"{len(films)} films" if len(films) > 1 else "1 film"
+    prior = " + prior" if any(held.prior for held in state.held) else ""
+    return f"{views} · {many}{prior}" if views else f"{many}{prior}"
+
+
+def study(state: SessionState | None) -> str:
+    """The study's line: its films, what may be done with each, and the key under which the browser keeps them. None: the page is not yet its own."""
+    if state is None:
+        return '<div class="rr-study"></div>'
     rows = []
     for number, held in enumerate(state.held):
         name, given = html.escape(held.film.name), f'data-number="{number}"'
@@ -82,12 +85,45 @@ def chips(state: SessionState) -> str:
         if state.draft is None:
             label = "It is of this study" if held.prior else "Mark as prior"
             tools += button("mark", label, f'{given} aria-label="{name}: {label}"', id=f"mark-{number + 1}")
+            tools += button("straighten", "Crop", f'{given} aria-label="Crop and straighten {name}"')
         if state.draft is None or held.prior:
-            tools += button("remove", "Remove", f'{given} aria-label="Remove {name}"', id=f"remove-{number + 1}")
-        about = " <small>earlier: the draft may say what has changed since</small>" if held.prior else ""
-        if tools:
-            rows.append(f"<li><b>{name}</b>{about} {tools}</li>")
-    return f'<ul class="rr-chips" aria-label="Films">{"".join(rows)}</ul>' if rows else ""
+            tools += button(
+                "remove", "✕", f'{given} aria-label="Remove {name}" title="Remove"', id=f"remove-{number + 1}"
+            )
+        about = ' <small title="The draft may say what has changed since">earlier</small>' if held.prior else ""
+        rows.append(f"<li><b>{name}</b>{about} {tools}</li>")
+    chips = f'<ul class="rr-chips" aria-label="Films">{"".join(rows)}</ul>' if rows else ""
+    arrived, kept = html.escape(json.dumps(state.arrived)), html.escape(json.dumps(state.kept_films))
+    add = button("add-film", "+ Film", 'title="Films or a zip; a folder can be dropped on the page"')
+    return (
+        f'<div class="rr-study" data-study="{state.key}" data-missing="{len(state.missing)}" data-arrived="{arrived}" '
+        f'data-kept="{kept}">'
+        f'<span class="rr-title">{html.escape(title(state))}</span>{chips}'
+        f"{add}</div>"
+    )
+
+
+_STATES = {"new": "new", "drafted": "drafted", "signed": "signed"}
+
+
+def worklist(state: SessionState | None) -> str:
+    """This browser's studies: the one that is open and those that wait. None: the page is not yet its own."""
+    if state is None:
+        return '<nav class="rr-worklist rr-few"></nav>'
+    rows, known = [], []
+    for each in state.listed():
+        here = each.key == state.key
+        known.append({"key": each.key, "id": each.id, "label": each.label, "state": each.state})
+        rows.append(
+            f'<li{" data-here" if here else ""}><button type="button" data-action="switch" data-key="{each.key}"'
+            f'{" aria-current=true" if here else ""}><b>{html.escape(each.label)}</b> <small class="rr-{each.state}">{_STATES[each.state]}</small>'
+            "</button></li>"
+        )
+    few = " rr-few" if len(rows) < 2 else ""
+    return (
+        f'<nav class="rr-worklist{few}" aria-label="Studies of this browser" data-studies="{html.escape(json.dumps(known))}">'
+        f"<h2>Studies</h2><ol>{''.join(rows)}</ol>{button('next-study', 'Next (S)') if len(rows) > 1 else ''}</nav>"
+    )
 
 
 def button(do: str, label: str, given: str = "", *, id: str = "") -> str:
@@ -96,15 +132,28 @@ def button(do: str, label: str, given: str = "", *, id: str = "") -> str:
     return f'<button type="button" {named}data-action="{do}" {given}>{html.escape(label)}</button>'
 
 
-def keys() -> str:
-    """The list of keys, and the button that shows it."""
-    rows = "".join(f"<dt>{name}</dt><dd>{what}</dd>" for name, what in _KEYS)
+def phone_bar() -> str:
+    """On a telephone: what is done most, at hand."""
+    return f'<div class="rr-phonebar">{button("phone-draft", "Draft")}{button("phone-accept", "Accept")}{button("phone-next", "Next")}</div>'
+
+
+def macros(shared: "Macros | None", own: "Macros | None") -> str:
+    """The macros for the browser to expand: the server's, and own, those that this browser has, where they have just been read."""
+
+    def rows(given: "Macros | None") -> dict[str, Any]:
+        if given is None:
+            return {"macros": [], "templates": []}
+        return {
+            "macros": [{"word": each.word, "text": each.text, "section": each.section} for each in given.macros],
+            "templates": [{"name": each.name, **each.parts} for each in given.templates],
+        }
+
+    told = rows(shared) | {"own": None if own is None else rows(own) | {"toml": own.to_toml()}}
     return (
-        f'<p class="rr-foot">{button("keys", "Keyboard shortcuts")}</p>'
-        '<dialog class="rr-dialog" data-dialog="keys" aria-label="Keyboard shortcuts"><h3>Keyboard shortcuts</h3>'
-        f'<dl class="rr-keylist">{rows}</dl><p>They rest while you type.</p>'
-        '<p><label><input type="checkbox" id="keys-on" checked> Single keys are on</label></p>'
-        f'<p class="rr-ends">{button("shut", "Close")}</p></dialog>'
+        f'<details class="rr-macros" data-macros="{html.escape(json.dumps(told))}"><summary>Macros and templates</summary>'
+        f"{button('macros-import', 'Import…')} {button('macros-export', 'Save as a file')}"
+        '<input type="file" hidden accept=".toml,.html,.htm" data-macros-file aria-label="A file of macros, or an MRRT template">'
+        '<p class="rr-hint">A word that you type, and a blank: its text. TOML, or RSNA report templates (MRRT). Kept in this browser.</p></details>'
     )
 
 
@@ -113,8 +162,8 @@ def kept(state: SessionState) -> str:
     if state.session is None:
         return ""
     return (
-        f"Saved on this server at {state.session.changed:%H:%M} UTC, under a random id that only this tab knows; "
-        "deleted when you press New study, or seven days after the last change."
+        f"Saved on this server at {state.session.changed:%H:%M} UTC, under a random id that this browser knows; "
+        "deleted when you close the study, or seven days after the last change."
     )
 
 
@@ -123,8 +172,9 @@ def finished(draft: "Draft | None") -> str:
     if draft is None:
         return say("The model wrote nothing.", bad=True)
     seconds = draft.timings.get("total", 0.0)
-    words = f"Draft done in {seconds:.1f} s. Read each sentence and accept, edit or delete it; select one to see where the model looked."
-    return say(words, notes=draft.warnings)
+    words = f"Draft done in {seconds:.1f} s."
+    at_their_sentences = core().differences(draft.read, draft.sentences) if draft.read else []
+    return say(words, notes=[each for each in draft.warnings if each not in at_their_sentences])
 
 
 def stopped(draft: "Draft | None") -> str:

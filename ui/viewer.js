@@ -67,6 +67,7 @@
     stage.addEventListener("dblclick", (event) => onDouble(pane, event));
     stage.addEventListener("contextmenu", (event) => event.preventDefault()); // the right button windows
     stage.addEventListener("touchmove", (event) => { if (event.touches.length > 1) event.preventDefault(); }, { passive: false });
+    stage.addEventListener("mousedown", (event) => { if (event.button === 1) event.preventDefault(); }); // no scrolling of its own
     stage.addEventListener("focusin", () => activate(pane));
     sizes.observe(stage);
     return pane;
@@ -92,8 +93,7 @@
   function screenOf(viewer) {
     const id = viewer.closest("[id]")?.id ?? "";
     if (!screens.has(id)) {
-      screens.set(id, { views: new Map(), shown: null, linked: null, active: null, window: !isNarrow(viewer),
-        keys: false });
+      screens.set(id, { views: new Map(), shown: null, linked: null, active: null, window: false, about: false, tool: null });
     }
     return screens.get(id);
   }
@@ -240,6 +240,7 @@
     const at = place(pane);
     stage.classList.toggle("rr-zoomed", view.zoom > 1);
     map.style.transform = view.zoom === 1 ? "" : `translate(${at.left - (at.wide - at.fit.width) / 2}px,${at.top - (at.tall - at.fit.height) / 2}px) scale(${view.zoom})`;
+    stage.dispatchEvent(new CustomEvent("rr-drawn", { bubbles: true, detail: { film: film.key, left: at.left, top: at.top, width: at.width, height: at.height } }));
     const full = wantsFull(pane);
     if (!pane.drawn && isWhole(view) && !full) return; // the picture in the page is all that is needed
     if (film.state === "none") readPreview(film, pane.image);
@@ -397,11 +398,34 @@
     return [event.clientX - box.left, event.clientY - box.top];
   }
 
+  /* What a drag means now. A finger scrolls the page over a whole film, and moves a film that is zoomed, unless a tool was chosen. */
+  function meaning(pane, event) {
+    if (event.button === 1 || space || event.shiftKey) return "pan";
+    if (event.button === 2) return "zoom";
+    if (event.pointerType === "touch" && !pane.screen.tool) return "pan";
+    return pane.screen.tool ?? "window";
+  }
+
+  const INK = ["ruler", "ratio", "arrow"]; // overlay.js draws with them
+
+  function ink(pane, event, phase) {
+    const at = place(pane), [x, y] = inStage(pane, event);
+    const where = [clamp((x - at.left) / at.width, 0, 1), clamp((y - at.top) / at.height, 0, 1)];
+    pane.stage.dispatchEvent(new CustomEvent("rr-ink", { bubbles: true, detail: { phase, tool: pane.mode, film: pane.film.key, where } }));
+  }
+
   function onDown(pane, event) {
     pane.stage.setPointerCapture(event.pointerId);
     pane.pointers.set(event.pointerId, inStage(pane, event));
-    pane.windowing = event.button === 2 || event.shiftKey;
     activate(pane);
+    if (pane.pointers.size > 1) {
+      if (INK.includes(pane.mode)) ink(pane, event, "cancel");
+      pane.mode = "pan";
+      return;
+    }
+    pane.mode = meaning(pane, event);
+    pane.held = inStage(pane, event);
+    if (INK.includes(pane.mode)) ink(pane, event, "down");
   }
 
   function onMove(pane, event) {
@@ -414,18 +438,19 @@
       const spread = (one) => Math.hypot(one[0] - still[0], one[1] - still[1]);
       zoomBy(pane, spread(now) / Math.max(spread(before), 1), (now[0] + still[0]) / 2, (now[1] + still[1]) / 2);
       moveBy(pane, (now[0] - before[0]) / 2, (now[1] - before[1]) / 2); // the middle of both fingers went half as far
-    } else if (pane.windowing) {
-      windowBy(pane, (now[0] - before[0]) / pane.stage.clientWidth, (now[1] - before[1]) / pane.stage.clientHeight);
-    } else if (pane.view.zoom > 1) {
-      moveBy(pane, now[0] - before[0], now[1] - before[1]);
-    }
+    } else if (INK.includes(pane.mode)) ink(pane, event, "move");
+    else if (pane.mode === "window") windowBy(pane, (now[0] - before[0]) / pane.stage.clientWidth, (now[1] - before[1]) / pane.stage.clientHeight);
+    else if (pane.mode === "zoom") zoomBy(pane, Math.exp((before[1] - now[1]) * 0.006), ...pane.held);
+    else if (pane.view.zoom > 1) moveBy(pane, now[0] - before[0], now[1] - before[1]);
   }
 
   function onUp(pane, event) {
+    if (pane.pointers.has(event.pointerId) && INK.includes(pane.mode)) ink(pane, event, event.type === "pointerup" ? "up" : "cancel");
     pane.pointers.delete(event.pointerId);
   }
 
   function onDouble(pane, event) {
+    if (INK.includes(pane.screen.tool)) return;
     const [x, y] = inStage(pane, event);
     zoomBy(pane, pane.view.zoom > 1 ? 0 : Math.max(actual(pane), 2), x, y);
   }
@@ -443,7 +468,9 @@
     map: () => setMap(!mapIsOn()),
     screen: (pane) => fullScreen(pane.viewer),
     window: (pane) => { pane.screen.window = !pane.screen.window; },
-    keys: (pane) => { pane.screen.keys = !pane.screen.keys; },
+    keys: () => window.emrrgKeys.open(),
+    about: (pane) => { pane.screen.about = !pane.screen.about; },
+    tool: (pane, value) => { pane.screen.tool = pane.screen.tool === value && value !== "window" ? null : value; },
     link: (pane) => {
       pane.screen.linked = !isLinked(pane.screen);
       const { zoom, x, y } = pane.view;
@@ -458,35 +485,61 @@
     },
   };
 
-  const keys = {
-    "+": "in", "=": "in", "-": "out", "−": "out", "_": "out", 0: "fit", o: "actual", i: "invert", r: "reset", m: "map",
-    f: "screen", l: "link", "?": "keys",
-  };
   const arrows = { ArrowLeft: [1, 0], ArrowRight: [-1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
 
   /* True where the key meant something here. */
-  function onKey(pane, event) {
-    const name = event.key.toLowerCase(), arrow = arrows[event.key];
-    if (arrow && event.shiftKey) windowBy(pane, -arrow[0] * 0.02, -arrow[1] * 0.02);
-    else if (arrow && pane.view.zoom > 1) moveBy(pane, arrow[0] * 60, arrow[1] * 60);
-    else if (/^[1-9]$/.test(name) && pane.windows[name - 1]) preset(pane, name - 1);
-    else if (event.key === "Escape" && pane.screen.keys) pane.screen.keys = false;
-    else if (keys[name]) actions[keys[name]](pane);
+  function onArrow(pane, event) {
+    const arrow = arrows[event.key];
+    if (!arrow) return false;
+    if (event.shiftKey) windowBy(pane, -arrow[0] * 0.02, -arrow[1] * 0.02);
+    else if (pane.view.zoom > 1) moveBy(pane, arrow[0] * 60, arrow[1] * 60);
     else return false;
     refresh(pane.screen);
     return true;
   }
 
-  // Before anybody else hears of it, so that a key does not act here and on the report too.
   document.addEventListener("keydown", (event) => {
-    const viewer = event.target.closest?.(".rr-viewer");
-    if (!viewer || event.ctrlKey || event.altKey || event.metaKey) return;
-    if (event.target.matches("input") && /^(Arrow|Page|Home|End)/.test(event.key)) return; // the slider's own
-    const pane = panes.get(event.target.closest(".rr-stage")) ?? activeOf(screenOf(viewer));
-    if (!pane || !onKey(pane, event)) return;
+    const stage = event.target.closest?.(".rr-stage");
+    if (!stage || event.ctrlKey || event.altKey || event.metaKey) return;
+    const pane = panes.get(stage);
+    if (!pane || !onArrow(pane, event)) return;
     event.preventDefault();
     event.stopPropagation();
   }, true);
+
+  // the space bar moves the film under the pointer
+  let space = false;
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== " " || window.emrrgKeys.typing(event.target) || !document.querySelector(".rr-stage:hover")) return;
+    event.preventDefault();
+    space = true;
+    root.classList.add("rr-space");
+  }, true);
+  for (const end of ["keyup", "blur"]) {
+    window.addEventListener(end, (event) => {
+      if (end === "keyup" && (event.key !== " " || !space)) return;
+      if (space && end === "keyup") event.preventDefault();
+      space = false;
+      root.classList.remove("rr-space");
+    }, true);
+  }
+
+  const seenViewer = () => [...document.querySelectorAll(".rr-viewer")].find((viewer) => viewer.checkVisibility());
+
+  /* Do something to the film that is in use on the screen; false where there is none. */
+  function perform(action, value) {
+    const viewer = seenViewer(), pane = viewer && activeOf(screenOf(viewer));
+    if (!pane) return false;
+    actions[action](pane, value);
+    refresh(pane.screen);
+    return true;
+  }
+
+  for (const action of ["in", "out", "fit", "actual", "invert", "reset", "map", "screen", "link"]) {
+    window.emrrgKeys.on(action, () => perform(action));
+  }
+  for (const tool of ["window", "zoom", ...INK]) window.emrrgKeys.on(tool, () => perform("tool", tool));
+  for (let number = 0; number < 5; number++) window.emrrgKeys.on(`preset-${number + 1}`, () => perform("preset", number));
 
   document.addEventListener("click", (event) => {
     const button = event.target.closest?.(".rr-viewer button[data-do]");
@@ -508,14 +561,13 @@
     }
   });
 
-  document.addEventListener("rr-toggle-map", () => setMap(!mapIsOn())); // for the screens' own keys
   document.addEventListener("fullscreenchange", () => screens.forEach(refresh));
 
   // --- what the controls say ----------------------------------------------------------------------------------------
 
   const states = {
-    none: "", preview: " · 8-bit preview", loading: " · loading the full film…", full: " · full film, 16 bit",
-    failed: " · 8-bit preview: the full film could not be loaded. Press Reset to try again, or add the film anew.",
+    none: "", preview: "", loading: " · loading the full film…", full: " · full film",
+    failed: " · a preview: the full film could not be loaded. Press Reset to try again, or add the film anew.",
   };
 
   const zoomed = (pane) => `${Math.round(100 * pane.view.zoom / actual(pane))}\u00a0%`;
@@ -535,7 +587,10 @@
     const all = onScreen(screen), shown = all.filter(visible);
     for (const pane of all) {
       pane.figure.classList.toggle("rr-active", pane === active && shown.length > 1);
-      write(pane.figure.querySelector(".rr-now"), pane.drawn || pane.film.state === "failed" ? `On screen: ${words(pane)}` : "");
+      write(pane.figure.querySelector(".rr-now"), words(pane));
+      const about = pane.figure.querySelector("[data-do=about]");
+      about.setAttribute("aria-expanded", screen.about);
+      pane.figure.querySelector(".rr-inspect").hidden = !screen.about;
     }
     write(find(".rr-percent"), zoomed(active));
     write(find(".rr-target"), all.length > 1 ? `${active.figure.querySelector("b").textContent}:` : "");
@@ -546,8 +601,10 @@
     find("[data-do=screen]").hidden = !document.fullscreenEnabled;
     find("[data-do=window]").setAttribute("aria-expanded", screen.window);
     find(".rr-window").hidden = !screen.window;
-    find("[data-do=keys]").setAttribute("aria-expanded", screen.keys);
-    find(".rr-keys").hidden = !screen.keys;
+    viewer.dataset.tool = screen.tool ?? "window";
+    for (const button of viewer.querySelectorAll("[data-do=tool]")) {
+      button.setAttribute("aria-pressed", button.dataset.value === (screen.tool ?? "window"));
+    }
     for (const button of viewer.querySelectorAll("[data-do=show]")) {
       const one = viewer.classList.contains("rr-one") ? screen.shown : "all";
       const key = button.dataset.value === "all" ? "all" : viewer.querySelectorAll(".rr-film")[button.dataset.value].dataset.film;
@@ -583,6 +640,14 @@
       if (pane.drawn) write(viewer.querySelector(".rr-said"), `${pane.figure.querySelector("b").textContent}: ${words(pane)}`);
     }, 600);
   }
+
+  window.emrrgViewer = {
+    /* Where the film lies in its stage, in CSS pixels; null where it is not shown. */
+    place: (stage) => { const pane = panes.get(stage); return pane && visible(pane) ? { film: pane.film.key, ...place(pane) } : null; },
+    stages: () => [...panes.keys()],
+    useTool: (tool) => perform("tool", tool),
+    perform,
+  };
 
   const sizes = new ResizeObserver((entries) => {
     for (const { target } of entries) if (panes.has(target)) draw(panes.get(target));

@@ -10,47 +10,47 @@ import base64
 import html
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
+from ui.draft_panels import COLOURS
 from ui.pixel_endpoint import address
 from ui.session_state import core
 from ui.window_level import PRESETS, windows
 
 if TYPE_CHECKING:
     from emrrg_core import Draft, Film, Finding
+    from emrrg_core.explain.marks import Mark
 
 LONGEST_FILM = 1600  # pixels on the longer side of the picture inside the page
+_LAID = 112  # pixels along each side, on which a map of a stitched film is laid before its contour is drawn
 LONGEST_MAP = 448  # a map has 14 × 14 patches; its layer is stretched over the film
 VIEWS = {"PA": "PA", "AP": "AP", "LATERAL": "lateral"}
-KEYS = (
-    ("+ −", "zoom in, zoom out"),
-    ("0", "whole film"),
-    ("O", "one to one: one film pixel on one screen pixel"),
-    ("← ↑ → ↓", "move the film, when zoomed in"),
-    ("1 to 5", "window presets, in their order"),
-    ("Shift + ← →", "narrower, wider window: more, less contrast"),
-    ("Shift + ↑ ↓", "brighter, darker"),
-    ("I", "invert"),
-    ("M", "heat map on or off"),
-    ("L", "link zoom and position of the films"),
-    ("F", "full screen"),
-    ("R", "reset all films"),
-    ("?", "this list"),
-)
-POINTER = (
-    ("Wheel, pinch", "zoom"),
-    ("Drag", "move the film, when zoomed in"),
-    ("Shift or right button + drag", "window: sideways contrast, up and down brightness"),
-    ("Double click", "one to one there, and back to the whole film"),
+EXAMPLES = {  # name: words on its button
+    "normal": "a normal film (drawn)",
+    "opacity": "one that it drafts well (drawn)",
+    "real": "a real one, and hard",
+}
+TOOLS = (  # a drag's meaning: name, sign, words
+    ("window", "W/L", "Drag windows: sideways contrast, up and down brightness"),
+    ("zoom", "⤢", "Drag zooms; space and drag moves the film"),
+    ("ruler", "↔", "Measure a length"),
+    ("ratio", "CTR", "Cardiothoracic ratio: drag over the heart, then over the chest"),
+    ("arrow", "↗", "Draw an arrow"),
 )
 # In the page's head, once: the viewer finds its films by itself, however often Gradio renders them anew.
-HEAD = f"<script>{(Path(__file__).parent / 'viewer.js').read_text(encoding='utf-8')}</script>"
+HEAD = "".join(
+    f"<script>{(Path(__file__).parent / name).read_text(encoding='utf-8')}</script>"
+    for name in ("viewer.js", "overlay.js")
+)
 
 
 def figures(films: "Sequence[Film]", *, prior: AbstractSet[int] = frozenset()) -> str:
@@ -59,9 +59,13 @@ def figures(films: "Sequence[Film]", *, prior: AbstractSet[int] = frozenset()) -
     prior: the places, counted from 0, of films that the reader marked as prior; they stand last and are labelled.
     """
     if not films:
+        offered = "".join(
+            f'<button type="button" data-action="example" data-name="{name}"{" id=example" if name == "real" else ""}>{words}</button>'
+            for name, words in EXAMPLES.items()
+        )
         return (
-            '<div class="rr-empty"><p><b>No film yet.</b></p><p>Drop one to four films of one study above: DICOM, PNG, '
-            "JPEG or TIFF, 8 or 16 bit. Or try the example, a real chest film.</p></div>"
+            '<div class="rr-empty"><p><b>No film yet.</b></p><p>Drop the films of a study anywhere on this page: DICOM, PNG, JPEG or TIFF, '
+            f'a folder, a CD or a zip.</p><p class="rr-foot">Or try: {offered}</p></div>'
         )
     shared = min(_ratio(film) for film in films)  # side by side, all stages are as tall as the tallest film needs
     shown = "".join(_figure(number, film, prior=number in prior) for number, film in enumerate(films))
@@ -81,27 +85,84 @@ def _ratio(film: "Film") -> float:
 
 def _figure(number: int, film: "Film", *, prior: bool) -> str:
     width = film.pixels.shape[1]
-    name, about = html.escape(film.name), html.escape(describe(film))
-    steps = html.escape(" → ".join(film.steps) or "none")
+    name, view = html.escape(film.name), view_of(film)
+    steps = "".join(f"<li>{html.escape(step)}</li>" for step in film.steps) or "<li>none</li>"
     spread = html.escape(json.dumps([(round(each.level, 4), round(each.width, 4)) for each in windows(film.pixels)]))
     kind = "prior film · " if prior else ""
     badge = name if not prior or "prior" in name.lower() else f"{name} · prior"
+    corners = "" if film.format == "DICOM" or prior else _corners(film)
+    scale = f' data-mm="{film.spacing[0]!r} {film.spacing[1]!r}"' if film.spacing else ""
     return (
         f'<figure class="rr-film film-{number}{" rr-prior" if prior else ""}" data-film="{html.escape(film.sha256)}" '
-        f'data-full="{address(film)}" data-width="{width}" data-windows="{spread}">'
+        f'data-full="{address(film)}" data-width="{width}" data-height="{film.pixels.shape[0]}" data-view="{film.view or ""}"{scale}{corners} '
+        f'data-windows="{spread}">'
         f'<div class="rr-stage" style="--ratio:{_ratio(film):.5f}" tabindex="0" role="application" '
         f'aria-roledescription="film viewer" aria-label="{badge}. Press question mark for the keys.">'
-        f'<img class="rr-fit" src="{picture(film.pixels)}" alt="{name}: chest film, {kind}{about}" draggable="false">'
+        f'<img class="rr-fit" src="{picture(film.pixels)}" alt="{name}: chest film, {kind}{describe(film)}" draggable="false">'
         '<canvas hidden aria-hidden="true"></canvas><div class="rr-map rr-fit" aria-hidden="true"></div>'
+        '<svg class="rr-over" aria-hidden="true"></svg>'
         f'<span class="rr-badge" aria-hidden="true">{badge}</span></div>'
-        f'<figcaption><b>{name}</b> · {kind}{about}<br><span class="rr-steps">Steps: {steps}</span>'
-        '<br><span class="rr-now"></span></figcaption></figure>'
+        f'<figcaption><span class="rr-line"><b>{name}</b> · {kind}{view} · <span class="rr-now">as read</span></span>'
+        + _button("about", "i", "What was done to the film", label=f"About {name}", expanded=False)
+        + f'<div class="rr-inspect" hidden>{html.escape(size_of(film))}<br>Steps:<ol class="rr-steps">{steps}</ol></div></figcaption></figure>'
     )
+
+
+_SUGGESTED: OrderedDict[str, str] = OrderedDict()  # by digest: to look for corners takes a moment
+
+
+def _corners(film: "Film") -> str:
+    """Where the film seems to lie in a photo of one, for the crop to begin with."""
+    if film.straightened:
+        return ""
+    if film.sha256 not in _SUGGESTED:
+        found = core().suggested_corners(film)
+        told = " ".join(f"{value:.4f}" for point in found for value in point) if found else ""
+        _SUGGESTED[film.sha256] = f' data-corners="{told}"' if told else ""
+        while len(_SUGGESTED) > 64:
+            _SUGGESTED.popitem(last=False)
+    return _SUGGESTED[film.sha256]
 
 
 def _tools(films: "Sequence[Film]") -> str:
     """The controls; `ui/viewer.js` gives them life and state."""
     rows = []
+    presets = "".join(
+        _button("preset", preset.name, f"{preset.words} ({number + 1})", pressed=not number, value=number)
+        for number, preset in enumerate(PRESETS)
+    )
+    tools = "".join(
+        _button("tool", sign, words, label=words, value=name, pressed=name == "window") for name, sign, words in TOOLS
+    )
+    rows.append(
+        f'<div class="rr-row" role="group" aria-label="Window presets"><span class="rr-target"></span>{presets}</div>'
+        f'<div class="rr-row" role="group" aria-label="Tools">{tools}'
+        + _button("invert", "◐", "Black for white (I)", label="Invert", pressed=False)
+        + '</div><div class="rr-row" role="group" aria-label="Zoom and display">'
+        + _button("out", "−", "Zoom out (−)", label="Zoom out")
+        + '<output class="rr-percent" aria-label="Zoom">Fit</output>'
+        + _button("in", "+", "Zoom in (+)", label="Zoom in")
+        + _button("fit", "Fit", "The whole film (0)")
+        + _button("actual", "1:1", "One film pixel on one screen pixel (O)", label="One to one")
+        + _button("reset", "Reset", "All films as read, whole, not inverted (R)")
+        + '</div><div class="rr-row rr-maptools" role="group" aria-label="Heat map">'
+        + _button("map", "Map", "Heat map and contours on or off (M)", label="Heat map", pressed=True)
+        + _slider("opacity", "Opacity", "Opacity of map and contours", 0, 100, 50)
+        + '<span class="rr-legend" role="img" aria-label="Colours: dark for looked at little, bright for looked at most">'
+        "<span>little</span><i></i><span>most</span></span></div>"
+        '<span class="rr-gap"></span><div class="rr-row">'
+        + _button("window", "Levels", "Contrast and brightness in numbers", expanded=False)
+        + _button("screen", "Full", "Full screen (F)", label="Full screen", pressed=False)
+        + _button("keys", "?", "Keys and gestures (?)", label="Keys and gestures")
+        + "</div>"
+    )
+    rows.append(
+        '<div class="rr-window" hidden><div class="rr-row">'
+        + _slider("width", "Window", "Width of the window, per cent of the film's grey scale", 1, 100, 100)
+        + _slider("level", "Level", "Middle of the window; higher is darker", 0, 100, 50)
+        + f'</div><p class="rr-words" data-words="{html.escape(json.dumps([f"{p.name}: {p.words}" for p in PRESETS]))}">'
+        + "</p></div>"
+    )
     if len(films) > 1:
         each = "".join(
             _button("show", html.escape(film.name), pressed=False, value=number) for number, film in enumerate(films)
@@ -112,43 +173,8 @@ def _tools(films: "Sequence[Film]") -> str:
             + _button("link", "Link zoom", "Zoom and move all films together (L)", pressed=False)
             + "</div>"
         )
-    rows.append(
-        '<div class="rr-row" role="group" aria-label="Zoom and display">'
-        + _button("out", "−", "Zoom out (−)", label="Zoom out")
-        + '<output class="rr-percent" aria-label="Zoom">Fit</output>'
-        + _button("in", "+", "Zoom in (+)", label="Zoom in")
-        + _button("fit", "Fit", "The whole film (0)")
-        + _button("actual", "1:1", "One film pixel on one screen pixel (O)", label="One to one")
-        + '<span class="rr-gap"></span>'
-        + _button("invert", "Invert", "Black for white (I)", pressed=False)
-        + _button("window", "Window", "Contrast and brightness", expanded=True)
-        + _button("reset", "Reset", "All films as read, whole, not inverted (R)")
-        + _button("screen", "Full screen", "Full screen (F)", pressed=False)
-        + _button("keys", "Keys", "Keys and gestures (?)", expanded=False)
-        + "</div>"
-    )
-    presets = "".join(
-        _button("preset", preset.name, f"{preset.words} ({number + 1})", pressed=not number, value=number)
-        for number, preset in enumerate(PRESETS)
-    )
-    rows.append(
-        '<div class="rr-window"><div class="rr-row" role="group" aria-label="Window presets">'
-        f'<span class="rr-target"></span>{presets}</div><div class="rr-row">'
-        + _slider("width", "Window", "Width of the window, per cent of the film's grey scale", 1, 100, 100)
-        + _slider("level", "Level", "Middle of the window; higher is darker", 0, 100, 50)
-        + f'</div><p class="rr-words" data-words="{html.escape(json.dumps([f"{p.name}: {p.words}" for p in PRESETS]))}">'
-        + "</p></div>"
-    )
-    rows.append(
-        '<div class="rr-row rr-maptools" role="group" aria-label="Heat map">'
-        + _button("map", "Heat map", "Heat map on or off (M)", pressed=True)
-        + _slider("opacity", "Opacity", "Opacity of the heat map", 0, 100, 50)
-        + '<span class="rr-legend" role="img" aria-label="Colours: dark for looked at little, bright for looked at most">'
-        "<span>little</span><i></i><span>most</span></span></div>"
-    )
-    listed = "".join(f"<dt>{keys}</dt><dd>{words}</dd>" for keys, words in KEYS + POINTER)
-    rows.append(f'<div class="rr-keys" hidden><p>Keys work once a film is selected.</p><dl>{listed}</dl></div>')
-    return f'<div class="rr-tools">{"".join(rows)}</div>'
+    first, *rest = rows
+    return f'<div class="rr-tools"><div class="rr-row rr-toolbar">{first}</div>{"".join(rest)}</div>'
 
 
 def _button(
@@ -179,10 +205,19 @@ def _slider(name: str, text: str, title: str, least: int, most: int, value: int)
 
 def describe(film: "Film") -> str:
     """View, size and spacing in words."""
+    return f"{view_of(film)} · {size_of(film)}"
+
+
+def view_of(film: "Film") -> str:
+    """ "PA view", or that it is not stated."""
+    return f"{VIEWS.get(film.view, film.view)} view" if film.view else "view not stated"
+
+
+def size_of(film: "Film") -> str:
+    """Size and spacing in words."""
     height, width = film.pixels.shape
-    view = f"{VIEWS.get(film.view, film.view)} view" if film.view else "view not stated"
     spacing = f"{film.spacing[0]:.3g} × {film.spacing[1]:.3g} mm per pixel" if film.spacing else "spacing not known"
-    return f"{view} · {width} × {height} pixels · {spacing}"
+    return f"{width} × {height} pixels · {spacing}"
 
 
 def layers(maps: Sequence[np.ndarray | None], overlay: Callable[..., np.ndarray], *, within: str = "") -> str:
@@ -208,6 +243,43 @@ def maps_of(draft: "Draft", finding: "Finding", places: Sequence[int]) -> list[n
         core().lay_over(finding.maps[place], draft.grid, film.height, film.width, film.place)
         for place, film in zip(places, films, strict=True)
     ]
+
+
+def outlines(
+    draft: "Draft | None",
+    places: Sequence[int],
+    films: "Sequence[Film]",
+    marks: "Mapping[str, Sequence[Mark]]",
+    says: Mapping[str, str] = MappingProxyType({}),
+) -> str:
+    """For overlay.js: the contours of every finding over each film of the draft that is here, and the reader's marks, by the films' digests.
+
+    Shown at first: those that were read as present, unless the reader says that they are not there. says: of draft_panels.SAYS.
+    """
+    paths: dict[str, dict[str, str]] = {}
+    names = [finding for finding in draft.read if finding.name != "abnormal"] if draft and draft.read else []
+    for film, place in zip(films, places, strict=False):
+        laid = draft.films[place].place if draft else None
+        paths[film.sha256] = {f.name: _path(np.asarray(f.maps[place], np.float64).tobytes(), laid) for f in names}
+    drawn = {digest: [mark.to_dict() for mark in each] for digest, each in marks.items()}
+    if not (paths or drawn):
+        return ""
+    given = {
+        "films": paths,
+        "colours": COLOURS,
+        "on": [f.name for f in names if f.presence.value == "present" and says.get(f.name) not in ("absent", "silent")],
+        "marks": drawn,
+    }
+    return f'<div class="rr-outlines" data-outlines="{html.escape(json.dumps(given))}"></div>'
+
+
+@lru_cache(maxsize=512)
+def _path(weights: bytes, laid: tuple[float, float, float, float] | None) -> str:
+    """The contour that holds half of a finding's map (g²,), as an SVG path in 0..1000. laid: where the film lies on a canvas of stitched films."""
+    values = np.frombuffer(weights)
+    side = round(values.size**0.5)
+    over = core().lay_over(values, side, _LAID, _LAID, laid) if laid else values.reshape(side, side)
+    return str(core().svg_path(core().isolines(over)))
 
 
 def picture(pixels: np.ndarray) -> str:

@@ -83,7 +83,7 @@ def origin(draft: Draft, films: Sequence[Source]) -> Origin:
         raise ValueError(f"the draft was made from {len(draft.films)} films, not {len(films)}")
     with quiet_decoders():
         headers = tuple(
-            _header(source, film.sha256, film.name) if film.format == "DICOM" else None
+            _header(source, film.source_sha256 or film.sha256, film.name) if film.format == "DICOM" else None
             for film, source in zip(draft.films, films, strict=True)
         )
         known = [header for header in headers if header is not None]

@@ -52,7 +52,8 @@ def to_dicom_capture(
     picture    (height, width, 3) uint8 RGB, of any size
     film       its number in draft.films; sentence: whose map it is, its number in draft.sentences, None for the whole draft
     burned_in  whether its pixels show who the patient is; None, where nobody knows, leaves that out
-    turned     rotated, mirrored or cropped: then neither where the patient's left is nor a spacing is true of it
+    turned     rotated, mirrored or cropped: then neither where the patient's left is nor a spacing is true of it. So of every film that the
+               reader straightened
 
     Raises FilmError as `origin` does, ValueError where the picture is of another form.
     """
@@ -66,7 +67,7 @@ def to_dicom_capture(
     made.BodyPartExamined = header_value(header, "BodyPartExamined") or "CHEST"  # of nothing else are drafts made
     made.ImageType = ["DERIVED", "SECONDARY"]
     made.PatientOrientation = None  # type 2C: present, if only empty
-    if not turned:
+    if not (turned or draft.films[film].source_sha256):
         _geometry(made, header, draft.films[film].height, draft.films[film].width, picture.shape[:2])
     if burned_in is not None:
         made.BurnedInAnnotation = "YES" if burned_in else "NO"

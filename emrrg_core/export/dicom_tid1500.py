@@ -219,11 +219,11 @@ def _regions(said: _Stated, draft: Draft, whose: Origin) -> Iterator[tuple[int, 
 def _same_matrix(record: FilmRecord, header: Dataset) -> bool:
     """Whether a film shows the file's pixel matrix as it lies there, if only with its pixels made square: shares of the one are shares of the other.
 
-    A film that was turned, cropped or taken from elsewhere is of another size, or says so in other words.
+    A film that the reader turned or cropped does not, nor one of another size without that step.
     """
     rows, columns = int(header.Rows), int(header.Columns)
     square = f"pixels made square: {columns} × {rows} resampled to {record.width} × {record.height}"
-    return (record.height, record.width) == (rows, columns) or square in record.steps
+    return record.source_sha256 is None and ((record.height, record.width) == (rows, columns) or square in record.steps)
 
 
 # --- the tree ---------------------------------------------------------------------------------------------------------

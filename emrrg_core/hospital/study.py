@@ -22,6 +22,7 @@ from emrrg_core.export.dicom import document_uid, identified, referable
 from emrrg_core.export.dicom_capture import picture, to_dicom_capture
 from emrrg_core.export.dicom_pdf import to_dicom_pdf
 from emrrg_core.export.dicom_sr import to_dicom_sr
+from emrrg_core.export.dicom_tid1500 import to_dicom_measurements
 from emrrg_core.export.pdf import to_pdf
 from emrrg_core.films.burned_in_text import burned_in_warning
 from emrrg_core.films.film import Film, header_value, quiet_decoders, read_film
@@ -150,6 +151,7 @@ STORED: dict[str, Callable[[Drafted], bytes]] = {
     "sr": lambda made: to_dicom_sr(made.report, made.draft, made.study.files, at=made.at),
     "pdf": _pdf,
     "capture": _capture,
+    "findings": lambda made: to_dicom_measurements(made.report, made.draft, made.study.files, at=made.at),
 }
 
 

@@ -42,6 +42,9 @@ class FilmRecord:
     place: tuple[float, float, float, float] | None = (
         None  # where it lies on the canvas of stitched films: emrrg_core.films.views
     )
+    source_sha256: str | None = (
+        None  # of the pixels as read, where the reader cropped or turned it since: no place in it is one in its file
+    )
 
 
 @dataclass(frozen=True)

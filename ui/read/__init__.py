@@ -18,22 +18,24 @@ import gradio as gr
 
 from ui.read import layout, wiring
 from ui.read.context import Context
+from ui.read.layout import Parts
 from ui.session_state import core
 
 if TYPE_CHECKING:
     from emrrg_core import Reporter, Sessions
     from emrrg_core.memory.cases import Memory
+    from emrrg_core.report.macros import Macros
 
 NOTICE = "Research and teaching only, not a medical device."
 
 
 def screen(
-    demo: gr.Blocks, reporter: "Future[Reporter]", example: Callable[[], Path | None], memory: str | None = None
-) -> None:
-    """Put the screen into `demo`, which is open.
+    demo: gr.Blocks, reporter: "Future[Reporter]", example: Callable[[str], Path | None], memory: str | None = None
+) -> Parts:
+    """Put the screen into `demo`, which is open, and return its components.
 
-    reporter may still be loading; example gives the path of a film to try, or None where there is none. memory: the folder of remembered cases,
-    "off" for none; None: the user's own.
+    reporter may still be loading; example gives the path of a film to try by its name, or None where there is none. memory: the folder of
+    remembered cases, "off" for none; None: the user's own.
     """
 
     @cache
@@ -44,4 +46,11 @@ def screen(
     def cases() -> "Memory | None":
         return None if memory == "off" else core().Memory(Path(memory) if memory else None)
 
-    wiring.connect(demo, layout.build(), Context(reporter, example, store, cases))
+    @cache
+    def macros() -> "Macros":
+        own = core().macros_path()
+        return core().builtin_macros().merged(core().Macros.read(own)) if own.is_file() else core().builtin_macros()
+
+    parts = layout.build()
+    wiring.connect(demo, parts, Context(reporter, example, store, cases, macros))
+    return parts

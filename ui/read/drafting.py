@@ -16,7 +16,7 @@ from ui.updates import Shown
 if TYPE_CHECKING:
     from emrrg_core import Draft
 
-NO_FILM = "Choose a chest film first: drop one on the left, or try the example."
+NO_FILM = "Choose a chest film first: drop one anywhere on this page, or try an example."
 SHOWN = 0.15  # seconds between two pictures of a draft under way: each costs about as much as a token
 
 
@@ -26,6 +26,7 @@ def begin(state: SessionState, context: Context) -> Shown:
         if reason := not_now(state):
             return {"status": say(reason, bad=True)}
         state.busy, state.wanted, state.stop, state.waiting = True, True, False, ()
+        state.picked = state.found = None  # what is still asked of the former draft is not shown beside the new one
     ready = context.reporter.done()
     first = "Waiting for the model…" if ready else "The model is loading; the draft starts after that…"
     return {
@@ -33,6 +34,7 @@ def begin(state: SessionState, context: Context) -> Shown:
         **films_of(state),
         "status": say(first, busy=True),
         "looked": "",
+        "outlines": "",
         **no_draft(),
         **buttons_of(idle=False),
         **no_map(),
@@ -85,7 +87,7 @@ def draft_report(
             if time.monotonic() - shown < SHOWN:
                 continue
             shown = time.monotonic()
-            status = say(f"Drafting… {len(latest.tokens)} tokens", busy=True)
+            status = say("Drafting…", busy=True)
             yield {"report": editor.writing(latest), "status": status}
     except core().EmrrgError as error:
         yield {"status": say(str(error), bad=True), **finish(state, latest, begun, context)}
@@ -154,6 +156,7 @@ def measure_dependence(state: SessionState, context: Context) -> Iterator[Shown]
                     state.looked = found
                     trouble = state.keep(context.store())
                 yield {
+                    **({} if found.looks else {"status": say(found.verdict, bad=True)}),
                     "looked": draft_panels.looking_html(found),
                     "kept_id": state.session.id if state.session else "",
                     **({"notice": messages.films(state, [trouble])} if trouble else {}),

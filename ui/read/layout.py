@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from ui import draft_panels, editor, exports, messages, viewer
+from ui import draft_panels, editor, exports, keys, messages, viewer
 from ui.messages import say
 from ui.session_state import SessionState
 
@@ -19,15 +19,17 @@ class Parts:
     """Every component that an event reads or changes. View functions call them by these names."""
 
     state: gr.State
-    # films
+    # the study
+    worklist: gr.HTML
+    study: gr.HTML
     drop: gr.File
-    try_example: gr.Button
     new_study: gr.Button
+    close_study: gr.Button
+    # films
     notice: gr.HTML
-    chips: gr.HTML
     figures: gr.HTML
     layers: gr.HTML
-    caption: gr.HTML
+    outlines: gr.HTML
     # draft and report
     write: gr.Button
     stop: gr.Button
@@ -36,65 +38,83 @@ class Parts:
     laterals: gr.Checkbox
     compare: gr.Checkbox
     sections: gr.Radio
+    macros: gr.HTML
     status: gr.HTML
-    looked: gr.HTML
-    report: gr.HTML
-    earlier: gr.Textbox
-    # what stands beside it
     reading: gr.HTML
-    near: gr.HTML
+    report: gr.HTML
+    evidence: gr.HTML
+    earlier: gr.Textbox
+    # what stands behind it
     words: gr.HTML
-    chosen: gr.HTML
-    why: gr.HTML
+    looked: gr.HTML
+    near: gr.HTML
     flagged: gr.HTML
     table: gr.HTML
     # export
     menu: gr.HTML
     packing: gr.HTML
-    name: gr.Textbox
-    place: gr.Textbox
     download: gr.Textbox
     kept_id: gr.Textbox
 
 
 def build() -> Parts:
-    """Lay out the screen in the Blocks that are open."""
+    """Lay out the screen in the Blocks that are open: the study's line above, films at the left, the report at the right."""
     every_tab_its_own = gr.State(SessionState(), time_to_live=KEPT, delete_callback=SessionState.leave)
-    with gr.Row(elem_id="read"):
-        with gr.Column(scale=6, min_width=320):
-            films = _films()
-        with gr.Column(scale=5, min_width=320):
-            report, beside, export = _report(), _beside(), _export()
-            gr.HTML(messages.keys(), elem_id="keys")
-            download = gr.Textbox(visible="hidden", elem_id="download")
-            kept_id = gr.Textbox(visible="hidden", elem_id="session")
-    return Parts(state=every_tab_its_own, **films, **report, **beside, **export, download=download, kept_id=kept_id)
+    with gr.Column(elem_id="read"):
+        with gr.Row(elem_id="strip"):
+            study = _study()
+        with gr.Row(elem_id="room"):
+            worklist = gr.HTML(messages.worklist(None), elem_id="worklist")
+            with gr.Column(elem_id="viewer", min_width=280):
+                films = _films()
+            with gr.Column(elem_id="desk", min_width=280), gr.Tabs(elem_id="desk-tabs"):
+                with gr.Tab("Report", id="report-tab"):
+                    report = _report()
+                with gr.Tab("Evidence", id="evidence-tab"):
+                    behind = _behind()
+                with gr.Tab("Export", id="export-tab"):
+                    export = _export()
+        gr.HTML(keys.dialog() + messages.phone_bar(), elem_id="keys")
+        download = gr.Textbox(visible="hidden", elem_id="download")
+        kept_id = gr.Textbox(visible="hidden", elem_id="session")
+    return Parts(
+        state=every_tab_its_own,
+        worklist=worklist,
+        **study,
+        **films,
+        **report,
+        **behind,
+        **export,
+        download=download,
+        kept_id=kept_id,
+    )
+
+
+def _study() -> dict[str, Any]:
+    return {
+        "study": gr.HTML(messages.study(None), elem_id="study"),
+        "drop": gr.File(
+            label="Films of a study", file_count="multiple", elem_id="drop"
+        ),  # out of sight: read.js fills it
+        "new_study": gr.Button("New study", size="sm", min_width=50, elem_id="new"),
+        "close_study": gr.Button("Close", size="sm", min_width=50, elem_id="close"),
+    }
 
 
 def _films() -> dict[str, Any]:
-    drop = gr.File(label="Films of one study, one to four files", file_count="multiple", height=84, elem_id="drop")
-    with gr.Row():
-        try_example = gr.Button("Try the example film", size="sm", min_width=120, elem_id="example")
-        new_study = gr.Button("New study", size="sm", min_width=120, elem_id="new")
-    found = {
-        "drop": drop,
-        "try_example": try_example,
-        "new_study": new_study,
+    return {
         "notice": gr.HTML("", elem_id="notice"),
-        "chips": gr.HTML("", elem_id="chips"),
+        "figures": gr.HTML(viewer.figures(()), elem_id="films"),
+        "layers": gr.HTML("", elem_id="layers"),
+        "outlines": gr.HTML("", elem_id="outlines"),
     }
-    with gr.Column(elem_id="viewer"):  # stays in sight while the draft is read
-        found["figures"] = gr.HTML(viewer.figures(()), elem_id="films")
-        found["layers"] = gr.HTML("", elem_id="layers")
-        found["caption"] = gr.HTML("", elem_id="caption")
-    return found
 
 
 def _report() -> dict[str, Any]:
-    with gr.Row():
-        write = gr.Button("Draft report", variant="primary", scale=3, elem_id="write")
-        stop = gr.Button("Stop", variant="stop", interactive=False, scale=1, min_width=80, elem_id="stop")
-    with gr.Accordion("Options", open=False):
+    with gr.Row(elem_id="ask"):
+        write = gr.Button("Draft report", variant="primary", scale=3, size="sm", min_width=120, elem_id="write")
+        stop = gr.Button("Stop", variant="stop", interactive=False, scale=1, size="sm", min_width=60, elem_id="stop")
+    with gr.Accordion("Options", open=False, elem_id="options"):
         more = "1 is quickest; more weigh several wordings against each other."
         beams = gr.Slider(1, 4, 1, step=1, label="Beams", info=more)
         one = "Averaged: each film by itself. Side by side: all as one picture. As trained: what the model has learned."
@@ -117,8 +137,9 @@ def _report() -> dict[str, Any]:
         "compare": compare,
         "sections": sections,
         "status": gr.HTML(say("The model is loading…", busy=True), elem_id="status"),
-        "looked": gr.HTML("", elem_id="looked"),
+        "reading": gr.HTML(draft_panels.findings_html(None), elem_id="was-read", js_on_load=draft_panels.PICK_FINDING),
         "report": gr.HTML(editor.html_of(None, None), elem_id="report", js_on_load=SCRIPT),
+        "evidence": gr.HTML("", elem_id="evidence"),  # out of sight: read.js shows it at its sentence
         "earlier": gr.Textbox(
             label="Your earlier text",
             info="What you had written or edited before the report was drafted anew.",
@@ -129,39 +150,22 @@ def _report() -> dict[str, Any]:
             visible="hidden",
             elem_id="earlier",
         ),
+        "macros": gr.HTML(messages.macros(None, None), elem_id="macros-kept"),
     }
 
 
-def _beside() -> dict[str, Any]:
-    with gr.Accordion("What was read in the film", open=True, elem_id="reading"):
-        pick = draft_panels.PICK_FINDING
-        reading = gr.HTML(draft_panels.read_html(None), elem_id="was-read", js_on_load=pick)
-        near = gr.HTML("", elem_id="near")
-    with gr.Accordion("The model’s draft: sentences and words", open=True, elem_id="beside"):
-        words = gr.HTML(draft_panels.words_html(None), elem_id="words", js_on_load=draft_panels.PICK)
-        chosen = gr.HTML("", elem_id="chosen")
-        why = gr.HTML("", elem_id="why")
-    with gr.Accordion("What the report states", open=True, elem_id="states"):
-        flagged = gr.HTML(draft_panels.flag_html((), "", ""), elem_id="flags")
-        table = gr.HTML(draft_panels.findings_table_html((), "", ""), elem_id="table")
+def _behind() -> dict[str, Any]:
     return {
-        "reading": reading,
-        "near": near,
-        "words": words,
-        "chosen": chosen,
-        "why": why,
-        "flagged": flagged,
-        "table": table,
+        "words": gr.HTML(draft_panels.words_html(None), elem_id="words", js_on_load=draft_panels.PICK),
+        "looked": gr.HTML("", elem_id="looked"),
+        "near": gr.HTML("", elem_id="near"),
+        "flagged": gr.HTML(draft_panels.flag_html((), "", ""), elem_id="flags"),
+        "table": gr.HTML(draft_panels.findings_table_html((), "", ""), elem_id="table"),
     }
 
 
 def _export() -> dict[str, Any]:
-    with gr.Accordion("Export", open=True, elem_id="export"):
-        menu = gr.HTML(exports.menu(SessionState()), elem_id="menu")
-        packing = gr.HTML("", elem_id="packing")
-        with gr.Accordion("Name of the reader, for a signed DICOM structured report", open=False):
-            with gr.Row():
-                name = gr.Textbox(label="Name, as DICOM writes it", placeholder="Family^Given", elem_id="reader")
-                place = gr.Textbox(label="Organization", elem_id="organization")
-            gr.HTML('<p class="rr-hint">Goes into that file alone and is not kept.</p>')
-    return {"menu": menu, "packing": packing, "name": name, "place": place}
+    return {
+        "menu": gr.HTML(exports.menu(SessionState()), elem_id="menu"),
+        "packing": gr.HTML("", elem_id="packing"),
+    }

@@ -8,12 +8,13 @@ from ui import draft_panels, exports, messages, viewer
 from ui.messages import say
 from ui.read.context import Context
 from ui.read.progress import followed
-from ui.read.shown import flags_of_draft, no_map
+from ui.read.shown import findings_of, flags_of_draft, no_map
 from ui.session_state import SessionState, core
 from ui.updates import Shown
 
 if TYPE_CHECKING:
     from emrrg_core import Draft
+    from emrrg_core.report.report import Line
 
 _OVER_FILMS = "#read"  # the films that a map is laid over: those of this screen
 
@@ -25,10 +26,18 @@ def look_at_line(state: SessionState, data: Mapping[str, Any], context: Context)
     line = next((line for line in state.report.lines if line.id == data.get("line")), None)
     if line is None or line.drafted is None or state.draft is None:
         state.picked = state.found = None
-        own = messages.told_of("You wrote this sentence: the model has no map of it.")
-        return {**no_map(), "caption": own if line is not None else "", "menu": exports.menu(state)}
+        shown = {**no_map(), "menu": exports.menu(state), "reading": findings_of(state)}
+        return shown | ({"evidence": _at(f"<p>{_no_map_of(line)}</p>", line=line.id)} if line is not None else {})
     picked = draft_panels.picked(state.draft, [line.drafted, None])
     return looked_at(state, state.draft, picked) if picked else {}
+
+
+def _no_map_of(line: "Line") -> str:
+    return (
+        "Written from what you said: it has no map of its own."
+        if line.by_model
+        else "Your own words: they have no map."
+    )
 
 
 def look_at_words(state: SessionState, data: Mapping[str, Any], context: Context) -> Shown:
@@ -41,16 +50,12 @@ def looked_at(state: SessionState, draft: "Draft", picked: draft_panels.Selectio
     """The map of a selection over every film, and its gates and probabilities."""
     state.picked, state.found = picked, None
     maps = [core().heat_map(draft, place, picked.what(draft)) for place in state.places]
-    tokens = draft_panels.tokens_html(draft, picked.first, picked.last)
-    gates = draft_panels.gates_html(draft, picked.first, picked.last)
     return {
         "state": state,
         "layers": viewer.layers(maps, core().overlay, within=_OVER_FILMS),
-        "caption": _caption(draft, picked, maps),
-        "reading": draft_panels.read_html(draft),
+        "evidence": evidence(state, draft, picked, maps),
+        "reading": findings_of(state),
         "words": draft_panels.words_html(draft, picked, flags_of_draft(state)),
-        "chosen": tokens + gates + _ask(state),
-        "why": "",
         "menu": exports.menu(state),
     }
 
@@ -63,14 +68,13 @@ def look_at_finding(state: SessionState, data: Mapping[str, Any], context: Conte
         return {}
     state.picked, state.found = None, finding.name
     maps = viewer.maps_of(draft, finding, state.places)
+    about = draft_panels.finding_caption(finding, shown=bool(maps))
     return {
         "state": state,
         "layers": viewer.layers(maps, core().overlay, within=_OVER_FILMS),
-        "caption": draft_panels.finding_caption(finding, shown=bool(maps)),
-        "reading": draft_panels.read_html(draft, finding.name),
+        "evidence": _at(about, finding=finding.name),
+        "reading": findings_of(state),
         "words": draft_panels.words_html(draft, None, flags_of_draft(state)),
-        "chosen": "",
-        "why": "",
         "menu": exports.menu(state),
     }
 
@@ -82,19 +86,53 @@ def why_this(state: SessionState, context: Context) -> Iterator[Shown]:
         yield {}
         return
     sentence = draft.sentences[picked.sentence].text
-    yield {"why": say("Waiting for the model…", busy=True)}
+    maps = [core().heat_map(draft, place, picked.what(draft)) for place in state.places]
+    films = state.films
+
+    def told(why: str) -> Shown:
+        return {"evidence": evidence(state, draft, picked, maps, why)}
+
+    def chosen() -> bool:
+        """Whether it is still the chosen one, of the study that is open."""
+        return state.draft is draft and state.picked is not None and state.picked.sentence == picked.sentence
+
+    yield told(say("Waiting for the model…", busy=True))
     try:
         for done, every, found in followed(
-            lambda progress: (reporter.result().why(state.films, draft, picked.sentence, progress=progress),)
+            lambda progress: (reporter.result().why(films, draft, picked.sentence, progress=progress),)
         ):
-            if state.picked is None or state.picked.sentence != picked.sentence:
-                return  # another one is chosen by now
+            if not chosen():
+                return
             if found is None:
-                yield {"why": say(f"Hiding places of the film: reading {done} of {every}…", busy=True)}
+                yield told(say(f"Hiding places of the film: reading {done} of {every}…", busy=True))
             else:
-                yield {"why": draft_panels.why_html(found[0], sentence)}
+                yield told(draft_panels.why_html(found[0], sentence))
     except core().EmrrgError as error:
-        yield {"why": say(str(error), bad=True)}
+        if chosen():
+            yield told(say(str(error), bad=True))
+
+
+def evidence(
+    state: SessionState, draft: "Draft", picked: draft_panels.Selection, maps: Sequence[Any], why: str = ""
+) -> str:
+    """What stands behind a selection, for its own sentence and no other: read.js lays it there. why: *Why this sentence?* so far."""
+    tokens = draft_panels.tokens_html(draft, picked.first, picked.last)
+    gates = draft_panels.gates_html(draft, picked.first, picked.last)
+    line = next((each for each in (state.report.lines if state.report else ()) if each.drafted == picked.sentence), None)
+    other = line is not None and line.choice.value == "edited"
+    return _at(
+        f"{_caption(draft, picked, maps, edited=other)}{why or _ask(state)}"
+        f"<details><summary>Words</summary>{tokens}</details><details><summary>Gates</summary>{gates}</details>",
+        line=line.id if line else None,
+        sentence=picked.sentence,
+    )
+
+
+def _at(inside: str, *, line: int | None = None, sentence: int | None = None, finding: str = "") -> str:
+    """Evidence with the place where it belongs."""
+    places = {"line": line, "sentence": sentence, "finding": finding or None}
+    given = "".join(f' data-{name}="{value}"' for name, value in places.items() if value is not None)
+    return f'<div class="rr-evidence"{given}>{inside}</div>'
 
 
 def _ask(state: SessionState) -> str:
@@ -105,16 +143,15 @@ def _ask(state: SessionState) -> str:
     return f'<p class="rr-foot">{ask}</p>'
 
 
-def _caption(draft: "Draft", picked: draft_panels.Selection, maps: Sequence[Any]) -> str:
-    about = draft_panels.about_html(draft, draft.sentences[picked.sentence])
-    said = f"<b>“{html.escape(picked.text)}”</b>{f' · {about}' if about else ''}. "
+def _caption(draft: "Draft", picked: draft_panels.Selection, maps: Sequence[Any], *, edited: bool) -> str:
+    """edited: the reader put other words in the place of the drafted ones, which alone have a map."""
+    said = f"“{html.escape(picked.text)}”: " if picked.word is not None else ""
+    if edited and picked.word is None:
+        said = f"The drafted words, “{html.escape(picked.text)}”: "
     if not maps:
         said += "Drop the films again to see where the model looked: they are not stored."
     elif all(heat is None for heat in maps):
         said += html.escape(core().no_map(draft, picked.what(draft)))
     else:
-        said += (
-            "The brighter a place, the more the model looked there while writing, at the place itself or at a finding that was read there. "
-            "It does not prove why it wrote this."
-        )
+        said += "Bright: where the model looked while writing, or what it had read there. It does not prove why it wrote this."
     return f'<p role="status">{said}</p>'

@@ -6,18 +6,20 @@ from ui import draft_panels, editor, exports, messages, viewer
 from ui.session_state import SessionState, core
 from ui.updates import Change, Shown
 
-FILMS = ("figures", "chips", "notice")
-REPORT = ("report", "reading", "near", "words", "flagged", "table", "menu", "kept_id", "earlier", "looked")
-EVIDENCE = ("layers", "caption", "chosen", "why")
-BUTTONS = ("write", "stop", "drop", "try_example", "new_study")
+FILMS = ("figures", "study", "notice", "worklist", "outlines")
+REPORT = ("report", "reading", "near", "words", "flagged", "table", "menu", "kept_id", "earlier", "looked", "outlines")
+EVIDENCE = ("layers", "evidence")
+BUTTONS = ("write", "stop", "drop", "new_study", "close_study")
 
 
 def films_of(state: SessionState, said: list[str] | None = None) -> Shown:
     """FILMS. said: what went wrong, a sentence each."""
     return {
-        "figures": viewer.figures(state.shown),
-        "chips": messages.chips(state),
+        "figures": viewer.figures(state.shown, prior=state.priors),
+        "study": messages.study(state),
         "notice": messages.films(state, said or []),
+        "worklist": messages.worklist(state),
+        "outlines": outlines_of(state),
     }
 
 
@@ -29,8 +31,15 @@ def report_of(state: SessionState) -> Shown:
     read = state.draft.read if state.draft else None
     differs = core().disagreements(state.near, read) if state.near and read else []
     return {
-        "report": editor.html_of(state.report, state.draft, marks, kept=messages.kept(state)),
-        "reading": draft_panels.read_html(state.draft, state.found),
+        "report": editor.html_of(
+            state.report,
+            state.draft,
+            state.cautions,
+            kept=messages.kept(state),
+            offers=state.offers,
+            templates=state.templates,
+        ),
+        "reading": findings_of(state),
         "near": draft_panels.near_html(state.near, differs),
         "words": draft_panels.words_html(state.draft, state.picked, flags_of_draft(state)),
         "flagged": draft_panels.flag_html(marks, *texts),
@@ -39,7 +48,19 @@ def report_of(state: SessionState) -> Shown:
         "kept_id": state.session.id if state.session else "",
         "earlier": earlier_text(state),
         "looked": draft_panels.looking_html(state.looked) if state.looked else "",
+        "outlines": outlines_of(state),
     }
+
+
+def findings_of(state: SessionState) -> str:
+    """The findings that were read, and what the reader says of them."""
+    ready = bool(state.films) and not state.missing and not (state.report and state.report.signed)
+    return draft_panels.findings_html(state.draft, state.found, state.says, ready=ready)
+
+
+def outlines_of(state: SessionState) -> str:
+    """The contours of the findings over the films that are here, and what the reader measured on them."""
+    return viewer.outlines(state.draft, state.places, state.films, state.marks, state.says)
 
 
 def no_report() -> Shown:
@@ -52,6 +73,7 @@ def no_report() -> Shown:
         "kept_id": "",
         "earlier": earlier_text(SessionState()),
         "looked": "",
+        "outlines": "",
     }
 
 
@@ -59,7 +81,7 @@ def no_draft() -> Shown:
     """The report and what stands beside it, before the first sentence."""
     return {
         "report": editor.html_of(None, None),
-        "reading": draft_panels.read_html(None),
+        "reading": draft_panels.findings_html(None),
         "near": "",
         "words": draft_panels.words_html(None),
     }
@@ -76,8 +98,8 @@ def buttons_of(*, idle: bool) -> Shown:
         "write": Change(interactive=idle),
         "stop": Change(interactive=not idle),
         "drop": Change(value=None, interactive=idle),
-        "try_example": Change(interactive=idle),
         "new_study": Change(interactive=idle),  # stop first: a draft's last words must not reach the next study
+        "close_study": Change(interactive=idle),
     }
 
 

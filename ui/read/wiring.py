@@ -10,14 +10,13 @@ from ui.read.context import Context
 from ui.read.layout import Parts
 from ui.session_state import READERS, SessionState
 
-_RECALL = "(state, id) => [state, sessionStorage.getItem('emrrg-session') || '']"  # of this tab alone, and gone with it
+# the session is of this tab alone and gone with it; the list of studies is this browser's
+_RECALL = """() => [null, sessionStorage.getItem('emrrg-session') || '',
+    JSON.stringify({key: sessionStorage.getItem('emrrg-study') || '', studies: window.emrrgStudies?.() ?? []})]"""
 _REMEMBER = """(id) => {
     if (id) sessionStorage.setItem('emrrg-session', id);
     else sessionStorage.removeItem('emrrg-session');
 }"""
-_SHOW_FILMS = (
-    """() => { if (window.innerWidth < 768) document.getElementById('films').scrollIntoView({behavior: 'smooth'}); }"""
-)
 _SAVE = """(download) => {
     if (!download) return '';
     const file = JSON.parse(download), link = document.createElement('a');
@@ -30,9 +29,10 @@ _SAVE = """(download) => {
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);
     return '';
 }"""
+_AGAIN = "(state, files) => [state, files, window.emrrgAgain?.() ?? '']"
 _HIDDEN: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 _MODEL: dict[str, Any] = {"concurrency_limit": READERS, "concurrency_id": "model", **_HIDDEN}
-_CLOSING = (*shown.FILMS, *shown.REPORT, *shown.EVIDENCE, "packing", "download", "status")
+_CLOSING = (*shown.FILMS, *shown.REPORT, *shown.EVIDENCE, "packing", "download", "status", "macros")
 
 
 def connect(demo: gr.Blocks, parts: Parts, context: Context) -> None:
@@ -46,8 +46,8 @@ def connect(demo: gr.Blocks, parts: Parts, context: Context) -> None:
 
 
 def _opening(demo: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
-    of, known = handlers.of, [parts.state, parts.kept_id]
-    everything = handlers.components("state", "status", *shown.FILMS, *shown.REPORT)
+    of, known = handlers.of, [parts.state, parts.kept_id, parts.download]
+    everything = handlers.components("state", "status", "macros", *dict.fromkeys((*shown.FILMS, *shown.REPORT)))
     demo.load(of(events.on_load), known, parts.status, js=_RECALL, **_HIDDEN).then(
         of(events.resume), known, everything, js=_RECALL, **_HIDDEN
     ).then(None, parts.kept_id, js=_REMEMBER)  # also where nothing changed: a report that is gone is forgotten
@@ -56,12 +56,12 @@ def _opening(demo: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
 
 def _films(parts: Parts, handlers: Handlers) -> None:
     adding: dict[str, Any] = {
-        "outputs": handlers.components("state", "drop", *shown.FILMS, "menu"),
+        "outputs": handlers.components("state", "drop", *shown.FILMS, "menu", "reading"),
         "show_progress_on": parts.figures,
         "api_visibility": "private",
     }
-    parts.drop.upload(handlers.of(events.add_films), [parts.state, parts.drop], **adding)
-    parts.try_example.click(handlers.of(events.add_example), parts.state, **adding)
+    given = [parts.state, parts.drop, parts.download]
+    parts.drop.upload(handlers.of(events.add_films), given, js=_AGAIN, **adding)
 
 
 def _drafting(parts: Parts, handlers: Handlers) -> None:
@@ -70,22 +70,23 @@ def _drafting(parts: Parts, handlers: Handlers) -> None:
     parts.write.click(of(drafting.begin), parts.state, components("state", *shown.FILMS, *cleared), **_HIDDEN).then(
         of(drafting.draft_report),
         [parts.state, parts.beams, parts.views, parts.laterals, parts.compare, parts.sections],
-        components("state", "status", *shown.FILMS, *shown.REPORT, *shown.BUTTONS),
+        components("state", "status", *dict.fromkeys((*shown.FILMS, *shown.REPORT)), *shown.BUTTONS),
         **_MODEL,
-    ).then(of(drafting.measure_dependence), parts.state, components("looked", "kept_id", "notice"), **_MODEL)
+    ).then(of(drafting.measure_dependence), parts.state, components("looked", "kept_id", "notice", "status"), **_MODEL)
     parts.stop.click(SessionState.halt, parts.state, None, **_HIDDEN)
 
 
 def _report(parts: Parts, handlers: Handlers) -> None:
-    closing = handlers.components(*_CLOSING)
-    parts.new_study.click(handlers.of(events.ask_to_close), parts.state, closing, **_HIDDEN)
+    closing = handlers.components(*dict.fromkeys(_CLOSING))
+    parts.new_study.click(handlers.of(events.new_study), parts.state, [parts.state, *closing], **_HIDDEN)
+    parts.close_study.click(handlers.of(events.ask_to_close), parts.state, [parts.state, *closing], **_HIDDEN)
     # one at a time and in their order, none left out: an edit must never overtake another
     in_order: dict[str, Any] = {"trigger_mode": "multiple", "concurrency_limit": 1, **_HIDDEN}
     act = handlers.of(events.act, data=True)
     parts.report.act(act, [parts.state, parts.kept_id], [parts.state, *closing], **in_order)
     parts.report.save(
         handlers.of(events.export, data=True),
-        [parts.state, parts.name, parts.place],
+        parts.state,
         [parts.download, parts.packing],
         **_HIDDEN,
     ).then(None, parts.download, parts.download, js=_SAVE)
@@ -96,5 +97,5 @@ def _asking(parts: Parts, handlers: Handlers) -> None:
     newest: dict[str, Any] = {"trigger_mode": "always_last", **_HIDDEN}
     parts.report.look(handlers.of(maps.look_at_line, data=True), parts.state, seen, **newest)
     for choice, look in ((parts.words, maps.look_at_words), (parts.reading, maps.look_at_finding)):
-        choice.select(handlers.of(look, data=True), parts.state, seen, **newest).then(None, js=_SHOW_FILMS)
-    parts.report.ask(handlers.of(maps.why_this), parts.state, parts.why, **_MODEL)
+        choice.select(handlers.of(look, data=True), parts.state, seen, **newest)
+    parts.report.ask(handlers.of(maps.why_this), parts.state, parts.evidence, **_MODEL)
