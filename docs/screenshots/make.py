@@ -24,7 +24,7 @@ from tests.test_app import Server, browser_page
 
 HERE = Path(__file__).parent
 MOST_BYTES = 150_000
-HEIGHT = {1440: 1150, 390: 1700}  # of a picture of the whole screen, in pixels
+HEIGHT = {1440: 900, 1920: 1080, 390: 844}  # of a picture of the whole screen, in pixels
 PART = 1900  # of the screen while one part of it is taken: the page's header must not lie over it
 
 
@@ -42,16 +42,18 @@ def save(data: bytes, name: str) -> None:
     print(f"{name}.png: {picture.width} × {picture.height}, {colours} colours, {buffer.tell() // 1000} kB", flush=True)
 
 
-def shoot(page: Any, name: str, part: str | None = None, *, width: int = 1440, dark: bool = False) -> None:
-    """The screen from its top, or one part of it, on a screen that is `width` pixels wide."""
-    page.evaluate("dark => document.body.classList.toggle('dark', dark)", dark)
+def shoot(page: Any, name: str, part: str | None = None, *, width: int = 1440, light: bool = False) -> None:
+    """The screen from its top, or one part of it, on a screen that is `width` pixels wide. light: in the light theme."""
+    if light:
+        page.locator("[data-theme]").click()
     page.set_viewport_size({"width": width, "height": PART if part else HEIGHT[width]})
     page.evaluate("document.activeElement?.blur(), window.scrollTo({top: 0, behavior: 'instant'})")
     page.mouse.move(0, 0)
     page.wait_for_timeout(700)  # films are drawn anew for the new size
     taken = page.locator(part) if part else page
     save(taken.screenshot(animations="disabled"), f"{name}-{width}")
-    page.evaluate("document.body.classList.remove('dark')")
+    if light:
+        page.locator("[data-theme]").click()
     page.set_viewport_size({"width": 1440, "height": HEIGHT[1440]})
 
 
@@ -73,19 +75,23 @@ def read(page: Any, expect: Any, address: str, folder: Path) -> None:
     page.click("#example")
     expect(page.locator(".film-0")).to_contain_text("PA view")
     page.click("#write")
-    expect(page.locator("#looked .rr-looking")).to_be_visible()
+    expect(page.locator("#status")).to_contain_text("Draft done")
     rows = page.locator("#report .rr-item")
     rows.first.locator(".rr-item-text").click()
     with_map(page, "#films")
-    shoot(page, "read")
-    shoot(page, "read", width=390, dark=True)
+    for width in (1440, 1920, 390):
+        shoot(page, "read", width=width)
 
+    tab = page.get_by_role("tab", name="Evidence")
+    tab.click()
+    expect(page.locator("#looked .rr-looking")).to_be_visible()
     page.locator("#looked summary").first.click()
-    shoot(page, "looking", "#looked")
-    page.locator("[data-action=why]").click()
-    expect(page.locator("#why svg")).to_be_visible()
-    shoot(page, "why", "#beside", dark=True)
-    shoot(page, "states", "#states")
+    shoot(page, "looking", "#looked", light=True)
+    page.get_by_role("tab", name="Report").click()
+    rows.first.locator("[data-action=why]").click()
+    rows.first.locator(".rr-why summary").first.click()
+    expect(rows.first.locator(".rr-why svg")).to_be_visible()
+    shoot(page, "why", "#report .rr-item[data-current]")
 
     def do(row: int, action: str, said: str, words: str = "") -> None:
         rows.nth(row).hover()
@@ -104,13 +110,18 @@ def read(page: Any, expect: Any, address: str, folder: Path) -> None:
         do(1, "delete", "Deleted")
     page.locator("#report [data-action=changes]").click()
     shoot(page, "changes", "#report")
+    while page.locator(".rr-caution [data-action=decide]").count():
+        left = page.locator(".rr-caution").count()
+        page.locator(".rr-caution [data-action=decide]").first.click()
+        expect(page.locator(".rr-caution")).to_have_count(left - 1)
     page.locator("#report [data-action=ask-sign]").click()
-    shoot(page, "sign", "dialog[data-dialog=sign]", dark=True)
-    for tick in page.locator("dialog[data-dialog=sign] input").all():
+    shoot(page, "sign", "dialog[data-dialog=sign]")
+    for tick in page.locator("dialog[data-dialog=sign] input[type=checkbox]").all():
         tick.check()
     page.locator("dialog[data-dialog=sign] [data-action=sign]").click()
     expect(page.locator(".rr-stand")).to_contain_text("Signed off")
-    shoot(page, "export", "#export")
+    page.get_by_role("tab", name="Export").click()
+    shoot(page, "export", "#menu", light=True)
 
 
 def films(page: Any, expect: Any, address: str, folder: Path) -> None:
@@ -122,6 +133,7 @@ def films(page: Any, expect: Any, address: str, folder: Path) -> None:
     page.set_input_files("#drop input[type=file]", str(folder / "hand.dcm"))
     expect(page.locator("#notice [data-action=use]")).to_be_visible()
     shoot(page, "refused", "#notice")
+    page.evaluate("sessionStorage.clear(), localStorage.clear()")
 
     ready(page, expect, address)
     phantom, paths = make_phantom(2, height=640, width=640, lesion=None), [folder / "now.png", folder / "before.png"]
@@ -137,8 +149,9 @@ def films(page: Any, expect: Any, address: str, folder: Path) -> None:
     page.click("#write")
     expect(page.locator("#status")).to_contain_text("Draft done")
     page.locator("#report .rr-item .rr-item-text").first.click()
-    expect(page.locator("#caption")).to_contain_text("new since the prior film")
-    shoot(page, "prior", dark=True)
+    expect(page.locator("#was-read")).to_contain_text("new since the prior film")
+    with_map(page, "#films")
+    shoot(page, "prior")
 
 
 def teach(page: Any, expect: Any, address: str, folder: Path) -> None:
@@ -161,13 +174,13 @@ def teach(page: Any, expect: Any, address: str, folder: Path) -> None:
     page.locator("#teach-findings textarea").fill("There is a left pleural effusion. The heart is enlarged.")
     page.locator("#teach-impression textarea").fill("Left effusion.")
     expect(page.locator("#teach-saved")).to_contain_text("Kept")
-    shoot(page, "write", width=390, dark=True)
+    shoot(page, "write", width=390)
     page.click("#teach-commit")
     expect(page.locator("#teach-compared .rr-three > section")).to_have_count(3)
     page.locator("#teach-words .rr-head").first.click()
     expect(page.locator("#teach-caption")).to_contain_text("The brighter a place")
     shoot(page, "teach")
-    shoot(page, "teach", width=390, dark=True)
+    shoot(page, "teach", width=390)
 
     canvas = page.locator("#teach-brush canvas")
     canvas.scroll_into_view_if_needed()
@@ -177,7 +190,7 @@ def teach(page: Any, expect: Any, address: str, folder: Path) -> None:
     page.mouse.move(box["x"] + 0.9 * box["width"], box["y"] + 0.8 * box["height"], steps=8)
     page.mouse.up()
     expect(page.locator("#teach-moved li:not([data-change='0.0'])").first).to_be_visible()
-    shoot(page, "seen", "#teach-seen", dark=True)
+    shoot(page, "seen", "#teach-seen")
 
     page.get_by_role("button", name="For teachers").click()
     page.click("#teach-open")  # the key stands there already
