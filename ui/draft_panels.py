@@ -183,7 +183,7 @@ def findings_html(
     folded = f'<details class="rr-finds-rest"><summary>{counted}</summary>{listed(rest)}</details>' if rest else ""
     return (
         f'<section class="rr-finds" aria-label="Findings read in the film"><h2>Findings read <small>{head}</small></h2>'
-        f"{listed(first) if first else none}{folded}{_ratio(draft)}{_not_assessed(draft)}</section>"
+        f"{listed(first) if first else none}{folded}{_ratio(draft)}{_not_assessed_folded(draft)}</section>"
     )
 
 
@@ -296,6 +296,17 @@ def _not_assessed(draft: "Draft") -> str:
         f"{names}. A draft that does not name them has not looked for them." if names else "nothing of the 14 labels."
     )
     return f'<p class="rr-not-assessed"><b>Not assessed:</b> {html.escape(said)}</p>'
+
+
+def _not_assessed_folded(draft: "Draft") -> str:
+    """The same in one line that opens: what a reader misses most, first."""
+    labels = draft.not_assessed
+    if not labels:
+        return ""
+    names = [_NOT_READ.get(label, label.lower()).partition(" (")[0] for label in reversed(labels)]
+    more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+    short = html.escape(", ".join(names[:2]) + more)
+    return f'<details class="rr-finds-rest"><summary>Not assessed: {short}</summary>{_not_assessed(draft)}</details>'
 
 
 def finding_caption(finding: "Finding", *, shown: bool) -> str:

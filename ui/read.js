@@ -229,7 +229,8 @@ function layEvidence() {
 }
 
 new MutationObserver(() => requestAnimationFrame(layEvidence)).observe(document.getElementById('evidence'), {childList: true, subtree: true, characterData: true});
-new MutationObserver(() => requestAnimationFrame(layEvidence)).observe(document.getElementById('was-read'), {childList: true, subtree: false});
+// the findings and the draft's words are drawn anew at moments of their own, the words once their tab is opened
+new MutationObserver(() => requestAnimationFrame(layEvidence)).observe(document.getElementById('desk-tabs'), {childList: true, subtree: true});
 
 // --- sentences that were seen -----------------------------------------------------------------------------------------
 

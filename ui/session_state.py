@@ -440,7 +440,7 @@ class SessionState:
             if not found and each.error:
                 found = _read_anyway(each)
             for held in found:
-                with suppress(core().EmrrgError, TypeError, ValueError, AttributeError):
+                with suppress(core().EmrrgError, TypeError, ValueError, OverflowError, AttributeError):
                     for op in dict(ops or {}).get(held.film.sha256, ()):
                         held = _changed(held, op)
                 if held.film.sha256 in (*wanted, *prior):
@@ -465,7 +465,7 @@ class SessionState:
             op = {name: action[name] for name in ("corners", "turn") if name in action}
             try:
                 held = _changed(self.held[number], op)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 return "That did not arrive whole: set the corners again."
             self.held = (*self.held[:number], held, *self.held[number + 1 :])
             self._order()

@@ -88,7 +88,7 @@ def _figure(number: int, film: "Film", *, prior: bool) -> str:
     name, view = html.escape(film.name), view_of(film)
     steps = "".join(f"<li>{html.escape(step)}</li>" for step in film.steps) or "<li>none</li>"
     spread = html.escape(json.dumps([(round(each.level, 4), round(each.width, 4)) for each in windows(film.pixels)]))
-    kind = "prior film · " if prior else ""
+    kind = "prior film · " if prior and "prior" not in film.name.lower() else ""
     badge = name if not prior or "prior" in name.lower() else f"{name} · prior"
     corners = "" if film.format == "DICOM" or prior else _corners(film)
     scale = f' data-mm="{film.spacing[0]!r} {film.spacing[1]!r}"' if film.spacing else ""

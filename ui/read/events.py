@@ -238,7 +238,10 @@ def act_on_report(state: SessionState, id: str, action: Mapping[str, Any], conte
                 told = ""
             case "sign":
                 with state.lock:
-                    confirmed = [int(number) for number in action.get("confirmed", ()) if isinstance(number, int)]
+                    given = action.get("confirmed")
+                    confirmed = (
+                        [number for number in given if isinstance(number, int)] if isinstance(given, list) else []
+                    )
                     state.report = before.sign(confirmed, state.cautions)
                 told = editor.told(state.report, action)
             case _:

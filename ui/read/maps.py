@@ -118,7 +118,9 @@ def evidence(
     """What stands behind a selection, for its own sentence and no other: read.js lays it there. why: *Why this sentence?* so far."""
     tokens = draft_panels.tokens_html(draft, picked.first, picked.last)
     gates = draft_panels.gates_html(draft, picked.first, picked.last)
-    line = next((each for each in (state.report.lines if state.report else ()) if each.drafted == picked.sentence), None)
+    line = next(
+        (each for each in (state.report.lines if state.report else ()) if each.drafted == picked.sentence), None
+    )
     other = line is not None and line.choice.value == "edited"
     return _at(
         f"{_caption(draft, picked, maps, edited=other)}{why or _ask(state)}"

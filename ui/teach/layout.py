@@ -106,6 +106,7 @@ def build(*, author: bool = True) -> Parts:
             side = _side()
             teachers = _for_teachers(author)
         with gr.Column(scale=12, min_width=320, elem_id="teach-main"):
+            made = gr.HTML("", elem_id="teach-made")  # in sight, however far the form is scrolled
             class_view = _class_view()
             form = _author()
             case = _case()
@@ -115,6 +116,7 @@ def build(*, author: bool = True) -> Parts:
         **side,
         **teachers,
         **class_view,
+        made=made,
         **form,
         **case,
         **seen,
@@ -162,7 +164,6 @@ def _for_teachers(author: bool) -> dict[str, Any]:
             "open_class": gr.Button("Open the class", size="sm", elem_id="teach-open"),
             "opening": gr.HTML("", elem_id="teach-opening"),
             "make": gr.Button("Make a case", size="sm", visible=author, elem_id="teach-make"),
-            "made": gr.HTML("", elem_id="teach-made"),
         }
 
 
