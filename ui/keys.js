@@ -82,6 +82,7 @@
     const button = event.target.closest?.("[data-key-of], [data-keys]");
     if (!button) return;
     if (button.dataset.keyOf) { waiting = button.dataset.keyOf; say(`Press the key for: ${list.find((row) => row[0] === waiting)[2]}. Esc leaves it.`); draw(); }
+    else waiting = null; // whoever presses another button has no key in mind any more
     if (button.dataset.keys === "reset") { own = {}; keep(OWN, "{}"); say("The usual keys are back."); draw(); }
     if (button.dataset.keys === "shut") button.closest("dialog").close();
     if (button.dataset.keys === "open") open();

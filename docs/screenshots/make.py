@@ -42,12 +42,16 @@ def save(data: bytes, name: str) -> None:
     print(f"{name}.png: {picture.width} × {picture.height}, {colours} colours, {buffer.tell() // 1000} kB", flush=True)
 
 
-def shoot(page: Any, name: str, part: str | None = None, *, width: int = 1440, light: bool = False) -> None:
-    """The screen from its top, or one part of it, on a screen that is `width` pixels wide. light: in the light theme."""
+def shoot(
+    page: Any, name: str, part: str | None = None, *, width: int = 1440, light: bool = False, top: str | None = None
+) -> None:
+    """The screen from its top, or one part of it, on a screen that is `width` pixels wide. light: in the light theme. top: what it is scrolled to."""
     if light:
         page.locator("[data-theme]").click()
     page.set_viewport_size({"width": width, "height": PART if part else HEIGHT[width]})
     page.evaluate("document.activeElement?.blur(), window.scrollTo({top: 0, behavior: 'instant'})")
+    if top:
+        page.locator(top).evaluate("one => one.scrollIntoView({behavior: 'instant', block: 'start'})")
     page.mouse.move(0, 0)
     page.wait_for_timeout(700)  # films are drawn anew for the new size
     taken = page.locator(part) if part else page
@@ -174,13 +178,13 @@ def teach(page: Any, expect: Any, address: str, folder: Path) -> None:
     page.locator("#teach-findings textarea").fill("There is a left pleural effusion. The heart is enlarged.")
     page.locator("#teach-impression textarea").fill("Left effusion.")
     expect(page.locator("#teach-saved")).to_contain_text("Kept")
-    shoot(page, "write", width=390)
+    shoot(page, "write", width=390, top="#teach-head")
     page.click("#teach-commit")
     expect(page.locator("#teach-compared .rr-three > section")).to_have_count(3)
     page.locator("#teach-words .rr-head").first.click()
     expect(page.locator("#teach-caption")).to_contain_text("The brighter a place")
     shoot(page, "teach")
-    shoot(page, "teach", width=390)
+    shoot(page, "teach", width=390, top="#teach-located")
 
     canvas = page.locator("#teach-brush canvas")
     canvas.scroll_into_view_if_needed()
