@@ -129,7 +129,7 @@ _UNDO_STEPS = 200  # more are forgotten; the log of edits forgets nothing
 class Report:
     """The reader's report: the lines of Findings, then of Impression, deleted ones among them, and every edit in order.
 
-    There is no "accept all": what stands unreviewed is confirmed sentence by sentence, at the latest when it is signed.
+    Nothing is accepted unnamed: `accept_all` takes the sentences that the reader has seen, and what is left is confirmed when it is signed.
     Every operation raises EmrrgError for an unknown line and, but for `unsign`, for a signed report; one that would change
     nothing gives the report itself back and is not logged.
     """
