@@ -354,7 +354,7 @@ async function keepFilms() {
             asked.onsuccess = () => { if (asked.result) films.put({...asked.result, kept: JSON.parse(told)}); };
         });
     }
-    keepStudies();
+    keepStudies().then(timeStudies);
     await bringFilms(key, line);
 }
 
@@ -382,6 +382,20 @@ async function keepStudies() {
     try { localStorage.setItem('emrrg-studies', JSON.stringify(kept)); } catch { /* for this page only */ }
     const keys = new Set(now.map((each) => each.key));
     for (const gone of before.filter((each) => !keys.has(each.key))) await store('readwrite', (films) => films.delete(gone.key));
+}
+
+/* When each study came, by this computer's clock: studies have no names here. */
+function timeStudies() {
+    const kept = studies();
+    for (const button of document.querySelectorAll('#worklist [data-action="switch"]')) {
+        const came = kept.find((each) => each.key === button.dataset.key)?.at;
+        if (came && !button.querySelector('.rr-at')) {
+            const when = document.createElement('small');
+            when.className = 'rr-at';
+            when.textContent = ` · ${new Date(came).toLocaleTimeString([], {hour: '2-digit', minute: '2-digit'})}`;
+            button.append(when);
+        }
+    }
 }
 
 async function forgetOld() {
@@ -555,6 +569,8 @@ function press(button) {
 }
 
 screen.addEventListener('click', (event) => {
+    const finding = event.target.closest('#was-read .rr-find');
+    if (finding) window.emrrgOverlay.show(finding.dataset.finding, true);  // its contour, beside its map
     const button = event.target.closest('[data-action]');
     if (button) press(button);
     const pick = event.target.closest('.rr-pick');  // a sentence or word of the draft beside: its line is the current one

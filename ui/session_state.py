@@ -385,6 +385,8 @@ class SessionState:
             before = {place for study in studies for place in study.earlier[:1]}  # these lie beside the newer study
             whole = [n for n in range(len(studies)) if n not in before]
             open_one = self.draft is not None or bool(self.held)
+            if len(whole) > 1 and all(each.key != self.key for each in self.others):
+                self.others += (Desk(self.key),)  # its place in the worklist is before those that wait
             for place, n in enumerate(whole):
                 study = studies[n]
                 earlier = studies[study.earlier[0]].films if study.earlier else ()
