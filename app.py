@@ -39,6 +39,7 @@ MOST_BYTES = 500_000_000  # of one upload; a larger file is no single film
 _HEADER = (
     '<header class="rr-bar"><h1>EMRRG</h1>'
     f'<p class="rr-notice" role="note">{read.NOTICE}</p>'
+    '<button type="button" data-keys="open" title="Keys and gestures (?)" aria-label="Keys and gestures">?</button>'
     '<button type="button" data-theme aria-pressed="true" title="Dark or light" aria-label="Dark theme">◐</button></header>'
 )
 
@@ -60,7 +61,7 @@ def build_demo(
         soon.set_result(reporter)
     with gr.Blocks(title="EMRRG", analytics_enabled=False, delete_cache=(600, 600), fill_width=True) as demo:
         api.endpoints(demo, soon)  # first: an event of a screen that has the same name takes another
-        gr.HTML(_HEADER, elem_id="bar")
+        gr.HTML(_HEADER + keys.dialog(), elem_id="bar")  # the list of keys is the whole app's
         with gr.Tabs(elem_id="screens") as screens:
             with gr.Tab("Read", id="read"):
                 reading = read.screen(demo, soon, example_film, memory)

@@ -31,7 +31,7 @@ except ImportError:
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from emrrg_core import Film
-from ui import viewer
+from ui import keys, viewer
 from ui.pixel_endpoint import packed
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,7 +62,7 @@ FIRST = """
 async () => {
     const begun = performance.now();
     document.querySelector('[data-do=preset][data-value="2"]').click();
-    while (!document.querySelector('.rr-now').textContent.includes('16 bit')) {
+    while (!document.querySelector('.rr-now').textContent.endsWith('· full film')) {
         if (performance.now() - begun > 30000) throw new Error('the full film was not drawn within 30 seconds');
         await new Promise((done) => setTimeout(done, 5));
     }
@@ -152,7 +152,7 @@ def main() -> None:
     png = io.BytesIO()
     Image.fromarray(np.rint(shown.pixels * 255).astype(np.uint8)).save(png, "PNG", compress_level=1)
     styles = (ROOT / "ui" / "viewer.css").read_text(encoding="utf-8")
-    html = f"<!doctype html><style>{styles}</style>{viewer.HEAD}<body style='margin:0'><div id=films></div>"
+    html = f"<!doctype html><style>{styles}</style>{keys.HEAD}{viewer.HEAD}<body style='margin:0'><div id=films></div>"
     answers = {
         "/": ("text/html;charset=utf-8", html.encode()),
         "/film.png": ("image/png", png.getvalue()),

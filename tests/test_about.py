@@ -82,6 +82,11 @@ def test_a_page_of_the_project_fits_into_this_one() -> None:
         "A.md",
     )
     assert shown == "### Part\ndocs, [x](https://x.org)\n#### Deeper\n"
+    table = "| a | b |\n|---|---|\n| 1 | 2 |\n"
+    before, _, after = about._shown(f"## Part\n\n{table}\nAfter.\n", "A.md").partition(table)
+    assert 'tabindex="0"' in before, "who has no mouse scrolls a wide table with the arrow keys"
+    assert before.endswith(">\n\n"), "Markdown within HTML begins behind an empty line"
+    assert after == "\n</div>\n\nAfter.\n"
 
 
 def test_the_drawing_is_one_that_a_screen_reader_can_tell_and_shows_what_learns() -> None:
@@ -167,8 +172,12 @@ def test_what_carries_the_film_into_the_drafts_is_the_first_thing_that_the_resul
     first, _, rest = page.partition("</table>")
     rows = re.findall(r'<tr><th scope="row">(.*?)</th>(.*?)</tr>', first)
     assert [name for name, _ in rows] == [about.PATHS[name] for name in about.PATHS if name in card["paths"]]
-    assert re.findall(r"<td>(.*?)(?:<small>.*?)?</td>", rows[1][1]) == ["0.31", "–", "0.50", "0.45", "1.25"]
+    assert re.findall(r"<td>(.*?)(?:<small>.*?)?</td>", rows[1][1]) == ["0.31", "–", "0.50", "0.45", "3.49"], (
+        "1.25 nats: 3.49 times"
+    )
     assert "[0.31, 0.31] · 40" in rows[1][1]
+    assert "[3.49, 3.49] · 40" in rows[1][1]
+    assert "nats" not in first.lower()
     assert '<th scope="row">overall</th>' in rest
     assert "with another film’s patches 96% of the drafts keep their labels" in first
     card["paths"]["patches_other"] = measured(labels_kept=0.4)

@@ -14,7 +14,8 @@ import pytest
 
 from emrrg_core import Draft, findings_table, flags
 from emrrg_core.explain.faithfulness import DependenceTest, Why
-from emrrg_core.model.finding_tokens import Finding, Presence
+from emrrg_core.explain.likelihood import factor, likelihood
+from emrrg_core.model.finding_tokens import ABNORMAL, NAMES, PLACED_BY, Finding, Presence
 from emrrg_core.model.writing import Token, Writing
 from emrrg_core.report.draft import FilmRecord, compose, sections
 from emrrg_core.text.labeler import LABELS
@@ -453,6 +454,112 @@ def test_a_checkpoint_that_reads_nothing_shows_no_probability(draft):
     assert "%" not in "".join(node.text for node in page(draft_panels.words_html(silent)).all("div", "rr-sentence"))
 
 
+# --- what was read of the film, to work with -----------------------------------------------------------------------------
+
+
+def finds_of(draft: Draft, **more) -> tuple[Node, list[str], list[str]]:
+    """The panel, and the findings that stand in it at first and folded away."""
+    shown = page(draft_panels.findings_html(draft, **more))
+    folded = [item for part in shown.all("details", "rr-finds-rest") for item in part.all("button", "rr-find")]
+    names = [item["data-finding"] for item in folded]
+    every = [item["data-finding"] for item in shown.all("button", "rr-find")]
+    assert every[len(every) - len(names) :] == names, "what is folded away stands last"
+    return shown, every[: len(every) - len(names)], names
+
+
+def folds(shown: Node) -> list[str]:
+    return [part.one("summary").text for part in shown.all("details")]
+
+
+def test_stated_findings_stand_first_and_what_is_open_or_absent_is_folded_away(draft):
+    shown, first, folded = finds_of(draft)
+    assert first == ["effusion", "heart"]
+    assert folded == ["opacity", "nodule"]
+    assert folds(shown)[0] == "1 left open, 1 ruled out"
+    assert not any("open" in part.attributes for part in shown.all("details"))
+    assert plain(shown.one("h2").text) == "Findings read any abnormality 97 %"
+    calm = replace(draft, read=tuple(replace(finding, presence=Presence.ABSENT) for finding in READ))
+    shown, first, folded = finds_of(calm)
+    assert first == []
+    assert shown.one("p", "rr-none").text == "No finding is stated."
+    assert folds(shown)[0] == "4 ruled out"
+    stated = replace(draft, read=tuple(replace(finding, presence=Presence.PRESENT) for finding in READ))
+    shown, _, folded = finds_of(stated)
+    assert folded == []
+    assert [words.partition(":")[0] for words in folds(shown)] == ["Not assessed"], "nothing else is left to fold away"
+
+
+def test_a_finding_that_the_reader_speaks_of_stands_first_too(draft):
+    for value in draft_panels.SAYS:
+        _, first, _ = finds_of(draft, says={"nodule": value})
+        assert first == (["nodule", "effusion", "heart"] if value else ["effusion", "heart"])
+
+
+def test_each_finding_shows_probability_threshold_place_and_its_own_colour(draft):
+    shown, first, folded = finds_of(draft)
+    rows = {row.one("button", "rr-find")["data-finding"]: row for row in shown.all("li")}
+    assert list(rows) == first + folded
+    for finding in READ[1:]:
+        row = rows[finding.name]
+        assert row["data-presence"] == finding.presence.value
+        assert row["style"] == f"--finding:{draft_panels.COLOURS[finding.name]}"
+        assert row.one("button", "rr-eye")["data-eye"] == finding.name
+        assert row.one("button", "rr-eye")["aria-pressed"] == "false", "overlay.js knows what is drawn"
+        assert float(row.one("span", "rr-likely")["data-probability"]) == finding.probability
+        meter = row.one("span", "rr-meter")
+        assert (meter.one("i")["style"], meter.one("b")["style"]) == (
+            f"width:{100 * finding.probability:.1f}%",
+            f"left:{100 * finding.threshold:.1f}%",
+        )
+    assert plain(rows["effusion"].one("button", "rr-find").text) == "pleural effusion right, small"
+    assert plain(rows["effusion"].one("span", "rr-likely").text) == "83 %, stated; stated from 61 %"
+    assert plain(rows["opacity"].one("span", "rr-likely")["title"]) == "left open; stated from 60 %"
+    for row in rows.values():  # all controls have a name that says of what
+        name = row.one("button", "rr-find").inside[0].strip()
+        assert name in row.one("button", "rr-eye")["aria-label"]
+        assert name in row.one("select")["aria-label"]
+
+
+def test_a_side_can_be_said_where_a_finding_has_one_and_what_was_said_is_chosen():
+    read = tuple(Finding(name, Presence.PRESENT, 0.9, 0.5) for name in NAMES)
+    draft = replace(draft_of(["Clear."]), read=read)
+    shown, first, _ = finds_of(draft, says={"effusion": "left", "heart": "absent"})
+    assert first == [name for name in NAMES if name != ABNORMAL]
+    for row in shown.all("li"):
+        name, choices = row.one("select")["data-says"], list(row.one("select").all("option"))
+        sides = {"right", "left", "bilateral"} if name in PLACED_BY else set()
+        assert {choice["value"] for choice in choices} == {"", "present", "absent", "silent"} | sides, name
+        assert [choice.text for choice in choices] == [draft_panels.SAYS[choice["value"]] for choice in choices]
+        chosen = [choice["value"] for choice in choices if "selected" in choice.attributes]
+        assert chosen == [{"effusion": "left", "heart": "absent"}.get(name, "")]
+
+
+def test_the_finding_whose_map_is_shown_is_pressed_and_nothing_can_be_said_without_films(draft):
+    shown, *_ = finds_of(draft, chosen="nodule", ready=False)
+    pressed = [b["data-finding"] for b in shown.all("button", "rr-find") if b["aria-pressed"] == "true"]
+    assert pressed == ["nodule"]
+    assert all("disabled" in choice.attributes for choice in shown.all("select"))
+    assert not any("disabled" in choice.attributes for choice in finds_of(draft)[0].all("select"))
+
+
+def test_the_findings_come_with_ratio_and_what_is_not_assessed_and_are_empty_without_a_draft(draft):
+    shown, *_ = finds_of(draft)
+    assert "0.53" in shown.one("p", "rr-ratio").text
+    assert "fractures" in shown.one("p", "rr-not-assessed").text
+    assert folds(shown)[-1] == "Not assessed: devices, fractures and 6 more", "what a reader misses most, first"
+    assert draft_panels.findings_html(None) == ""
+    assert "reads no findings" in draft_panels.findings_html(replace(draft, read=None))
+
+
+@pytest.mark.parametrize("words", HOSTILE)
+def test_a_place_cannot_write_into_the_panel(draft, words):
+    hostile = replace(draft, read=tuple(replace(finding, side=words, severity=words) for finding in READ))
+    calm = replace(draft, read=tuple(replace(finding, side="right", severity="mild") for finding in READ))
+    body = draft_panels.findings_html(hostile)
+    assert shape(page(body)) == shape(page(draft_panels.findings_html(calm)))
+    assert words in page(body).text
+
+
 # --- tokens and gates ---------------------------------------------------------------------------------------------------
 
 
@@ -482,14 +589,19 @@ def test_the_gates_of_a_selection_are_its_tokens_mean_strength():
     cells = [cell for cell in shown.all("td", "rr-figure") if "data-gate" in cell.attributes]
     strength = np.abs([token.gates for token in draft.tokens[2:6]]).mean(0)
     assert [float(cell["data-gate"]) for cell in cells] == pytest.approx(strength)
-    assert [head.text for head in shown.all("th") if head["scope"] == "row"] == ["Layer 3", "Layer 7"]
+    heads = [head for head in shown.all("th") if head["scope"] == "row"]
+    assert [(head.text, head["title"]) for head in heads] == [
+        ("Gate 1", "Layer 3 of the language model"),
+        ("Gate 2", "Layer 7 of the language model"),
+    ]
+    assert plain(shown.one("caption").text).startswith("How far each gate was open 0 adds nothing of the film")
 
 
-def test_shut_gates_and_a_model_without_hybrid_layers_are_told_in_words():
+def test_shut_gates_and_a_model_without_gates_are_told_in_words():
     draft = draft_of(CUTS["a word a token"])
     shut = replace(draft, tokens=tuple(replace(token, gates=(0.0, 0.0)) for token in draft.tokens))
     assert "did not look" in draft_panels.gates_html(shut, 0, 3)
-    assert "no hybrid layers" in draft_panels.gates_html(replace(draft, layers=()), 0, 3)
+    assert "no gates" in draft_panels.gates_html(replace(draft, layers=()), 0, 3)
 
 
 # --- findings and flags -------------------------------------------------------------------------------------------------
@@ -565,6 +677,13 @@ WHYS = {
 }
 
 
+def factor_of(label: str) -> float:
+    """Nats of a tick's label: ×1.5, ×10¹²."""
+    number = label.removeprefix("×")
+    power = number.removeprefix("10").translate(str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789"))
+    return math.log(float(number)) if number.isascii() else int(power) * math.log(10)
+
+
 def place_of(node: Node, name: str) -> float:
     return float(node[name].removesuffix("%"))
 
@@ -581,23 +700,33 @@ def test_the_marks_of_why_lie_where_the_numbers_are(why):
     assert float(own["data-nats"]) == why.drop
     assert float(mean["data-nats"]) == why.mean
     assert [float(dot["data-nats"]) for dot in dots] == list(why.random)
-    ticks = [
-        (float(t.text.replace("\N{MINUS SIGN}", "-")), place_of(t, "x"))
-        for t in chart.all("text")
-        if "text-anchor" in t.attributes and "class" not in t.attributes
-    ]
+    labels = [t for t in chart.all("text") if "data-nats" in t.attributes]
+    for tick in labels:
+        assert factor_of(tick.text) == pytest.approx(abs(float(tick["data-nats"])), abs=1e-6)
+    ticks = [(float(t["data-nats"]), place_of(t, "x")) for t in labels]
     slope, start = np.polyfit(*np.transpose(ticks), 1)
     marks = [(own, "cx"), (mean, "x1"), *((dot, "cx") for dot in dots)]
     for mark, name in marks:
         assert place_of(mark, name) == pytest.approx(start + slope * float(mark["data-nats"]), abs=0.01)
         assert 4.99 <= place_of(mark, name) <= 95.01
-    assert 2 <= len(ticks) <= 7
+    assert 2 <= len(ticks) <= 8
+    assert "×1" in [t.text for t in labels]
+    titles = [t.text for t in chart.all("text", "rr-axis-title")]
+    assert titles[0] == "times less likely when a place is hidden"
+    assert titles[1:] == ["left of ×1: times more likely"] * (min(why.drop, *why.random) < 0)
+    assert max(float(t["y"]) for t in chart.all("text")) < float(chart["height"])
     assert chart["role"] == "img"
-    assert f"{why.drop:.2f}".replace("-", "\N{MINUS SIGN}") in chart["aria-label"]
-    assert why.verdict in shown.text
+    assert f"the sentence is {likelihood(why.drop)}; with {len(why.random)} other places" in chart["aria-label"]
+    assert f"Highlighted place: {likelihood(why.drop, '×')}" in chart.text
+    assert shown.inside[0].inside[1].text.removeprefix("Take care. ") == why.verdict, (
+        "the answer first, the figures behind it"
+    )
     assert ("Take care." in shown.text) != why.matters
-    table = [row.inside[1].text for row in shown.one("details").one("tbody").all("tr")]
-    assert table == [draft_panels._nats(bar.nats) for bar in why.bars]
+    figures, each = shown.all("details")
+    assert figures.one("svg") is chart
+    assert figures.inside[0].text == "The figures"
+    table = [row.inside[1].text for row in each.one("tbody").all("tr")]
+    assert table == [likelihood(bar.nats, "×") for bar in why.bars]
 
 
 def test_why_tells_the_finding_before_and_after_and_the_whole_effect_where_it_differs():
@@ -610,9 +739,8 @@ def test_why_tells_the_finding_before_and_after_and_the_whole_effect_where_it_di
         "With another place hidden",
     ]
     assert "from the prompt too" not in draft_panels.why_html(why, "Effusion.")
-    assert "from the prompt too, the sentence loses 4.50 nats" in draft_panels.why_html(
-        replace(why, whole=4.5), "Effusion."
-    )
+    whole = draft_panels.why_html(replace(why, whole=4.5), "Effusion.")
+    assert "from the prompt too, the sentence is 90 times less likely." in whole
     assert "rr-before-after" not in draft_panels.why_html(WHYS["matters"], "The trachea is midline.")
 
 
@@ -636,9 +764,19 @@ def test_the_bars_of_looking_are_as_long_as_the_numbers(looking):
         nats, left, width = float(bar["data-nats"]), place_of(bar, "x"), place_of(bar, "width")
         assert width == pytest.approx(abs(nats) * nat, abs=0.01 + abs(nats) / looking.threshold * 0.001)
         assert (left if nats >= 0 else left + width) == pytest.approx(zero, abs=0.01)
-    assert looking.verdict in shown.text
+    assert shown.inside[0].inside[0].text.removeprefix("Take care. ") == looking.verdict
     assert ("Take care." in shown.text) != looking.looks
-    assert str(looking.threshold) in shown.one("svg")["aria-label"]
+    figures, chart = shown.one("details"), shown.one("svg")
+    assert figures.one("svg") is chart
+    assert figures.inside[0].text == "The figures"
+    assert f"Threshold for the mean: {factor(looking.threshold)} times" in chart["aria-label"]
+    assert f"Dashed line: ×{factor(looking.threshold)}," in figures.text
+    for name, nats in looking.bars:
+        assert f"{name}: {likelihood(nats, '×')}" in chart.text
+        assert f"{name.lower()} {likelihood(nats)}" in chart["aria-label"]
+    for tick in chart.all("text"):
+        if "data-nats" in tick.attributes:
+            assert place_of(tick, "x") == pytest.approx(zero + float(tick["data-nats"]) * nat, abs=0.05)
 
 
 def test_a_sentence_without_a_map_says_why_there_is_no_chart():
@@ -648,14 +786,46 @@ def test_a_sentence_without_a_map_says_why_there_is_no_chart():
     assert "Is it looking?" in draft_panels.looking_html(None)
 
 
-@pytest.mark.parametrize("low", [0.0, -0.001, -3.0, -1000.0])
-@pytest.mark.parametrize("high", [0.0, 0.004, 0.73, 12.0, 999.0])
-def test_an_axis_holds_its_numbers_between_round_ticks(low, high):
+@pytest.mark.parametrize("low", [0.0, -0.001, -0.2, -3.0, -1000.0])
+@pytest.mark.parametrize("high", [0.0, 0.004, 0.2, 0.73, 1.3, 2.4, 5.0, 6.9, 12.0, 999.0])
+def test_an_axis_holds_its_numbers_and_a_few_ticks_at_round_factors(low, high):
     scale = draft_panels._Scale.over([low, high])
     assert scale.low <= low <= high <= scale.high
     assert scale.low <= 0 <= scale.high
-    assert 1 <= (scale.high - scale.low) / scale.step <= 6 + 1e-6
-    assert f"{scale.step:e}"[0] in "125"
+    assert 2 <= len(scale.ticks) <= 8
+    assert (0, "×1") in scale.ticks
+    places = [at for at, _ in scale.ticks]
+    assert scale.low <= min(places) <= max(places) <= scale.high
+    assert min(np.diff(places)) >= 0.14 * (scale.high - scale.low), "so that labels do not meet on a telephone"
+    assert max(np.diff(places)) <= 0.75 * (scale.high - scale.low)
+    for at, label in scale.ticks:
+        assert factor_of(label) == pytest.approx(abs(at), abs=1e-6)
+    assert all(len(label) <= 6 for _, label in scale.ticks)
+
+
+@pytest.mark.parametrize(
+    ("high", "labels"),
+    [
+        (0.05, "×1 ×1.01 ×1.02 ×1.03 ×1.04 ×1.05"),
+        (1.1, "×1 ×1.2 ×1.5 ×2 ×3"),
+        (1.7, "×1 ×1.5 ×2 ×3 ×5"),
+        (4.0, "×1 ×2 ×5 ×10 ×20 ×50"),
+        (12.0, "×1 ×10 ×100 ×1000 ×10⁴ ×10⁵"),
+    ],
+)
+def test_the_ticks_of_an_axis_are_the_factors_that_people_know(high, labels):
+    assert " ".join(label for _, label in draft_panels._Scale.over([high]).ticks) == labels
+
+
+def test_no_panel_speaks_of_nats_or_layers():
+    panels = every_panel(FINDINGS, IMPRESSION) | {
+        name: draft_panels.why_html(replace(why, whole=4.5), "Effusion.") for name, why in WHYS.items()
+    }
+    panels |= {name: draft_panels.looking_html(looking) for name, looking in LOOKS.items()}
+    for name, body in panels.items():
+        shown = page(body)
+        told = [shown.text, *(node.attributes.get("aria-label", "") for node in shown.all())]
+        assert not re.search(r"\bnats?\b|\blayers?\b|\btokens?\b", " ".join(told), re.IGNORECASE), name
 
 
 # --- nothing from the data is markup ------------------------------------------------------------------------------------
@@ -670,6 +840,7 @@ def every_panel(findings: str, impression: str) -> dict[str, str]:
         "table": draft_panels.findings_table_html(rows, draft.findings, draft.impression),
         "flags": draft_panels.flag_html(found, draft.findings, draft.impression),
         "read": draft_panels.read_html(draft, "effusion"),
+        "findings": draft_panels.findings_html(draft, "effusion", {"opacity": "left"}),
         "words": draft_panels.words_html(draft, draft_panels.picked(draft, [0, 0]), found),
         "tokens": draft_panels.tokens_html(draft, 0, len(draft.tokens)),
         "gates": draft_panels.gates_html(draft, 0, len(draft.tokens)),

@@ -107,6 +107,19 @@ def rg1() -> Path:
 
 
 @pytest.fixture(scope="module")
+def stranger(rg1: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DICOM film that the server has no copy of, as it has of the example."""
+    header = pydicom.dcmread(rg1)
+    pixels = header.pixel_array.copy()
+    pixels[:40, :40] = 0
+    header.PixelData, header.SOPInstanceUID = pixels.tobytes(), "2.25.7"
+    header.file_meta.MediaStorageSOPInstanceUID = "2.25.7"
+    path = tmp_path_factory.mktemp("stranger") / "film.dcm"
+    header.save_as(path)
+    return path
+
+
+@pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Six phantom films as files."""
     folder = tmp_path_factory.mktemp("films")
@@ -139,9 +152,15 @@ def test_every_action_of_the_screen_is_one_of_the_report() -> None:
     report = editor.apply(report, {"action": "restore", "line": 0})
     report = editor.apply(report, {"action": "retype", "section": "impression", "text": "One. Two."})
     assert [line.text for line in report.lines] == [OWN, "Third.", "One.", "Two."]
-    report = editor.apply(report, {"action": "sign", "confirmed": []})
-    assert report.status == "final"
-    assert editor.apply(report, {"action": "unsign"}).status == "preliminary"
+    report = editor.apply(report, {"action": "field", "name": "indication", "text": "Cough."})
+    assert report.fields.indication == "Cough."
+    assert editor.apply(report.sign(), {"action": "unsign"}).status == "preliminary"
+
+
+def test_several_sentences_are_accepted_in_one_step(state: SessionState) -> None:
+    report = editor.apply(state.report, {"action": "accept-rest", "lines": [0, 2]})
+    assert [line.choice.value for line in report.lines] == ["accepted", "unreviewed", "accepted", "unreviewed"]
+    assert editor.apply(report, {"action": "undo"}).lines == state.report.lines
 
 
 @pytest.mark.parametrize(
@@ -155,22 +174,17 @@ def test_every_action_of_the_screen_is_one_of_the_report() -> None:
         {"action": "accept", "line": 99},
         {"action": "add", "section": "history", "text": "x"},
         {"action": "add"},
-        {"action": "sign", "confirmed": 3},
+        {"action": "sign", "confirmed": []},  # who signs has to have decided on the warnings: ui.read.events
+        {"action": "accept-rest"},
+        {"action": "accept-rest", "lines": ["x"]},
+        {"action": "decide"},
+        {"action": "decide", "key": "x"},
+        {"action": "field", "name": "signed", "text": "x"},
     ],
 )
 def test_an_action_that_makes_no_sense_is_refused_in_words(action: dict[str, Any]) -> None:
     with pytest.raises(EmrrgError, match=r"\w \w"):
         editor.apply(Report(), action)
-
-
-def test_each_line_is_found_in_the_text_of_its_section(state: SessionState) -> None:
-    report = state.report.add("findings", "The heart is of normal size.", 1).delete(0).edit(2, "1. A list item")
-    texts = {"findings": report.findings, "impression": report.impression}
-    found = editor.places(report)
-    assert found.keys() == {line.id for line in report.lines} - {0}
-    for line in report.lines:
-        if line.id in found:
-            assert texts[line.section][slice(*found[line.id])] == line.text
 
 
 def test_what_a_reader_types_is_text_and_never_markup(state: SessionState) -> None:
@@ -181,12 +195,29 @@ def test_what_a_reader_types_is_text_and_never_markup(state: SessionState) -> No
     assert "&lt;b&gt;on the right&lt;/b&gt;, 5 mm &amp; calcified" in page
 
 
-def test_a_flag_stands_at_its_sentence(state: SessionState) -> None:
-    marks = emrrg_core.flags(*state.texts, has_prior=False)
-    page = editor.html_of(state.report, state.draft, marks)
-    rows = re.findall(r'<li class="rr-item.*?</li>', page, re.DOTALL)
-    assert [("rr-tag" in row) for row in rows] == [False, True, True, True]
-    assert "earlier film" in rows[2]
+def rows_of(page: str) -> list[str]:
+    return re.findall(r'<li class="rr-item.*?</li>', page, re.DOTALL)
+
+
+def test_a_warning_stands_at_its_sentence_with_its_ends_until_it_is_decided(state: SessionState) -> None:
+    page = editor.html_of(state.report, state.draft, state.cautions)
+    assert [row.count('class="rr-caution"') for row in rows_of(page)] == [0, 1, 1, 2]
+    assert "earlier film" in rows_of(page)[2]
+    keys = [caution.key for caution in state.cautions if caution.line is not None]
+    assert re.findall(r'class="rr-caution" data-key="(\w+)"', "".join(rows_of(page))) == keys
+    state.report = editor.apply(state.report, {"action": "decide", "key": keys[1]})
+    page = editor.html_of(state.report, state.draft, state.cautions)
+    assert [row.count('class="rr-caution"') for row in rows_of(page)] == [0, 1, 0, 2]
+    state.report = state.report.edit(2, "The lungs have not changed.")
+    assert "earlier film" in rows_of(editor.html_of(state.report, state.draft, state.cautions))[2], "other words, asked anew"
+
+
+def test_fields_stand_above_the_findings_and_what_is_typed_there_is_no_markup(state: SessionState) -> None:
+    state.report = state.report.with_field("indication", '<img src=x onerror="1">')
+    page = editor.html_of(state.report, state.draft)
+    assert page.index('data-field="indication"') < page.index('data-section="findings"')
+    assert "<img" not in page
+    assert "&lt;img src=x" in page
 
 
 def test_a_sentence_of_the_report_shows_its_findings_probability_and_never_its_words(state: SessionState) -> None:
@@ -248,7 +279,7 @@ def test_a_kept_report_tells_which_films_to_drop_and_takes_them_back_by_their_pi
     assert (later.missing, later.places, later.priors) == ([], [0, 1], {2})
     assert later.take([pictures[3]], first=1) == []
     assert "two patients" in later.waiting[0].words
-    assert later.use(0) is None
+    assert later.use_other(0) is None
     assert later.priors == {2, 3}, "a film of another day is shown and not given to the model"
 
 
@@ -277,7 +308,9 @@ def test_five_films_are_refused_in_a_sentence_that_counts_them(pictures: list[Pa
 def test_the_same_image_is_not_taken_twice(pictures: list[Path]) -> None:
     state = SessionState()
     said = state.take([pictures[0], pictures[0]], first=1)
-    assert said == ["File 2 was not taken, because it is the same image as Film 1."]
+    assert said == ["File 2 was not taken. This is the same image as file 1. (Rule: same-image.)"]
+    assert state.take([pictures[0]], first=1) == ["File 1 was not taken, because it is the same image as Film 1."]
+    assert len(state.films) == 1
 
 
 def test_a_rule_that_a_person_may_know_better_is_overridden_on_their_word_and_recorded(
@@ -401,9 +434,11 @@ def check_export(name: str, body: bytes, *, mark: str | None) -> None:
         assert made.pixel_array.shape[2] == 3
         assert made.Modality == "OT"
         return
-    if name in ("sr", "dicom-pdf"):
+    if name in ("sr", "findings-sr", "dicom-pdf"):
         made = pydicom.dcmread(io.BytesIO(body))
-        text = body.decode("utf-8", "replace") if name == "sr" else made.DocumentTitle
+        if name != "dicom-pdf":
+            assert made.PreliminaryFlag == ("PRELIMINARY" if mark else "FINAL")
+        text = made.DocumentTitle if name == "dicom-pdf" else body.decode("utf-8", "replace")
     elif name == "docx":
         with zipfile.ZipFile(io.BytesIO(body)) as archive:
             text = archive.read("word/document.xml").decode()
@@ -421,7 +456,7 @@ def check_export(name: str, body: bytes, *, mark: str | None) -> None:
 
 def test_dicom_exports_refer_to_the_film_and_its_patient(state: SessionState, rg1: Path) -> None:
     source = pydicom.dcmread(rg1)
-    for kind in ("sr", "dicom-pdf", "capture"):
+    for kind in ("sr", "findings-sr", "dicom-pdf", "capture"):
         made = pydicom.dcmread(io.BytesIO(unpacked(exports.make(kind, state))))
         assert made.StudyInstanceUID == source.StudyInstanceUID
         assert source.SOPInstanceUID in str(made)
@@ -488,7 +523,7 @@ class RunningApp:
     def shows(self, page: Any, expected: list[tuple[str, str]]) -> None:
         """Waits until this is what the screen says of each sentence: its parts are not drawn at the same moment."""
         script = """() => [...document.querySelectorAll('#report .rr-item[data-line]')].map((row) => [
-            row.querySelector('.rr-item-text').innerText, row.querySelector('.rr-choice').innerText.slice(2)])"""
+            row.querySelector('.rr-item-text').innerText, row.querySelector('.rr-choice').innerText])"""
         deadline = time.monotonic() + 60
         while (found := [tuple(row) for row in page.evaluate(script)]) != expected:
             assert time.monotonic() < deadline, found
@@ -507,9 +542,9 @@ def running(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 @pytest.fixture
-def kept(running: RunningApp, drafted: Callable[..., Draft], rg1: Path) -> str:
-    """The id of a report on RG1 that nobody has reviewed, in its store."""
-    return running.store.begin(drafted([read_film(rg1, name="Film 1")])).id
+def kept(running: RunningApp, drafted: Callable[..., Draft], stranger: Path) -> str:
+    """The id of a report that nobody has reviewed, in its store; its film is no example."""
+    return running.store.begin(drafted([read_film(stranger, name="Film 1")])).id
 
 
 def said(page: Any, expect: Any, words: str) -> None:
@@ -522,7 +557,27 @@ def item(page: Any, line: int) -> Any:
 
 def do(page: Any, line: int, action: str) -> None:
     item(page, line).hover()
-    item(page, line).locator(f'[data-action="{action}"]').click()
+    item(page, line).locator(f'.rr-item-tools [data-action="{action}"]').click()
+
+
+def tab(page: Any, name: str) -> None:
+    page.get_by_role("tab", name=name, exact=True).click()
+
+
+def choose(page: Any, expect: Any, line: int) -> Any:
+    """Choose a sentence; its evidence, once it stands there."""
+    item(page, line).locator(".rr-item-text").click()
+    laid = item(page, line).locator(".rr-laid")
+    expect(laid).to_be_visible()
+    return laid
+
+
+def keep_all(page: Any, expect: Any) -> None:
+    """Decide on every warning."""
+    ends = page.locator(".rr-caution [data-action=decide]")
+    while left := ends.count():
+        ends.first.click()
+        expect(ends).to_have_count(left - 1)
 
 
 def test_edits_survive_a_reload_and_a_restart_until_the_report_is_closed(
@@ -532,7 +587,7 @@ def test_edits_survive_a_reload_and_a_restart_until_the_report_is_closed(
         running.open(page, expect, kept)
         expect(page.locator("#notice")).to_contain_text("Films are not stored. Drop Film 1")
         expect(page.locator("#was-read")).to_contain_text("Not assessed: ")
-        expect(page.locator("#was-read [data-presence=open]")).to_contain_text("left open")
+        expect(page.locator("#was-read .rr-finds-rest summary")).to_contain_text("1 left open, 1 ruled out")
         expect(page.locator(".rr-stand")).to_contain_text(NOT_REVIEWED)
         do(page, 0, "accept")
         said(page, expect, "Accepted. 3 sentences not reviewed.")
@@ -577,11 +632,11 @@ def test_edits_survive_a_reload_and_a_restart_until_the_report_is_closed(
         said(page, expect, "Restored.")
         wrong.clear()  # the server was away for a while
 
-        page.click("#new")
-        expect(page.locator("#notice")).to_contain_text("deletes it from the server")
+        page.click("#close")
+        expect(page.locator("#notice")).to_contain_text("deletes the report from the server")
         page.locator("#notice [data-action=leave-open]").click()
-        expect(page.locator("#notice")).not_to_contain_text("deletes it")
-        page.click("#new")
+        expect(page.locator("#notice")).not_to_contain_text("deletes the report")
+        page.click("#close")
         page.locator("#notice [data-action=close]").click()
         expect(page.locator("#report")).to_contain_text("The draft appears here")
         assert page.evaluate("sessionStorage.getItem('emrrg-session')") is None
@@ -597,13 +652,13 @@ def test_two_readers_never_see_each_others_work_and_a_duplicated_tab_is_told(run
         stranger.set_default_timeout(SLOW)
         stranger.goto(running.server.address)
         expect(stranger.locator("#status")).to_contain_text("Ready")
-        assert FINDINGS[0] not in stranger.locator("#read").inner_text()
-        with page.context.expect_page() as opened:  # of the same browser: nothing is kept for all its tabs
+        assert FINDINGS[1] not in stranger.locator("#read").inner_text()
+        with page.context.expect_page() as opened:  # of the same browser: no report is opened in all its tabs
             page.evaluate("() => { window.open(location.href, '_blank', 'noopener') }")
         fresh = opened.value
         fresh.set_default_timeout(SLOW)
         expect(fresh.locator("#status")).to_contain_text("Ready")
-        assert FINDINGS[0] not in fresh.locator("#read").inner_text()
+        assert FINDINGS[1] not in fresh.locator("#read").inner_text()
 
         with (
             page.context.expect_page() as opened
@@ -626,14 +681,20 @@ def test_two_readers_never_see_each_others_work_and_a_duplicated_tab_is_told(run
         assert wrong == []
 
 
-def test_sign_off_asks_for_every_sentence_that_nobody_has_reviewed(running: RunningApp, kept: str) -> None:
+def test_sign_off_asks_for_every_sentence_and_warning_and_for_the_readers_name(running: RunningApp, kept: str) -> None:
     with browser_page(1200, 800) as (page, wrong, expect):
         running.open(page, expect, kept)
         do(page, 0, "accept")
         said(page, expect, "Accepted.")
-        page.locator("#report [data-action=ask-sign]").click()
-        dialog = page.locator("dialog[data-dialog=sign]")
-        ticks, sign = dialog.locator("input"), dialog.locator("[data-action=sign]")
+        dialog, ask = page.locator("dialog[data-dialog=sign]"), page.locator("#report [data-action=ask-sign]")
+        ticks, sign = dialog.locator("input[type=checkbox]"), dialog.locator("[data-action=sign]")
+        ask.click()
+        expect(dialog.get_by_role("alert")).to_contain_text("warnings are not decided: keep or delete each first")
+        expect(ticks).to_have_count(0)
+        expect(sign).to_be_disabled()
+        page.keyboard.press("Escape")
+        keep_all(page, expect)
+        ask.click()
         expect(ticks).to_have_count(3)
         expect(sign).to_be_disabled()
         ticks.nth(0).check()
@@ -642,33 +703,59 @@ def test_sign_off_asks_for_every_sentence_that_nobody_has_reviewed(running: Runn
         page.keyboard.press("Escape")
         do(page, 1, "accept")
         said(page, expect, "2 sentences not reviewed")
-        page.locator("#report [data-action=ask-sign]").click()
-        assert [tick.is_checked() for tick in ticks.all()] == [False, False], "no yes is carried to another sentence"
-        for tick in ticks.all():
-            tick.check()
+        do(page, 2, "edit")
+        page.locator("#report textarea").fill("The lungs have not changed.")
+        page.keyboard.press("Enter")
+        expect(item(page, 2).locator(".rr-caution")).to_be_visible()
+        ask.click()
+        expect(sign).to_be_disabled()
+        page.keyboard.press("Escape")
+        keep_all(page, expect)
+        ask.click()
+        expect(ticks).to_have_count(1)
+        assert not ticks.first.is_checked(), "no yes is carried to another sentence"
+        ticks.first.check()
+        dialog.locator("[data-signer=name]").fill(READER)
+        dialog.locator("[data-signer=organization]").fill("Quillhospital")
         sign.click()
         expect(page.locator(".rr-stand")).to_contain_text("Signed off")
         expect(page.locator("#report [data-action=edit]")).to_have_count(0)
+        tab(page, "Export")
         expect(page.locator("#menu")).not_to_contain_text("DRAFT")
         with page.expect_download() as saved:
             page.locator("[data-kind=text]").click()
         text = Path(saved.value.path()).read_text()
         assert NOT_REVIEWED not in text
         assert "Signed off" in text
+        assert "Quillfeather" in text
+        assert "Quillhospital" in text
+        tab(page, "Report")
         page.locator("#report [data-action=unsign]").click()
         said(page, expect, "taken back")
         expect(item(page, 0).locator("[data-action=edit]")).to_be_attached()
+        page.reload()
+        expect(page.locator("#status")).to_contain_text("as you left it")
+        ask.click()
+        expect(dialog.locator("[data-signer=name]")).to_have_value(READER)
         report = running.store.load(kept).report
-        assert [edit.action for edit in report.edits][-4:] == ["accept", "accept", "sign", "unsign"]
+        assert [edit.action for edit in report.edits if edit.action != "keep"] == ["accept", "accept", "edit", "accept", "sign", "unsign"]
         assert wrong == []
+    for path in (*running.home.rglob("*"), *running.server.folder.rglob("*")):
+        if path.is_file() and not path.is_symlink():
+            assert b"Quill" not in path.read_bytes(), "the reader's name is kept by the browser alone"
+    assert "Quill" not in running.server.output()
 
 
-def test_every_export_is_downloaded_and_can_be_opened(running: RunningApp, kept: str, rg1: Path) -> None:
+READER = "Quillfeather^Jana"
+
+
+def test_every_export_is_downloaded_and_can_be_opened(running: RunningApp, kept: str, stranger: Path) -> None:
     with browser_page(1440, 900) as (page, wrong, expect):
         running.open(page, expect, kept)
-        for name in ("sr", "dicom-pdf", "capture"):
+        tab(page, "Export")
+        for name in ("sr", "findings-sr", "dicom-pdf", "capture"):
             expect(page.locator(f"[data-kind={name}]")).to_be_disabled()
-        page.set_input_files("#drop input[type=file]", str(rg1))
+        page.set_input_files("#drop input[type=file]", str(stranger))
         expect(page.locator(".film-0")).to_contain_text("PA view")
         expect(page.locator("#notice")).not_to_contain_text("not stored")
         for kind in exports.KINDS:
@@ -681,66 +768,124 @@ def test_every_export_is_downloaded_and_can_be_opened(running: RunningApp, kept:
     assert not any(path.endswith((".pdf", ".dcm", ".docx")) for path in running.server.paths())
 
 
-def test_a_sentence_and_a_word_show_map_gates_and_tokens_and_why(running: RunningApp, kept: str, rg1: Path) -> None:
+SHOWN_MAP = "() => getComputedStyle(document.querySelector('.film-0 .rr-map')).backgroundImage"
+
+
+def test_a_sentence_and_a_word_show_map_gates_and_tokens_and_why_at_their_own_place(
+    running: RunningApp, kept: str, stranger: Path
+) -> None:
     with browser_page(1440, 900) as (page, wrong, expect):
         running.open(page, expect, kept)
-        item(page, 1).locator(".rr-item-text").click()
-        expect(page.locator("#caption")).to_contain_text("not stored")
-        page.set_input_files("#drop input[type=file]", str(rg1))
+        expect(choose(page, expect, 1)).to_contain_text("not stored")
+        page.set_input_files("#drop input[type=file]", str(stranger))
         expect(page.locator(".film-0")).to_be_visible()
-        item(page, 1).locator(".rr-item-text").click()
-        expect(page.locator("#caption")).to_contain_text(FINDINGS[1])
-        shown = "() => getComputedStyle(document.querySelector('.film-0 .rr-map')).backgroundImage"
-        page.wait_for_function(f"({shown})() != 'none'")
-        expect(page.locator("#chosen .rr-tokens li").first).to_be_visible()
-        expect(page.locator("#chosen .rr-gates tbody tr")).to_have_count(2)
-        of_sentence = page.evaluate(shown)
-        word = page.locator("#words .rr-word").nth(7)
+        choose(page, expect, 0)
+        laid = choose(page, expect, 1)
+        every = page.locator("#report .rr-laid")
+        expect(every).to_have_count(1)
+        page.wait_for_function(f"({SHOWN_MAP})() != 'none'")
+        laid.locator("summary", has_text="Words").click()
+        expect(laid.locator(".rr-tokens li").first).to_be_visible()
+        expect(laid.locator(".rr-gates tbody tr")).to_have_count(2)
+        of_sentence = page.evaluate(SHOWN_MAP)
+
+        tab(page, "Evidence")
+        there = page.locator("#words .rr-laid")
+        expect(there).to_have_count(1)
+        word = page.locator("#words .rr-sentence").nth(1).locator(".rr-word").nth(3)
         word.click()
-        expect(page.locator("#caption")).to_contain_text(f"“{word.inner_text()}”")
-        page.wait_for_function(f"old => ({shown})() != old", arg=of_sentence)
-        expect(page.locator("#chosen .rr-tokens li")).not_to_have_count(0)
-        page.locator("[data-action=why]").click()
-        expect(page.locator("#why")).to_contain_text("random places of the same shape")
-        expect(page.locator("#why svg")).to_be_visible()
-        of_word = page.evaluate(shown)
+        expect(there).to_contain_text(f"“{word.inner_text()}”")
+        page.wait_for_function(f"old => ({SHOWN_MAP})() != old", arg=of_sentence)
+        there.locator("[data-action=why]").click()
+        expect(there).to_contain_text("with other places hidden")
+        assert page.locator("#words .rr-sentence").nth(1).locator(".rr-laid").count() == 1
+        there.locator(".rr-why summary, summary").first.click()
+        expect(there.locator("svg").first).to_be_visible()
+        of_word = page.evaluate(SHOWN_MAP)
+
+        tab(page, "Report")
+        expect(laid).to_contain_text("with other places hidden")
         page.locator("#was-read [data-finding=effusion]").click()
-        expect(page.locator("#caption")).to_contain_text("pleural effusion, left")
-        expect(page.locator("#caption")).to_contain_text(re.compile(r"83.%, stated from 61.%: stated"))
-        page.wait_for_function(f"old => ({shown})() != old && ({shown})() != 'none'", arg=of_word)
-        expect(page.locator("#was-read [aria-pressed=true]")).to_have_count(1)
-        expect(page.locator("#words [aria-pressed=true]")).to_have_count(0)
-        of_finding = page.evaluate(shown)
+        of = page.locator("#was-read li .rr-laid")
+        expect(of).to_contain_text("pleural effusion, left")
+        expect(of).to_contain_text(re.compile(r"83.%, stated from 61.%: stated"))
+        expect(every).to_have_count(0)
+        page.wait_for_function(f"old => ({SHOWN_MAP})() != old && ({SHOWN_MAP})() != 'none'", arg=of_word)
+        expect(page.locator("#was-read .rr-find[aria-pressed=true]")).to_have_count(1)
+        of_finding = page.evaluate(SHOWN_MAP)
+        page.locator("#was-read .rr-finds-rest summary").first.click()
         page.locator("#was-read [data-finding=opacity]").click()
-        expect(page.locator("#caption")).to_contain_text("left open, neither stated nor denied")
-        page.wait_for_function(f"old => ({shown})() != old", arg=of_finding)
-        item(page, 0).locator(".rr-item-text").click()
-        expect(page.locator("#was-read [aria-pressed=true]")).to_have_count(0)
-        do(page, 3, "add")
-        page.locator("#report textarea").fill(OWN)
-        page.locator("#report textarea").press("Enter")
-        said(page, expect, "Added.")
-        item(page, 4).locator(".rr-item-text").click()
-        expect(page.locator("#caption")).to_contain_text("You wrote this sentence")
+        expect(of).to_contain_text("left open, neither stated nor denied")
+        page.wait_for_function(f"old => ({SHOWN_MAP})() != old", arg=of_finding)
+        choose(page, expect, 0)
+        expect(page.locator("#was-read .rr-find[aria-pressed=true]")).to_have_count(0)
+        expect(of).to_have_count(0)
         assert wrong == []
 
 
+def test_evidence_never_stands_at_another_sentence(running: RunningApp, kept: str, stranger: Path) -> None:
+    with browser_page(1440, 900) as (page, wrong, expect):
+        running.open(page, expect, kept)
+        page.set_input_files("#drop input[type=file]", str(stranger))
+        expect(page.locator(".film-0")).to_be_visible()
+        page.evaluate(WATCHING)
+        choose(page, expect, 1).locator("[data-action=why]").click()
+        choose(page, expect, 3)  # before the answer is there
+        expect(item(page, 1).locator(".rr-laid")).to_have_count(0)
+        page.wait_for_timeout(1500)  # the answer would have come by now
+        expect(page.locator("#report .rr-laid")).to_have_count(1)
+        expect(item(page, 3).locator(".rr-laid")).not_to_contain_text("places hidden")
+
+        do(page, 3, "edit")
+        page.locator("#report textarea").fill("No effusion is seen.")
+        page.keyboard.press("Enter")
+        said(page, expect, "Edited.")
+        expect(choose(page, expect, 3)).to_contain_text(f"The drafted words, “{IMPRESSION[0]}”")
+        do(page, 3, "delete")
+        said(page, expect, "Deleted")
+        expect(page.locator("#report .rr-laid")).to_have_count(1)
+        do(page, 2, "add")
+        page.locator("#report textarea").fill(OWN)
+        page.keyboard.press("Enter")
+        said(page, expect, "Added.")
+        expect(item(page, 4)).to_contain_text("5 mm & calcified")
+        expect(choose(page, expect, 4)).to_contain_text("Your own words: they have no map.")
+        assert page.evaluate(SHOWN_MAP) == "none"
+        misplaced = page.evaluate("() => window.misplaced")
+        assert misplaced == []
+        assert wrong == []
+
+
+# notes every moment in which evidence stands at another sentence than the one that it names
+WATCHING = """() => {
+    window.misplaced = [];
+    new MutationObserver(() => {
+        for (const laid of document.querySelectorAll('#report .rr-laid')) {
+            const of = document.querySelector('#evidence .rr-evidence'), row = laid.closest('.rr-item');
+            if (of && laid.innerHTML === of.innerHTML && of.dataset.line !== row.dataset.line) window.misplaced.push([of.dataset.line, row.dataset.line]);
+        }
+    }).observe(document.getElementById('report'), {childList: true, subtree: true});
+}"""
+
+
 def test_remembered_cases_open_under_the_findings_and_an_impression_is_asked_of_the_findings(
-    running: RunningApp, kept: str, rg1: Path
+    running: RunningApp, kept: str, stranger: Path
 ) -> None:
     memory = Memory(running.home / "memory")
     memory.add([(None, "There is a left pleural effusion.", "Effusion of May.", None), (None, "A nodule.", "", None)])
     try:
         with browser_page(1440, 900) as (page, wrong, expect):
             running.open(page, expect, kept)
+            tab(page, "Evidence")
             near = page.locator("#near")
             expect(near.locator("summary")).to_contain_text("Remembered cases like this film (2)")
             near.locator("summary").click()
             expect(near.locator("li").first).to_contain_text("Effusion of May.")
             expect(near.locator("li").first).to_contain_text("Pleural Effusion")
+            tab(page, "Report")
             page.locator("[data-action=summarise]").click()
             said(page, expect, "Drop the films of this report again")
-            page.set_input_files("#drop input[type=file]", str(rg1))
+            page.set_input_files("#drop input[type=file]", str(stranger))
             expect(page.locator(".film-0")).to_be_visible()
             page.locator("[data-action=summarise]").click()
             expect(page.locator("#status")).to_contain_text(
@@ -756,17 +901,27 @@ def test_what_the_report_states_and_contradicts_follows_the_readers_own_text(run
     with browser_page(1200, 800) as (page, wrong, expect):
         running.open(page, expect, kept)
         effusion = page.locator("#table tr", has=page.locator("th", has_text=re.compile("^Pleural Effusion$")))
+        warned = item(page, 3).locator(".rr-caution")
+        expect(warned).to_have_count(2)
+        expect(warned.first).to_contain_text("but the Findings state pleural effusion")
+        tab(page, "Evidence")
         expect(effusion).to_contain_text("positive")
         expect(page.locator("#flags")).to_contain_text("stated and denied")
         expect(page.locator("#flags")).to_contain_text("earlier film")
-        expect(item(page, 3).locator(".rr-tag")).to_be_visible()
+        tab(page, "Report")
         do(page, 1, "delete")
+        said(page, expect, "Deleted")
+        expect(warned).to_have_count(1)
+        expect(warned).to_contain_text("which was not ruled out in the film")
+        tab(page, "Evidence")
         expect(effusion).to_contain_text("negative")
         expect(page.locator("#flags")).not_to_contain_text("stated and denied")
-        expect(item(page, 3).locator(".rr-tag")).to_have_count(0)
+        tab(page, "Report")
         do(page, 2, "edit")
         page.locator("#report textarea").fill("The lungs are clear.")
         page.locator("#report textarea").press("Enter")
+        said(page, expect, "Edited.")
+        tab(page, "Evidence")
         expect(page.locator("#flags")).to_contain_text("No contradiction was found")
         assert wrong == []
 
@@ -784,19 +939,23 @@ def test_the_keys_work_and_rest_while_a_reader_types(running: RunningApp, kept: 
         press("n")
         press("x")
         said(page, expect, "Deleted")
-        press("z")
+        press("u")
         said(page, expect, "Undone.")
-        press("Z")
+        press("y")
+        said(page, expect, "Done again.")
+        press("Control+z")
+        said(page, expect, "Undone.")
+        press("Control+Shift+z")
         said(page, expect, "Done again.")
         press("Control+z")
         said(page, expect, "Undone.")
         press("e")
-        page.keyboard.type(" aejkxz?")
+        page.keyboard.type(" aejkxus?")
         press("Enter")
         said(page, expect, "Edited.")
         expected = [
             (FINDINGS[0], "accepted"),
-            (f"{FINDINGS[1]} aejkxz?", "edited"),
+            (f"{FINDINGS[1]} aejkxus?", "edited"),
             (FINDINGS[2], "not reviewed"),
             (IMPRESSION[0], "not reviewed"),
         ]
@@ -811,10 +970,10 @@ def test_the_keys_work_and_rest_while_a_reader_types(running: RunningApp, kept: 
         press("?")
         keys = page.locator("dialog[data-dialog=keys]")
         expect(keys).to_contain_text("next sentence")
-        page.locator("#keys-on").uncheck()  # for who speaks to the computer
+        page.locator("[data-keys-on]").uncheck()  # for who speaks to the computer
         press("Escape")
         expect(keys).to_be_hidden()
-        press("z")
+        press("u")
         press("?")
         expect(keys).to_be_hidden()
         running.shows(page, expected)
@@ -835,7 +994,7 @@ def test_a_refused_film_states_its_rule_and_may_be_used_anyway(running: RunningA
         expect(page.locator(".film-0")).to_contain_text("overridden by the reader")
         expect(page.locator("#notice [role=alert]")).to_have_count(0)
 
-        page.click("#example")
+        page.set_input_files("#drop input[type=file]", str(rg1))
         expect(page.locator("#notice [role=alert]")).to_contain_text("the same image as Film 1")
         assert wrong == []
 
@@ -850,6 +1009,7 @@ def test_a_prior_film_is_shown_and_not_given_to_the_model(running: RunningApp, p
         expect(page.locator(".film-1")).to_contain_text("Prior film")
         page.click("#write")
         expect(page.locator("#write")).to_be_enabled()
+        tab(page, "Evidence")
         expect(page.locator("#looked")).to_contain_text("film")
         id = page.evaluate("sessionStorage.getItem('emrrg-session')")
         session = running.store.load(id)

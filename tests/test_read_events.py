@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -13,7 +14,7 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from emrrg_core import Draft, EmrrgError, Film, Report, Sessions
+from emrrg_core import Draft, EmrrgError, Film, Report, Sessions, read_film
 from emrrg_core.errors import FilmError
 from emrrg_core.explain.faithfulness import DependenceTest, Why
 from emrrg_core.memory.cases import Memory
@@ -34,7 +35,7 @@ reporter, drafted, rg1, pictures, state = (  # fixtures
     read_tests.pictures,
     read_tests.state,
 )
-FINDINGS, OWN = read_tests.FINDINGS, read_tests.OWN
+FINDINGS, IMPRESSION, OWN = read_tests.FINDINGS, read_tests.IMPRESSION, read_tests.OWN
 TEST = DependenceTest(0.5, 0.6, 0.7, 0.1, 20)
 
 
@@ -80,6 +81,8 @@ class Model:
     def why(self, films: list[Film], draft: Draft, sentence: int, *, progress: Callable[[int, int], None]) -> Why:
         progress(1, 9)
         self.meanwhile()
+        if self.error:
+            raise self.error
         return Why(sentence, -3.0, 2.0, (0.1, 0.2), (5,), 0)
 
 
@@ -102,7 +105,7 @@ def loading() -> "Future[Any]":
 def screen(model: Model, store: Sessions, loading: "Future[Any]", rg1: Path) -> Screen:
     """The screen with a model that is loaded."""
     loading.set_result(model)
-    return Screen(layout, wiring, Context(loading, lambda: rg1, lambda: store))
+    return Screen(layout, wiring, Context(loading, lambda name: rg1, lambda: store))
 
 
 @pytest.fixture
@@ -118,7 +121,8 @@ def uploads(pictures: list[Path], tmp_path: Path) -> list[Path]:
 def idle(shown: dict[str, Any]) -> bool:
     """Whether the buttons say that no draft is under way."""
     assert shown["stop"] == Change(interactive=not shown["write"]["interactive"])
-    assert shown["drop"]["interactive"] == shown["new_study"]["interactive"] == shown["write"]["interactive"]
+    assert shown["drop"]["interactive"] == shown["write"]["interactive"]
+    assert shown["new_study"] == shown["close_study"] == Change(interactive=shown["write"]["interactive"])
     return shown["write"]["interactive"]
 
 
@@ -129,10 +133,10 @@ def test_films_that_are_added_are_shown_with_their_buttons_and_leave_the_disk(
     screen: Screen, uploads: list[Path]
 ) -> None:
     state = SessionState()
-    shown = screen.show(events.add_films, state, [str(path) for path in uploads])
+    shown = screen.show(events.add_films, state, [str(path) for path in uploads], "")
     assert [f"film-{n}" in shown["figures"] for n in range(3)] == [True, True, False]
-    assert shown["chips"].count("Mark as prior") == 4, "a button and its name, for each film"
-    assert 'aria-label="Remove Film 2"' in shown["chips"]
+    assert shown["study"].count("Mark as prior") == 4, "a button and its name, for each film"
+    assert 'aria-label="Remove Film 2"' in shown["study"]
     assert shown["notice"] == ""
     assert shown["drop"] is None, "the box is empty again"
     assert not any(path.exists() or path.parent.exists() for path in uploads)
@@ -143,7 +147,7 @@ def test_a_file_that_is_no_film_is_said_by_its_place_and_the_good_one_stays(
 ) -> None:
     uploads[0].write_bytes(b"words")
     state = SessionState()
-    shown = screen.show(events.add_films, state, [str(path) for path in uploads])
+    shown = screen.show(events.add_films, state, [str(path) for path in uploads], "")
     assert 'role="alert">File 1 was not taken.' in shown["notice"]
     assert "film-0" in shown["figures"]
     assert "film-1" not in shown["figures"]
@@ -156,7 +160,7 @@ def test_a_film_can_be_marked_and_removed_but_not_while_a_draft_is_under_way(
     state = SessionState()
     state.take(pictures[:2], first=1)
     marked = screen.show(events.act, state, "", {"action": "mark", "number": 0})
-    assert "the draft may say what has changed since" in marked["chips"]
+    assert "The draft may say what has changed since" in marked["study"]
     state.busy = True
     refused = screen.show(events.act, state, "", {"action": "remove", "number": 0})
     assert refused.keys() == {"status"}
@@ -168,9 +172,11 @@ def test_a_film_can_be_marked_and_removed_but_not_while_a_draft_is_under_way(
 
 
 def test_without_the_example_film_the_reader_is_told_what_to_install(screen: Screen, store: Sessions) -> None:
-    assert "film-0" in screen.show(events.add_example, SessionState())["figures"]
-    without = Context(screen.context.reporter, lambda: None, lambda: store)
-    assert "pip install pydicom-data" in events.add_example(SessionState(), without)["notice"]
+    shown = screen.show(events.act, SessionState(), "", {"action": "example", "name": "real"})
+    assert "film-0" in shown["figures"]
+    assert "drop" not in shown, "an upload under way goes on"
+    without = Context(screen.context.reporter, lambda name: None, lambda: store)
+    assert "pip install pydicom-data" in events.add_example(SessionState(), "real", without)["notice"]
 
 
 # ---------------------------------------------------------------------------------------------------------- drafting
@@ -201,7 +207,7 @@ def test_a_draft_that_begins_locks_the_buttons_and_says_what_it_waits_for(
 ) -> None:
     if loaded:
         loading.set_result(model)
-    shown = drafting.begin(state, Context(loading, lambda: None, lambda: store))
+    shown = drafting.begin(state, Context(loading, lambda name: None, lambda: store))
     assert not idle(shown)
     assert ("Waiting for the model" if loaded else "The model is loading") in shown["status"]
     assert FINDINGS[0] not in shown["report"], "the former draft is off the screen"
@@ -325,12 +331,119 @@ def test_an_action_on_a_sentence_changes_the_report_says_so_and_is_kept(
     assert store.load(shown["kept_id"]).report == state.report
 
 
-def test_an_action_that_makes_no_sense_changes_nothing(screen: Screen, state: SessionState) -> None:
+def test_a_report_with_an_undecided_warning_is_not_signed_by_a_forged_event_either(
+    screen: Screen, store: Sessions, state: SessionState
+) -> None:
+    every = [line.id for line in state.report.lines]
+    forged = {"action": "sign", "confirmed": every, "cautions": [], "blocked": 0}
+    shown = screen.show(events.act, state, "", forged)
+    assert "decide on each warning first" in shown["status"]
+    assert 'data-blocked="1"' in shown["report"]
+    assert state.report.signed is None
+    keys = [caution.key for caution in state.cautions]
+    assert len(keys) > 1
+    for key in keys[:-1]:
+        screen.show(events.act, state, "", {"action": "decide", "key": key})
+    screen.show(events.act, state, "", {"action": "decide", "key": "0" * 12})  # of no warning
+    assert "decide on each warning first" in screen.show(events.act, state, "", forged)["status"]
+    shown = screen.show(events.act, state, "", {"action": "decide", "key": keys[-1]})
+    assert 'data-blocked="0"' in shown["report"]
+    assert "Signed off." in screen.show(events.act, state, "", forged)["status"]
+    assert store.load(state.session.id).report.signed
+
+
+def test_a_decision_is_of_the_words_that_stood_there_and_other_words_are_asked_anew(
+    screen: Screen, state: SessionState
+) -> None:
+    (prior,) = [caution for caution in state.cautions if caution.line == 2]
+    screen.show(events.act, state, "", {"action": "decide", "key": prior.key})
+    assert not [caution for caution in state.cautions if caution.line == 2]
+    screen.show(events.act, state, "", {"action": "edit", "line": 2, "text": "The lungs have not changed."})
+    assert [caution.kind for caution in state.cautions if caution.line == 2] == [prior.kind]
+    screen.show(events.act, state, "", {"action": "undo"})
+    assert not [caution for caution in state.cautions if caution.line == 2], "the same words are decided still"
+
+
+def test_a_sentence_that_nobody_has_reviewed_is_signed_by_no_event(screen: Screen, state: SessionState) -> None:
+    for caution in state.cautions:
+        screen.show(events.act, state, "", {"action": "decide", "key": caution.key})
+    for confirmed in ([], [0, 1, 2], ["0", "1", "2", "3"], [None, {}]):
+        shown = screen.show(events.act, state, "", {"action": "sign", "confirmed": confirmed})
+        assert IMPRESSION[0] in shown["status"]
+        assert "accept, edit or delete" in shown["status"]
+    for confirmed in (3, None, "0123"):
+        assert 'role="alert"' in screen.show(events.act, state, "", {"action": "sign", "confirmed": confirmed})["status"]
+    assert state.report.signed is None
+
+
+def test_a_change_in_one_section_offers_what_belongs_to_it_in_the_other_until_the_next_action(
+    screen: Screen, state: SessionState
+) -> None:
+    state.report = Report().add("impression", "Left pleural effusion.").add("findings", "There is a left pleural effusion.")
+    (finding,) = [line.id for line in state.report.lines if line.section == "findings"]
+    (concluded,) = [line.id for line in state.report.lines if line.section == "impression"]
+    shown = screen.show(events.act, state, "", {"action": "delete", "line": finding})
+    assert shown["report"].count('class="rr-offer"') == 1
+    assert f'data-offer="delete" data-line="{concluded}"' in shown["report"]
+    assert 'class="rr-offer"' not in screen.show(events.act, state, "", {"action": "dismiss"})["report"]
+    assert [line.choice.value for line in state.report.lines] == ["deleted", "added"], "an offer does nothing by itself"
+    screen.show(events.act, state, "", {"action": "restore", "line": finding})
+    changed = {"action": "edit", "line": finding, "text": "There is a right pleural effusion."}
+    shown = screen.show(events.act, state, "", changed)
+    assert 'data-offer="edit"' in shown["report"]
+    assert "Right pleural effusion." in shown["report"]
+
+
+INF = float("inf")
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        {},
+        {"action": "to_dict"},
+        {"action": ["edit"]},
+        {"action": "edit", "line": 99, "text": "x"},
+        {"action": "says", "finding": {}, "value": []},
+        {"action": "template", "name": []},
+        {"action": "template", "parts": {"findings": {}}},
+        {"action": "marks", "film": [], "marks": 3},
+        {"action": "marks", "film": "x", "marks": [{}]},
+    ],
+)
+def test_an_action_that_makes_no_sense_changes_nothing(
+    action: dict[str, Any], screen: Screen, state: SessionState
+) -> None:
     before = state.report
-    for action in ({}, {"action": "to_dict"}, {"action": "edit", "line": 99, "text": "x"}):
-        shown = screen.show(events.act, state, "", action)
-        assert 'role="alert"' in shown["status"]
+    shown = screen.show(events.act, state, "", action)
+    assert 'role="alert"' in shown["status"]
     assert state.report is before
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"turn": None},
+        {"turn": "x"},
+        {"turn": [1]},
+        {"corners": 3},
+        {"corners": [[0, 0]]},
+        {"corners": [[0], [1], [2], [3]]},
+        {"corners": [[0, 0], [0, 0], [0, 0], [0, 0]]},
+        {"corners": [[INF, 0], [1, 0], [1, 1], [0, 1]]},
+        {"corners": [[10**400, 0], [1, 0], [1, 1], [0, 1]]},
+        {"turn": INF},
+        {},
+    ],
+)
+def test_a_crop_that_makes_no_sense_leaves_the_film_as_it_is(
+    given: dict[str, Any], screen: Screen, pictures: list[Path]
+) -> None:
+    state = SessionState()
+    state.take(pictures[:1], first=1)
+    (before,) = state.held
+    screen.show(events.act, state, "", {"action": "straighten", "number": 0, **given})
+    assert state.held[0].film.pixels is before.film.pixels
 
 
 def test_a_report_of_a_tab_that_was_left_alone_too_long_is_opened_again_before_it_is_changed(
@@ -343,20 +456,20 @@ def test_a_report_of_a_tab_that_was_left_alone_too_long_is_opened_again_before_i
     assert "Deleted" in shown["status"]
 
 
-def test_a_new_study_asks_first_and_then_deletes_everything(
+def test_closing_a_study_asks_first_and_then_deletes_everything(
     screen: Screen, store: Sessions, state: SessionState
 ) -> None:
     state.keep(store)
     id = state.session.id
     assert screen.show(events.ask_to_close, state).keys() == {"notice"}
-    assert "deletes it from the server" in screen.show(events.ask_to_close, state)["notice"]
-    assert "deletes it" not in screen.show(events.act, state, id, {"action": "leave-open"})["notice"]
+    assert "deletes the report from the server and its films from this browser" in screen.show(events.ask_to_close, state)["notice"]
+    assert "deletes the report" not in screen.show(events.act, state, id, {"action": "leave-open"})["notice"]
     assert store.load(id)
 
     shown = screen.show(events.act, state, id, {"action": "close"})
     assert "No film yet" in shown["figures"]
     assert "The draft appears here" in shown["report"]
-    assert (shown["kept_id"], shown["layers"], shown["chosen"], shown["download"]) == ("", "", "", "")
+    assert (shown["kept_id"], shown["layers"], shown["evidence"], shown["download"]) == ("", "", "", "")
     assert (state.report, state.draft, state.shown) == (None, None, [])
     with pytest.raises(SessionGoneError):
         store.load(id)
@@ -369,6 +482,7 @@ def test_a_study_without_words_is_closed_at_once_and_none_while_a_draft_is_under
     state.take(pictures[:1], first=1)
     state.busy = True
     assert screen.steps(events.ask_to_close, state) == [{}]
+    assert screen.steps(events.new_study, state) == [{}]
     assert state.shown
     state.busy = False
     assert "No film yet" in screen.show(events.ask_to_close, state)["figures"]
@@ -378,23 +492,47 @@ def test_a_study_without_words_is_closed_at_once_and_none_while_a_draft_is_under
 
 
 def test_a_page_that_had_a_report_opens_it_and_films_wait_until_then(
-    screen: Screen, store: Sessions, state: SessionState, pictures: list[Path]
+    screen: Screen, store: Sessions, drafted: Callable[..., Draft], pictures: list[Path]
+) -> None:
+    id = store.begin(drafted([read_film(pictures[0], name="Film 1")])).id
+    tab = SessionState()
+    assert "Your report is being opened" in screen.show(events.on_load, tab, id, "")["status"]
+    assert tab.take(pictures[:1], first=1) == ["Nothing was taken: wait until the draft is done."]
+    shown = screen.show(events.resume, tab, id, "")
+    assert "as you left it" in shown["status"]
+    assert "Drop Film 1" in shown["notice"]
+    assert shown["kept_id"] == id
+    assert not tab.busy
+
+
+def test_the_example_film_of_a_kept_report_is_brought_back_by_itself(
+    screen: Screen, store: Sessions, state: SessionState
 ) -> None:
     state.keep(store)
     tab = SessionState()
-    assert "Your report is being opened" in screen.show(events.on_load, tab, state.session.id)["status"]
-    assert tab.take(pictures[:1], first=1) == ["Nothing was taken: wait until the draft is done."]
-    shown = screen.show(events.resume, tab, state.session.id)
-    assert "as you left it" in shown["status"]
-    assert "Drop Film 1" in shown["notice"]
-    assert shown["kept_id"] == state.session.id
-    assert not tab.busy
+    screen.show(events.on_load, tab, state.session.id, "")
+    shown = screen.show(events.resume, tab, state.session.id, "")
+    assert [film.sha256 for film in tab.films] == [film.sha256 for film in state.films]
+    assert "Drop" not in shown["notice"]
+    assert tab.report == state.report
+
+
+@pytest.mark.parametrize(
+    "known",
+    ["", "null", "[]", "{", '{"key": 3, "studies": 4}', '{"key": "../../x", "studies": [null, {"key": "x"}, {"key": 1, "id": []}]}'],
+)
+def test_nonsense_that_a_browser_says_of_its_studies_is_passed_over(known: str, screen: Screen) -> None:
+    tab = SessionState()
+    shown = screen.show(events.resume, tab, "", known)
+    assert "Ready." in shown["status"]
+    assert tab.others == ()
+    assert re.fullmatch("[0-9a-f]{16}", tab.key)
 
 
 def test_a_report_that_is_gone_is_said_and_its_id_forgotten(screen: Screen) -> None:
     tab = SessionState()
-    screen.show(events.on_load, tab, "nothing-like-it")
-    shown = screen.show(events.resume, tab, "nothing-like-it")
+    screen.show(events.on_load, tab, "nothing-like-it", "")
+    shown = screen.show(events.resume, tab, "nothing-like-it", "")
     assert 'role="alert"' in shown["status"]
     assert shown["kept_id"] == ""
     assert not tab.busy
@@ -402,11 +540,17 @@ def test_a_report_that_is_gone_is_said_and_its_id_forgotten(screen: Screen) -> N
 
 def test_a_model_that_cannot_be_loaded_is_said_in_words(store: Sessions, loading: "Future[Any]") -> None:
     loading.set_exception(EmrrgError("There is no checkpoint in that folder."))
-    context = Context(loading, lambda: None, lambda: store)
-    assert "no checkpoint in that folder" in events.resume(SessionState(), "", context)["status"]
+    context = Context(loading, lambda name: None, lambda: store)
+    assert "no checkpoint in that folder" in events.resume(SessionState(), "", "", context)["status"]
 
 
 # ------------------------------------------------------------------------------------------------- looking and asking
+
+
+def place_of(shown: dict[str, Any]) -> str:
+    """Where read.js lays the evidence: the attributes of its outermost element."""
+    (found,) = re.findall(r'^<div class="rr-evidence"(.*?)>', shown["evidence"])
+    return found.strip()
 
 
 def test_a_sentence_a_word_and_a_finding_show_their_own_map_and_a_sentence_of_the_readers_has_none(
@@ -414,19 +558,33 @@ def test_a_sentence_a_word_and_a_finding_show_their_own_map_and_a_sentence_of_th
 ) -> None:
     state.report = state.report.add("findings", OWN)
     sentence = screen.show(maps.look_at_line, state, {"line": 1})
-    assert FINDINGS[1] in sentence["caption"]
-    assert "rr-tokens" in sentence["chosen"]
-    assert 'data-action="why"' in sentence["chosen"]
+    assert place_of(sentence) == 'data-line="1" data-sentence="1"'
+    assert "rr-tokens" in sentence["evidence"]
+    assert 'data-action="why"' in sentence["evidence"]
     word = screen.show(maps.look_at_words, state, {"index": [1, 4]})
+    assert place_of(word) == place_of(sentence), "a word's evidence stands at its sentence"
     finding = screen.show(maps.look_at_finding, state, {"index": "effusion"})
-    assert "pleural effusion" in finding["caption"]
+    assert place_of(finding) == 'data-finding="effusion"'
+    assert "pleural effusion" in finding["evidence"]
     assert len({each["layers"] for each in (sentence, word, finding)}) == 3
     assert all(".film-0 .rr-map" in each["layers"] for each in (sentence, word, finding))
     (mine,) = [line.id for line in state.report.lines if line.drafted is None]
     own = screen.show(maps.look_at_line, state, {"line": mine})
-    assert "You wrote this sentence" in own["caption"]
+    assert place_of(own) == f'data-line="{mine}"'
+    assert "Your own words: they have no map." in own["evidence"]
     assert own["layers"] == ""
     assert state.picked is None
+
+
+def test_a_sentence_with_other_words_says_that_its_map_is_of_the_drafted_ones(
+    screen: Screen, state: SessionState
+) -> None:
+    before = screen.show(maps.look_at_line, state, {"line": 1})
+    assert FINDINGS[1] not in before["evidence"].partition("<details")[0]
+    state.report = state.report.edit(1, OWN)
+    edited = screen.show(maps.look_at_line, state, {"line": 1})
+    assert f"The drafted words, “{FINDINGS[1]}”" in edited["evidence"]
+    assert OWN not in edited["evidence"]
 
 
 @pytest.mark.parametrize("data", [{}, {"index": None}, {"index": [99, None]}, {"index": "nothing"}, {"line": "x"}])
@@ -442,34 +600,61 @@ def test_no_map_is_shown_while_a_draft_is_under_way(screen: Screen, state: Sessi
     assert screen.steps(maps.look_at_finding, state, {"index": "effusion"}) == [{}]
 
 
-def test_why_is_answered_for_the_chosen_sentence_and_dropped_once_another_is_chosen(
+def test_why_is_answered_at_the_chosen_sentence_and_dropped_once_another_is_chosen(
     screen: Screen, model: Model, state: SessionState
 ) -> None:
     assert screen.steps(maps.why_this, state) == [{}], "none is chosen"
     screen.show(maps.look_at_words, state, {"index": [1, None]})
     waiting, reading, answer = screen.steps(maps.why_this, state)
-    assert "Waiting for the model" in waiting["why"]
-    assert "reading 1 of 9" in reading["why"]
-    assert FINDINGS[1] in answer["why"]
+    assert "Waiting for the model" in waiting["evidence"]
+    assert "reading 1 of 9" in reading["evidence"]
+    assert FINDINGS[1] in answer["evidence"]
+    assert {place_of(each) for each in (waiting, reading, answer)} == {'data-line="1" data-sentence="1"'}
     model.meanwhile = lambda: screen.show(maps.look_at_words, state, {"index": [0, None]})
-    assert all("rr-why" not in step["why"] for step in screen.steps(maps.why_this, state))
+    assert all("rr-why" not in step["evidence"] for step in screen.steps(maps.why_this, state))
+
+
+@pytest.mark.parametrize("error", [None, EmrrgError("The disk is full.")])
+def test_why_says_nothing_more_once_a_new_draft_is_asked_for_or_another_sentence_chosen(
+    error: Exception | None, screen: Screen, model: Model, state: SessionState
+) -> None:
+    model.error = error
+    draft = state.draft
+
+    def another() -> None:
+        """The same sentence of another study."""
+        screen.show(events.new_study, state)
+        state.draft, state.report = replace(draft), Report.of(draft)
+        screen.show(maps.look_at_words, state, {"index": [1, None]})
+
+    for meanwhile in (
+        lambda: screen.show(drafting.begin, state),
+        lambda: screen.show(maps.look_at_finding, state, {"index": "opacity"}),
+        lambda: screen.show(events.new_study, state),
+        another,
+    ):
+        screen.show(maps.look_at_words, state, {"index": [1, None]})
+        model.meanwhile = meanwhile
+        told = [step for step in screen.steps(maps.why_this, state) if step]
+        assert all("reading" in step["evidence"] or "Waiting" in step["evidence"] for step in told)
+        state.busy, state.draft, state.report = False, draft, Report.of(draft)
 
 
 # ------------------------------------------------------------------------------------------------------------- export
 
 
 def test_an_export_is_handed_to_the_browser_or_says_why_it_cannot_be_made(screen: Screen, state: SessionState) -> None:
-    making, made = screen.steps(events.export, state, None, None, {"kind": "text"})
+    making, made = screen.steps(events.export, state, {"kind": "text"})
     assert "Text is being made" in making["packing"]
     assert making["download"] == ""
     file = json.loads(made["download"])
     assert file["name"] == "emrrg-report.txt"
     assert FINDINGS[0] in base64.b64decode(file["body"]).decode()
     state.held = ()
-    *_, refused = screen.steps(events.export, state, None, None, {"kind": "capture"})
+    *_, refused = screen.steps(events.export, state, {"kind": "capture"})
     assert "drop Film 1 again" in refused["packing"]
     assert refused["download"] == ""
-    *_, unknown = screen.steps(events.export, state, None, None, {})
+    *_, unknown = screen.steps(events.export, state, {})
     assert 'role="alert"' in unknown["packing"]
 
 
@@ -515,7 +700,7 @@ def test_a_report_of_ones_own_needs_no_draft(screen: Screen, store: Sessions) ->
     shown = screen.show(events.act, state, "", {"action": "add", "section": "findings", "text": OWN})
     assert state.report != Report()
     assert shown["kept_id"]
-    assert screen.show(maps.look_at_line, state, {"line": state.report.lines[0].id})["caption"].startswith("<p")
+    assert "have no map" in screen.show(maps.look_at_line, state, {"line": state.report.lines[0].id})["evidence"]
 
 
 # --------------------------------------------------------------------------------------------- Impression from these findings
@@ -546,7 +731,7 @@ def test_the_impression_is_written_anew_from_the_findings_and_kept(
     assert "review it" in shown["status"]
     assert "does not know: Fracture" in shown["status"]
     assert store.load(state.session.id).report.impression == state.report.impression
-    assert "written from the Findings" in shown["report"]
+    assert "written from what you said, without a map" in shown["report"]
     shown = screen.show(events.act, state, "", {"action": "summarise"})
     assert "says so already" in shown["status"]
 

@@ -30,7 +30,7 @@ def stated(text: str, known: set[str]) -> set[str]:
 
 def table(rows: Sequence[tuple[set[str], set[str], set[str]]]) -> str:
     """rows: labels of Findings, of the Impression written from them, and of the report's own Impression."""
-    lines = ["| | written from the Findings | the report's own |", "|---|---|---|"]
+    lines = ["| Labels | written from the Findings | the report's own |", "|---|---|---|"]
     n, normal = len(rows), [row for row in rows if not row[0]]
     counts = {
         "the same labels": [sum(row[0] == row[k] for row in rows) for k in (1, 2)],

@@ -306,8 +306,8 @@ def _drawing(svg: str | None) -> str:
 
 
 def _shown(markdown: str | None, name: str) -> str:
-    """A page of the project as a part of this one: without front matter, title and comments, headings a step lower, links that lead
-    nowhere here as text."""
+    """A page of the project as a part of this one: without front matter, title and comments, headings a step lower, tables that scroll within
+    themselves, links that lead nowhere here as text."""
     if markdown is None:
         return f"{name} is not here: it comes with the project's files, not with the installed library."
     markdown = re.sub(r"<!--.*?-->\n?", "", markdown, flags=re.DOTALL)
@@ -315,6 +315,8 @@ def _shown(markdown: str | None, name: str) -> str:
     markdown = re.sub(r"\A# .*\n", "", markdown)
     markdown = re.sub(r"^```\w+$", "```", markdown, flags=re.MULTILINE)  # colours of code are too faint to read
     markdown = re.sub(r"^(#+) ", r"#\1 ", markdown, flags=re.MULTILINE)
+    wide = r'<div class="rr-wide" tabindex="0" role="group" aria-label="Table">\n\n\1\n</div>\n'  # keys can scroll it
+    markdown = re.sub(r"((?:^\|.*\n)+)", wide, markdown, flags=re.MULTILINE)
     return re.sub(r"\[([^\]]*)\]\((?!https?://)[^)]*\)", r"\1", markdown)
 
 

@@ -510,7 +510,6 @@ const here = {  // what the browser does alone
         send('act', own ? {action: 'template', name: data.name, parts: own} : {action: 'template', name: data.name});
     },
     'make-case': () => send('make', {}),
-    theme: () => window.emrrgTheme.toggle(),
     changes: () => { screen.classList.toggle('rr-changes'); pressed(); },
     keys: () => K.open(),
     shut: (data, button) => button.closest('dialog').close(),
@@ -573,6 +572,7 @@ screen.addEventListener('click', (event) => {
     if (finding) window.emrrgOverlay.show(finding.dataset.finding, true);  // its contour, beside its map
     const button = event.target.closest('[data-action]');
     if (button) press(button);
+    if (event.target.closest('.rr-find, .rr-pick')) clearTimeout(looking);  // chosen instead of a sentence just before
     const pick = event.target.closest('.rr-pick');  // a sentence or word of the draft beside: its line is the current one
     if (pick) {
         const line = element.querySelector(`.rr-item[data-drafted="${Number(pick.dataset.sentence)}"]`);

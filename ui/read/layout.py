@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from ui import draft_panels, editor, exports, keys, messages, viewer
+from ui import draft_panels, editor, exports, messages, viewer
 from ui.messages import say
 from ui.session_state import SessionState
 
@@ -74,7 +74,7 @@ def build() -> Parts:
                     behind = _behind()
                 with gr.Tab("Export", id="export-tab"):
                     export = _export()
-        gr.HTML(keys.dialog() + messages.phone_bar(), elem_id="keys")
+        gr.HTML(messages.phone_bar(), elem_id="hand")
         download = gr.Textbox(visible="hidden", elem_id="download")
         kept_id = gr.Textbox(visible="hidden", elem_id="session")
     return Parts(
