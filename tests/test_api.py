@@ -225,6 +225,7 @@ refused("damaged", "/why", films=films, draft={"kept": "[1, 2]"}, sentence=0)
 refused("format", "/export", format="odt", draft=draft)
 refused("nothing", "/export", format="pdf")
 refused("capture", "/export", format="capture", draft=draft)
+refused("no code", "/export", format="findings-sr", draft=draft, films=films)
 refused("half a name", "/export", format="text", draft=draft, reader="Roe^Jana")
 refused("text", "/label", text=5)
 
@@ -234,8 +235,11 @@ for job in jobs:
     job.result()
 
 files = {}
-for kind in ("text", "pdf", "docx", "json", "fhir-r5", "fhir-r4", "sr", "dicom-pdf", "capture"):
-    path = Path(client.predict(format=kind, draft=draft, films=films, sentence=0, api_name="/export"))
+for kind in ("text", "pdf", "docx", "json", "fhir-r5", "fhir-r4", "sr", "findings-sr", "dicom-pdf", "capture"):
+    from emrrg_core import Report
+    coded = Report().add("findings", "There is a left pleural effusion.").to_dict()  # the tiny model says nothing that has a code
+    given = {"report": coded} if kind == "findings-sr" else {}
+    path = Path(client.predict(format=kind, draft=draft, films=films, sentence=0, api_name="/export", **given))
     files[kind] = [path.name, path.read_bytes()[:132].hex()]
 
 held = [
@@ -288,6 +292,7 @@ def observed(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
         ("format", "There is no format 'odt': choose one of text, pdf"),
         ("nothing", "There is nothing to export yet"),
         ("capture", "drop the film again"),
+        ("no code", "says nothing that has a code"),
         ("half a name", "give both name and organization"),
         ("text", "text must be text, not int"),
     ],
@@ -309,7 +314,7 @@ def test_every_format_comes_as_a_file_of_its_kind(observed: dict) -> None:
     assert begins["pdf"].startswith(b"%PDF-")
     assert begins["docx"].startswith(b"PK\x03\x04")
     assert all(begins[name].lstrip().startswith(b"{") for name in ("json", "fhir-r5", "fhir-r4"))
-    assert all(begins[name][128:] == b"DICM" for name in ("sr", "dicom-pdf", "capture"))
+    assert all(begins[name][128:] == b"DICM" for name in ("sr", "findings-sr", "dicom-pdf", "capture"))
 
 
 def test_nothing_of_a_call_stays_in_the_servers_memory_or_on_its_disk(observed: dict) -> None:

@@ -21,6 +21,7 @@ from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,6 +36,8 @@ from emrrg_core.config import MOST_FILMS as CORE_MOST_FILMS
 from emrrg_core.explain.heat_map import patch_weights
 from emrrg_core.films.synthetic_findings import Sign, draw
 from emrrg_core.model.language_model import cache_home
+from emrrg_core.report.session_store import Session
+from emrrg_core.report.told import spoken
 from emrrg_core.reporter import DEFAULT_CHECKPOINT
 from tests.phantom import make_phantom
 from ui import read, viewer
@@ -350,9 +353,12 @@ class Server:
 
     def draft(self, session: str) -> Draft:
         """The draft that a tab has, by the id that it remembers."""
-        kept = Sessions(self.home / "sessions").load(session).draft
+        kept = self.session(session).draft
         assert kept is not None
         return kept
+
+    def session(self, id: str) -> Session:
+        return Sessions(self.home / "sessions").load(id)
 
     def paths(self) -> list[str]:
         return [str(path.relative_to(self.folder)) for path in self.folder.rglob("*")]
@@ -609,7 +615,31 @@ def test_what_is_new_since_a_prior_film_is_said_where_it_is_compared(
             expect(report).to_contain_text("opacity")
             expect(report).not_to_contain_text("prior film")
             assert draft.prior == ()
+            check_switching_off(page, server, expect)
         assert wrong == []
+
+
+def check_switching_off(page: Any, server: Server, expect: Any) -> None:
+    """The reader says that the opacity is not there: what rests on it changes in both sections, and nothing else."""
+    id = page.evaluate("sessionStorage.getItem('emrrg-session')")
+    before = server.session(id).report
+    page.select_option("select[data-says=opacity]", "absent")
+    expect(page.locator("#status")).to_contain_text("written anew")
+    after = server.session(id).report
+    for section in ("findings", "impression"):
+        was = [line for line in before.lines if line.section == section]
+        now = {line.id: line for line in after.lines if line.section == section}
+        changed = [line for line in was if now[line.id] != line]
+        assert any(states_opacity(line.text) for line in changed), section
+        assert all(spoken(line.text).keys() & {"Lung Opacity", "Pneumonia", "No Finding"} for line in changed)
+    assert not any(states_opacity(line.text) for line in after.lines if line.choice.value != "deleted")
+    page.keyboard.press("u")
+    expect(page.locator("#status")).to_contain_text("Undone.")
+    assert server.session(id).report.lines == before.lines
+
+
+def states_opacity(text: str) -> bool:
+    return (said := spoken(text).get("Lung Opacity")) is not None and bool(said.states)
 
 
 def test_a_draft_can_be_stopped_and_what_was_written_is_kept(server: Server) -> None:

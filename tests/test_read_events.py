@@ -372,14 +372,18 @@ def test_a_sentence_that_nobody_has_reviewed_is_signed_by_no_event(screen: Scree
         assert IMPRESSION[0] in shown["status"]
         assert "accept, edit or delete" in shown["status"]
     for confirmed in (3, None, "0123"):
-        assert 'role="alert"' in screen.show(events.act, state, "", {"action": "sign", "confirmed": confirmed})["status"]
+        assert (
+            'role="alert"' in screen.show(events.act, state, "", {"action": "sign", "confirmed": confirmed})["status"]
+        )
     assert state.report.signed is None
 
 
 def test_a_change_in_one_section_offers_what_belongs_to_it_in_the_other_until_the_next_action(
     screen: Screen, state: SessionState
 ) -> None:
-    state.report = Report().add("impression", "Left pleural effusion.").add("findings", "There is a left pleural effusion.")
+    state.report = (
+        Report().add("impression", "Left pleural effusion.").add("findings", "There is a left pleural effusion.")
+    )
     (finding,) = [line.id for line in state.report.lines if line.section == "findings"]
     (concluded,) = [line.id for line in state.report.lines if line.section == "impression"]
     shown = screen.show(events.act, state, "", {"action": "delete", "line": finding})
@@ -462,7 +466,10 @@ def test_closing_a_study_asks_first_and_then_deletes_everything(
     state.keep(store)
     id = state.session.id
     assert screen.show(events.ask_to_close, state).keys() == {"notice"}
-    assert "deletes the report from the server and its films from this browser" in screen.show(events.ask_to_close, state)["notice"]
+    assert (
+        "deletes the report from the server and its films from this browser"
+        in screen.show(events.ask_to_close, state)["notice"]
+    )
     assert "deletes the report" not in screen.show(events.act, state, id, {"action": "leave-open"})["notice"]
     assert store.load(id)
 
@@ -519,7 +526,14 @@ def test_the_example_film_of_a_kept_report_is_brought_back_by_itself(
 
 @pytest.mark.parametrize(
     "known",
-    ["", "null", "[]", "{", '{"key": 3, "studies": 4}', '{"key": "../../x", "studies": [null, {"key": "x"}, {"key": 1, "id": []}]}'],
+    [
+        "",
+        "null",
+        "[]",
+        "{",
+        '{"key": 3, "studies": 4}',
+        '{"key": "../../x", "studies": [null, {"key": "x"}, {"key": 1, "id": []}]}',
+    ],
 )
 def test_nonsense_that_a_browser_says_of_its_studies_is_passed_over(known: str, screen: Screen) -> None:
     tab = SessionState()

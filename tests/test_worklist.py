@@ -1,8 +1,6 @@
 """Several studies of one browser: zips and folders sorted into a worklist, switched, brought back after a reload, closed, and seen by no other."""
 
 import io
-import json
-import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import Any
 import pydicom
 import pytest
 
-from emrrg_core import Draft, EmrrgError, Report, Sessions, read_film
+from emrrg_core import Draft, Report, Sessions, read_film
 from emrrg_core.report.session_store import SessionGoneError
 from tests import test_read as read_tests
 from tests import test_read_events as event_tests
@@ -154,7 +152,7 @@ def test_switching_keeps_each_study_with_its_films_marks_and_words(
 
 
 @pytest.mark.parametrize("key", ["", "0" * 16, "../../sessions", None, 7, ["x"]])
-def test_a_forged_key_opens_nothing(key: Any, two: Path, screen: Screen, store: Sessions, drafted: Any) -> None:
+def test_a_forged_key_opens_nothing(key: Any, two: Path, screen: Screen) -> None:
     state = SessionState()
     state.take([two], first=1)
     before, films = keys(state), state.films
@@ -216,7 +214,7 @@ def test_a_new_study_puts_the_open_one_aside_and_closing_removes_only_the_open_o
     state.take(pictures[:1], first=1)
     shown = screen.show(events.act, state, "", {"action": "close"})
     assert keys(state)[0] == key
-    assert len(shown["worklist"].split("data-action=\"switch\"")) == 3, "the one aside and the empty one"
+    assert len(shown["worklist"].split('data-action="switch"')) == 3, "the one aside and the empty one"
     screen.show(events.act, state, "", {"action": "switch", "key": key})
     screen.show(events.act, state, id, {"action": "close"})
     with pytest.raises(SessionGoneError):
@@ -252,9 +250,7 @@ def ready(page: Any, expect: Any, address: str) -> None:
     expect(page.locator("#status")).to_contain_text("Ready")
 
 
-def test_two_studies_of_a_zip_are_read_one_after_the_other_and_outlive_a_reload(
-    running: RunningApp, two: Path
-) -> None:
+def test_two_studies_of_a_zip_are_read_one_after_the_other_and_outlive_a_reload(running: RunningApp, two: Path) -> None:
     with browser_page(1440, 900) as (page, wrong, expect):
         ready(page, expect, running.server.address)
         page.set_input_files("#drop input[type=file]", str(two))

@@ -1,6 +1,8 @@
-"""Writing on the Read screen: macros, blanks, templates, fields, half-typed words, what a finding is said to be, copying, and the bar of a telephone."""
+"""Writing on the Read screen: macros, blanks, templates, fields, half-typed words, findings that are switched, copying, and a telephone."""
 
+import html
 import json
+import re
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -8,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from emrrg_core import Draft, Report, Reporter, Sessions, read_film
+from emrrg_core import Draft, Report, Sessions, read_film
 from emrrg_core.report.macros import Macros, builtin
 from emrrg_core.report.rewrite import Rewritten
 from emrrg_core.report.told import Said
@@ -58,9 +60,6 @@ def screen(model: Any, store: Sessions, rg1: Path) -> Any:
 
 def own_of(shown: dict[str, Any]) -> dict[str, Any]:
     """What the browser is told to keep."""
-    import html
-    import re
-
     (given,) = re.findall(r'data-macros="(.*?)"', shown["macros"])
     found: dict[str, Any] = json.loads(html.unescape(given))["own"]
     return found
@@ -82,7 +81,9 @@ def test_a_file_of_macros_is_added_to_what_the_browser_has_and_an_mrrt_template_
     assert Macros.from_toml(both["toml"]).macros[0].word == ".wren"
 
 
-@pytest.mark.parametrize("text", ["[[macro]\nword = 1", "[[macro]]\nword = 'a b'\ntext = 'x'", "<html>", "", "\x00", "<" * 3000])
+@pytest.mark.parametrize(
+    "text", ["[[macro]\nword = 1", "[[macro]]\nword = 'a b'\ntext = 'x'", "<html>", "", "\x00", "<" * 3000]
+)
 def test_a_broken_file_is_refused_in_words_and_nothing_is_taken(text: str, screen: Any) -> None:
     shown = screen.show(events.act, SessionState(), "", {"action": "macros", "text": text, "own": TOML})
     if text == "":  # an empty file is a file of no macros
@@ -95,7 +96,9 @@ def test_a_broken_file_is_refused_in_words_and_nothing_is_taken(text: str, scree
 def test_a_template_begins_an_empty_report_and_no_other(screen: Any, store: Sessions, state: SessionState) -> None:
     (name, *_) = [each.name for each in builtin().templates]
     before = state.report
-    assert "begins an empty report" in screen.show(events.act, state, "", {"action": "template", "name": name})["status"]
+    assert (
+        "begins an empty report" in screen.show(events.act, state, "", {"action": "template", "name": name})["status"]
+    )
     assert state.report is before
     empty = SessionState()
     screen.show(events.act, empty, "", {"action": "template", "name": name})
@@ -123,7 +126,9 @@ def test_a_finding_that_is_said_to_be_otherwise_changes_its_sentences_in_both_se
     def rewrite(films: Any, draft: Draft, says: Any, findings: str) -> Rewritten:
         """What a model would write that keeps its words but for the effusion."""
         asked.append((films, draft, dict(says)))
-        return Rewritten(" ".join((FINDINGS[0], "No pleural effusion is seen.", FINDINGS[2])), "No acute disease.", dict(says), ())
+        return Rewritten(
+            " ".join((FINDINGS[0], "No pleural effusion is seen.", FINDINGS[2])), "No acute disease.", dict(says), ()
+        )
 
     state.draft = drafted(state.films, impression=("Small left pleural effusion.", "Heart of normal size."))
     state.report = Report.of(state.draft).accept(0)
@@ -167,7 +172,9 @@ def add(page: Any, section: str = "findings") -> Any:
 
 def chosen(page: Any) -> str:
     """The words that are selected in the text box."""
-    words: str = page.evaluate("() => { const a = document.activeElement; return a.value.slice(a.selectionStart, a.selectionEnd); }")
+    words: str = page.evaluate(
+        "() => { const a = document.activeElement; return a.value.slice(a.selectionStart, a.selectionEnd); }"
+    )
     return words
 
 
@@ -206,7 +213,9 @@ def test_a_word_expands_as_it_is_typed_and_tab_goes_from_blank_to_blank(running:
         expect(box).to_have_value(".wren ")  # it is of the Findings
         page.keyboard.press("Escape")
         menu = page.locator("select[data-macro=findings]")
-        menu.select_option(label=next(words for words in menu.locator("option").all_inner_texts() if words.startswith(".wren")))
+        menu.select_option(
+            label=next(words for words in menu.locator("option").all_inner_texts() if words.startswith(".wren"))
+        )
         assert chosen(page) == "[size]"
         page.keyboard.press("Escape")
 
@@ -219,7 +228,9 @@ def test_a_word_expands_as_it_is_typed_and_tab_goes_from_blank_to_blank(running:
 def test_half_typed_words_a_field_and_the_copied_text(running: RunningApp, kept: str) -> None:
     with browser_page(1200, 800) as (page, wrong, expect):
         running.open(page, expect, kept)
-        page.evaluate("() => { window.copied = null; navigator.clipboard.writeText = async (text) => { window.copied = text; }; }")
+        page.evaluate(
+            "() => { window.copied = null; navigator.clipboard.writeText = async (text) => { window.copied = text; }; }"
+        )
         page.locator("[data-field=indication] button").click()
         page.locator("#report textarea").fill("Cough for two weeks.")
         page.keyboard.press("Enter")
@@ -244,7 +255,9 @@ def test_half_typed_words_a_field_and_the_copied_text(running: RunningApp, kept:
         assert wrong == []
 
 
-def test_the_rest_is_accepted_once_each_sentence_stood_in_sight(running: RunningApp, drafted: Callable[..., Draft], stranger: Path) -> None:
+def test_the_rest_is_accepted_once_each_sentence_stood_in_sight(
+    running: RunningApp, drafted: Callable[..., Draft], stranger: Path
+) -> None:
     many = tuple(f"The heart of bed {number} is of normal size." for number in range(12))
     id = running.store.begin(drafted([read_film(stranger, name="Film 1")], findings=many, impression=())).id
     with browser_page(1200, 420) as (page, wrong, expect):
@@ -283,7 +296,7 @@ def test_the_film_stays_in_sight_while_the_report_is_scrolled(
         assert item(page, 0).bounding_box()["y"] < before - 200, "the report was scrolled"
         box = film.bounding_box()
         assert box["y"] == pytest.approx(top, abs=1)
-        assert 0 <= box["y"]
+        assert box["y"] >= 0
         assert box["y"] + box["height"] <= height
         assert page.evaluate("document.documentElement.scrollWidth") <= width, "no sideways scroll"
         bar = page.locator(".rr-phonebar")
@@ -305,7 +318,9 @@ def test_the_film_stays_in_sight_while_the_report_is_scrolled(
 
 
 def test_what_a_change_suggests_in_the_impression_is_done_by_a_press(running: RunningApp) -> None:
-    id = running.store.begin(None, Report().add("impression", "Left pleural effusion.").add("findings", "There is a left pleural effusion.")).id
+    id = running.store.begin(
+        None, Report().add("impression", "Left pleural effusion.").add("findings", "There is a left pleural effusion.")
+    ).id
     with browser_page(1200, 800) as (page, wrong, expect):
         running.open(page, expect, id)
         do(page, 1, "delete")

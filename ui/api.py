@@ -34,7 +34,7 @@ IN_LINE: dict[str, Any] = {"concurrency_limit": READERS, "concurrency_id": "mode
 MOST_TOKENS = 512  # of a draft that a program may ask for: others wait
 
 Rule = Literal["modality", "body-part", "colour", "looks"]  # docs/refusals.md
-Format = Literal["text", "pdf", "docx", "json", "fhir-r5", "fhir-r4", "sr", "dicom-pdf", "capture"]
+Format = Literal["text", "pdf", "docx", "json", "fhir-r5", "fhir-r4", "sr", "findings-sr", "dicom-pdf", "capture"]
 _MADE = re.compile(r"made-[0-9a-f]{32}")
 
 
