@@ -112,7 +112,8 @@ def test_every_picture_is_shown_small_and_one_that_the_command_makes() -> None:
             assert picture.width <= 1920
     source = Path(make.__file__).read_text(encoding="utf-8")
     made = re.findall(r'shoot\(page, "(\w+)"(.*)\)', source)
-    assert {f"{name}-{'390' if '390' in more else '1440'}.png" for name, more in made} == shown
+    sizes = [(name, next((size for size in ("390", "1920") if size in more), "1440")) for name, more in made]
+    assert {f"{name}-{size}.png" for name, size in sizes} == shown
 
 
 # ----------------------------------------------------------------------------------------------------------------- Python

@@ -295,7 +295,7 @@ def test_a_draft_as_json_has_the_documented_keys():
     }
     assert (data["schema"], data["schema"], data["notice"]) == ("emrrg.draft/2", SCHEMA, DISCLAIMER)
     keys = {"name", "format", "sha256", "height", "width", "spacing", "view", "steps", "overridden", "read", "place"}
-    assert set(data["films"][0]) == keys
+    assert set(data["films"][0]) == keys | {"source_sha256"}
     assert data["films"][0]["steps"] == ["read", "scaled"]
     keys = {"text", "section", "start", "end", "confidence", "gates", "findings", "map", "maps"}
     assert set(data["sentences"][0]) == keys

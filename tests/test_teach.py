@@ -129,7 +129,7 @@ def test_a_case_is_drafted_once_for_all_who_answer_it(reporter):
 def test_the_folder_of_cases_is_an_option_or_else_an_environment_variable(monkeypatch, tmp_path):
     given = []
 
-    def build(_: object, *, cases: Path | None, memory: str | None) -> None:
+    def build(_: object, *, cases: Path | None, memory: str | None, author: bool | None) -> None:
         given.append(cases)
         raise KeyboardInterrupt
 

@@ -37,6 +37,11 @@ _QUOTED = 160  # characters of a sentence in a caption: picture and caption must
 _BEYOND = re.compile("[\ud800-\udfff\ufffe\uffff]")  # no XML and no FHIR string may hold these
 
 
+# LOINC, by the number of films
+STUDY_CODES = {1: ("36554-4", "XR Chest Single view"), 2: ("36643-5", "XR Chest 2 Views")}
+ANY_STUDY = ("30745-4", "XR Chest Views")
+
+
 @dataclass(frozen=True)
 class Reader:
     """Who answers for a signed report. Raises ValueError without a name or an organization."""

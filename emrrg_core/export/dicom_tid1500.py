@@ -24,7 +24,7 @@ from pydicom.uid import ComprehensiveSRStorage
 from emrrg_core.errors import EmrrgError
 from emrrg_core.explain.contours import DRAWN, SPECK, isolines
 from emrrg_core.explain.heat_map import lay_over
-from emrrg_core.export import Reader, banner, clean, notice, version
+from emrrg_core.export import ANY_STUDY, STUDY_CODES, Reader, banner, clean, notice, version
 from emrrg_core.export.dicom import (
     Kind,
     Origin,
@@ -37,7 +37,6 @@ from emrrg_core.export.dicom import (
     referable,
     to_bytes,
 )
-from emrrg_core.export.fhir import ANY_STUDY, STUDY_CODES
 from emrrg_core.films.film import quiet_decoders
 from emrrg_core.report.draft import NOT_REVIEWED, Draft, FilmRecord
 from emrrg_core.report.report import Choice, Report

@@ -15,8 +15,10 @@ from typing import Any
 
 from emrrg_core.errors import ConfigError
 from emrrg_core.export import (
+    ANY_STUDY,
     EMPTY,
     HEADINGS,
+    STUDY_CODES,
     TITLE,
     Reader,
     banner,
@@ -34,8 +36,6 @@ from emrrg_core.text.labeler import NO_FINDING, Status, labels, report_text
 RELEASES = {"R5": "fhir.resources.diagnosticreport", "R4B": "fhir.resources.R4B.diagnosticreport"}
 LABELS_SYSTEM = "urn:uuid:616ca536-d808-5fc1-9aca-d8ab73889cdb"  # ours (docs/export.md): a label and what is said of it
 LOINC, SCT, DCM = "http://loinc.org", "http://snomed.info/sct", "http://dicom.nema.org/resources/ontology/DCM"
-STUDY_CODES = {1: ("36554-4", "XR Chest Single view"), 2: ("36643-5", "XR Chest 2 Views")}
-ANY_STUDY = ("30745-4", "XR Chest Views")
 # Only codes that could be checked, and only for what the report affirms: a code for pneumothorax beside "negative" would
 # be read as pneumothorax.
 FINDING_CODES = {

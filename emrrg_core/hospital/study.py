@@ -22,8 +22,6 @@ from emrrg_core.export.dicom import document_uid, identified, referable
 from emrrg_core.export.dicom_capture import picture, to_dicom_capture
 from emrrg_core.export.dicom_pdf import to_dicom_pdf
 from emrrg_core.export.dicom_sr import to_dicom_sr
-from emrrg_core.export.dicom_tid1500 import to_dicom_measurements
-from emrrg_core.export.pdf import to_pdf
 from emrrg_core.films.burned_in_text import burned_in_warning
 from emrrg_core.films.film import Film, header_value, quiet_decoders, read_film
 from emrrg_core.report.draft import Draft
@@ -129,11 +127,19 @@ class Drafted:
 
 def _pdf(made: Drafted) -> bytes:
     """With every film as read, and on it the map of the first sentence."""
+    from emrrg_core.export.pdf import to_pdf  # its library takes a second
+
     sentence = 0 if made.draft.sentences else None
     shown = [np.round(film.pixels * 255).astype(np.uint8) for film in made.study.films]
     images = [KeyImage(number, pixels, sentence) for number, pixels in enumerate(shown)]
     pages = to_pdf(made.report, made.draft, images=images, created=made.at)
     return to_dicom_pdf(pages, made.report, made.draft, made.study.files, at=made.at, burned_in=made.burned_in)
+
+
+def _findings(made: Drafted) -> bytes:
+    from emrrg_core.export.dicom_tid1500 import to_dicom_measurements  # so does its one
+
+    return to_dicom_measurements(made.report, made.draft, made.study.files, at=made.at)
 
 
 def _capture(made: Drafted) -> bytes:
@@ -151,7 +157,7 @@ STORED: dict[str, Callable[[Drafted], bytes]] = {
     "sr": lambda made: to_dicom_sr(made.report, made.draft, made.study.files, at=made.at),
     "pdf": _pdf,
     "capture": _capture,
-    "findings": lambda made: to_dicom_measurements(made.report, made.draft, made.study.files, at=made.at),
+    "findings": _findings,
 }
 
 

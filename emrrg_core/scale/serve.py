@@ -13,7 +13,7 @@ import logging
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from emrrg_core.films.film_check import FilmCheck
     from emrrg_core.model.finding_tokens import Finding
     from emrrg_core.model.parameter_count import Counts
+    from emrrg_core.report.rewrite import Rewritten
+    from emrrg_core.report.told import Said
 
 T = TypeVar("T")
 
@@ -45,7 +47,7 @@ AT_ONCE = 8  # requests that a replica works on side by side
 TRIES = 3  # replicas that are asked one after the other, when they die
 MOST_BYTES = 500_000_000  # of one request
 BUSY = "All replicas are busy, and too many requests wait already: try again in a few seconds."
-_ASKED = ("check_film", "findings", "impression", "why", "looking", "rescore", "parameters", "study")
+_ASKED = ("check_film", "findings", "impression", "rewrite", "why", "looking", "rescore", "parameters", "study")
 
 
 class Replica:
@@ -184,6 +186,12 @@ class RemoteReporter(Reporter):
 
     def impression(self, films: Sequence[Film], draft: Draft, findings: str) -> Summary:
         found: Summary = self._ask("impression", films, draft, findings)
+        return found
+
+    def rewrite(
+        self, films: Sequence[Film], draft: Draft, changed: "Mapping[str, Said]", findings: str | None = None
+    ) -> "Rewritten":
+        found: Rewritten = self._ask("rewrite", films, draft, changed, findings)
         return found
 
     def why(
