@@ -85,7 +85,12 @@ def load_published(tower: TransformersTower, folder: Path | str) -> None:
     """
     try:
         found: Any = type(tower.net).from_pretrained(
-            folder, config=tower.net.config, dtype=torch.float32, local_files_only=True, output_loading_info=True
+            folder,
+            config=tower.net.config,
+            dtype=torch.float32,
+            use_safetensors=True,  # a .bin is a pickle
+            local_files_only=True,
+            output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
